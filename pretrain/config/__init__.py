@@ -1,0 +1,6 @@
+"""Recipes, DeepSpeed JSON and command line, read strictly. A leaf: knows subnetwork, and nothing of torch."""
+
+from pretrain.config.recipe import Recipe
+from pretrain.config.run import Run, read_run
+
+__all__ = ["Recipe", "Run", "read_run"]

@@ -1,0 +1,250 @@
+"""The DeepSpeed JSON: how to optimise. DeepSpeed's vocabulary, the part of it that this program honours.
+
+DeepSpeed ignores keys that it does not know and then trains with something else; here each is an error. So is a key
+that DeepSpeed knows and this program does not pass on, with the reason: a setting that does nothing misleads.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pretrain.config.recipe import Count, Positive
+from pretrain.config.strict import Strict
+from pretrain.subnetwork.methods import MethodName
+from pretrain.subnetwork.path import ResidualScale, Sampler
+
+Auto = Literal["auto"]
+"""As Hugging Face's users know it: the value follows from the run and need not be written."""
+NotNegative = Annotated[float, Field(ge=0, strict=False)]
+AboveZero = Annotated[float, Field(gt=0, strict=False)]
+
+
+class AdamWParams(Strict):
+    """Of torch.optim.AdamW. Norms and biases are never decayed."""
+
+    lr: AboveZero
+    """Highest learning rate; the scheduler scales it."""
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.95)
+    """Decay of the two moments."""
+    eps: AboveZero = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NotNegative = 0.01
+    """Decoupled decay of matrices. It also acts on layers that a step skips."""
+    torch_adam: Literal[True] = True
+    """PyTorch's AdamW: no CUDA extension is compiled when a job starts."""
+    fused: bool = True
+    """One kernel for all parameters."""
+
+
+class Optimizer(Strict):
+    """The optimizer around which DeepSpeed shards."""
+
+    type: Literal["AdamW"]
+    """AdamW alone is tested so far."""
+    params: AdamWParams
+    """Its arguments."""
+
+
+class SchedulerParams(Strict):
+    """Arguments of DeepSpeed's learning-rate schedules; which of them a type takes is checked."""
+
+    total_num_steps: Positive | Auto | None = None
+    """Follows from the run's length; leave it out or write "auto"."""
+    warmup_num_steps: Positive = 1000
+    """Steps until the highest learning rate."""
+    warmup_type: Literal["log", "linear"] = "log"
+    """Shape of the warm-up; DeepSpeed's default is log."""
+    warmup_min_lr: NotNegative | None = None
+    """WarmupLR and WarmupDecayLR: learning rate before the warm-up."""
+    warmup_max_lr: Annotated[float, Field(gt=0, strict=False)] | Auto | None = None
+    """WarmupLR and WarmupDecayLR: follows from the optimizer's lr; leave it out or write "auto"."""
+    warmup_min_ratio: NotNegative | None = None
+    """WarmupCosineLR: share of lr before the warm-up."""
+    cos_min_ratio: NotNegative | None = None
+    """WarmupCosineLR: share of lr at the end."""
+
+
+class Scheduler(Strict):
+    """DeepSpeed's learning-rate schedule. Step n of a run uses its value n, so that no step has a rate of 0."""
+
+    type: Literal["WarmupLR", "WarmupDecayLR", "WarmupCosineLR"]
+    """Constant, linear decay or cosine decay after a warm-up."""
+    params: SchedulerParams = SchedulerParams()
+    """Its arguments."""
+
+    @model_validator(mode="after")
+    def _arguments_fit(self) -> "Scheduler":
+        other = {"WarmupCosineLR": ("warmup_min_lr", "warmup_max_lr")}.get(self.type, ("warmup_min_ratio", "cos_min_ratio"))
+        if self.type == "WarmupLR":
+            other += ("total_num_steps",)
+        wrong = [name for name in other if getattr(self.params, name) is not None]
+        if wrong:
+            raise ValueError(f'"{wrong[0]}" is not an argument of {self.type}; remove it')
+        return self
+
+
+class Bf16(Strict):
+    """bfloat16 weights and activations with fp32 master weights, moments and gradient sums."""
+
+    enabled: bool = False
+    """false: everything in fp32."""
+
+
+class DataTypes(Strict):
+    """Types of what DeepSpeed keeps."""
+
+    grad_accum_dtype: Literal["fp32"] = "fp32"
+    """Gradients are summed in fp32, always."""
+
+
+class Zero(Strict):
+    """What is sharded over data-parallel ranks."""
+
+    stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """0: nothing; 1: optimizer state; 2: and gradients; 3: and weights."""
+    reduce_bucket_size: Annotated[int, Field(gt=0, strict=False)] = 500_000_000
+    """Elements that are reduced at a time; smaller takes less memory."""
+    allgather_bucket_size: Annotated[int, Field(gt=0, strict=False)] = 500_000_000
+    """Elements that are gathered at a time."""
+    contiguous_gradients: bool = True
+    """Copy gradients into one buffer as they come."""
+    reduce_scatter: bool = True
+    """Reduce each gradient to its owner only."""
+    allgather_partitions: bool = True
+    """Gather updated weights with all-gather instead of broadcasts."""
+    round_robin_gradients: bool = False
+    """Spread copies of gradients over ranks; only with offloading."""
+    overlap_comm: Literal[False] = False
+    """Must be false: gradients are reduced after the pipeline's schedule."""
+
+    foreign: ClassVar[dict[str, str]] = {
+        **{
+            key: "offloading is not supported here; remove it"
+            for key in ("offload_param", "offload_optimizer", "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory")
+        },
+        **{
+            key: "this program does not pass it on to DeepSpeed; remove it"
+            for key in (
+                "use_multi_rank_bucket_allreduce", "compute_grad_norm", "load_from_fp32_weights", "elastic_checkpoint",
+                "zenflow", "sub_group_size", "prefetch_bucket_size", "param_persistence_threshold",
+                "model_persistence_threshold", "max_live_parameters", "max_reuse_distance",
+                "gather_16bit_weights_on_model_save", "module_granularity_threshold",
+                "use_all_reduce_for_fetch_params", "allgather_sequential", "stage3_gather_fp16_weights_on_model_save",
+                "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters",
+                "stage3_model_persistence_threshold", "stage3_use_all_reduce_for_fetch_params",
+                "stage3_module_granularity_threshold", "stage3_allgather_sequential",
+                "stage3_max_reuse_distance", "stage3_gather_16bit_weights_on_model_save", "ignore_unused_parameters",
+                "legacy_stage1", "parameter_alignment", "zero_hpz_partition_size", "zero_quantized_weights",
+                "zero_quantized_nontrainable_weights", "zero_quantized_gradients", "memory_efficient_linear",
+                "pipeline_loading_checkpoint", "override_module_apply", "log_trace_cache_warnings",
+                "enable_sanity_checks", "save_muon_momentum_buffer_in_memory", "leaf_module",
+            )
+        },
+        **{
+            key: "DeepSpeed 0.19 removed it"
+            for key in ("mics_shard_size", "mics_hierarchical_params_gather", "zeropp_loco_param")
+        },
+    }  # fmt: skip
+
+
+class ProgressiveSubnetwork(Strict):
+    """Which part of the network each step trains. A block of ours, after DeepSpeed's former progressive_layer_drop."""
+
+    method: MethodName = "raptr"
+    """full: all layers in every step, whatever else this block says. raptr: random paths that grow in stages."""
+    path_lengths: tuple[int, ...] = ()
+    """Active layers of each stage, as a list or "6-8-10-12". The last stage usually trains all layers."""
+    stage_fractions: Annotated[tuple[float, ...], Field(strict=False)] | None = None
+    """Share of the steps of each stage; equal if left out, as in the paper's BERT runs."""
+    full_model_first_fraction: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.0
+    """Share of the steps that train all layers before stage 1, as in the paper's UL2 runs."""
+    fixed_layers: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
+    """Layers that are always active, counted from 0; the first and the last if left out."""
+    sampler: Sampler = "balanced"
+    """bernoulli: each layer by itself, so the length varies (the paper's definition). exact: a uniform subset.
+    balanced: a subset spread evenly over balance_groups, so that pipeline ranks have equal work."""
+    balance_groups: Positive = 1
+    """Groups of neighbouring layers for balanced; a multiple of the pipeline ranks balances them. It does not follow
+    the layout, so that paths are the same on any layout."""
+    paths_per_step: Positive = 1
+    """How many different paths one global batch runs. More paths give every layer a gradient more often; each must
+    cover whole micro-batches."""
+    residual_scale: ResidualScale = "none"
+    """Factor on the residual branches of an active layer in training, from its probability to be active."""
+    path_seed: Count | None = None
+    """Seed of the paths; the run's seed if left out."""
+
+    @field_validator("path_lengths", mode="before")
+    @classmethod
+    def _dashed(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return (value,)
+        if not isinstance(value, str):
+            return tuple(value) if isinstance(value, list) else value
+        try:
+            return tuple(int(part) for part in value.split("-"))
+        except ValueError:
+            raise ValueError('write whole numbers with dashes, as in "6-8-10-12", or a list') from None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ProgressiveSubnetwork":
+        if self.method == "raptr" and not self.path_lengths:
+            raise ValueError('method "raptr" needs "path_lengths", as in "6-8-10-12"')
+        return self
+
+
+class DeepSpeedConfig(Strict):
+    """One file of ds_configs/."""
+
+    train_batch_size: Positive
+    """Packed samples in a step, over all ranks."""
+    train_micro_batch_size_per_gpu: Positive
+    """Packed samples that go through a rank at a time: as many as memory allows."""
+    gradient_accumulation_steps: Positive | Auto = "auto"
+    """Follows from the batch sizes and the ranks. A number is checked against them."""
+    gradient_clipping: NotNegative = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    optimizer: Optimizer
+    """What updates the weights."""
+    scheduler: Scheduler | None = None
+    """Learning rate over the run; constant if left out."""
+    bf16: Bf16 = Bf16()
+    """Precision."""
+    data_types: DataTypes = DataTypes()
+    """Types of what DeepSpeed keeps."""
+    zero_optimization: Zero = Zero()
+    """Sharding."""
+    progressive_subnetwork: ProgressiveSubnetwork = ProgressiveSubnetwork(method="full")
+    """Which layers a step trains; all of them if left out."""
+
+    foreign: ClassVar[dict[str, str]] = {
+        "fp16": "fp16 is not supported; use bf16 or leave both out for fp32",
+        "progressive_layer_drop": 'DeepSpeed removed it; see "progressive_subnetwork"',
+        "managed_gradient_accumulation": "it is set by this program; remove it",
+        "activation_checkpointing": 'it is set in the recipe, as "model.recompute"; remove it',
+        "sequence_parallel_size": 'the layout is set in the recipe, under "parallel"; remove it',
+        "tensor_parallel": 'the layout is set in the recipe, under "parallel"; remove it',
+        "pipeline": 'the layout is set in the recipe, under "parallel"; remove it',
+        **{
+            key: "DeepSpeed 0.19 removed it"
+            for key in ("amp", "sparse_attention", "elasticity", "graph_harvesting", "curriculum_learning", "eigenvalue", "quantize_training")
+        },
+        **{
+            key: "this program writes metrics.jsonl and TensorBoard in the run directory; remove it"
+            for key in ("tensorboard", "wandb", "csv_monitor", "comet", "monitor_config")
+        },
+        **{
+            key: "this program does not pass it on to DeepSpeed; remove it"
+            for key in (
+                "steps_per_print", "dump_state", "disable_python_gc", "disable_allgather", "communication_data_type",
+                "seq_parallel_communication_data_type", "prescale_gradients", "gradient_predivide_factor",
+                "gradient_allreduce_op", "torch_autocast", "zero_allow_untested_optimizer",
+                "zero_force_ds_cpu_optimizer", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "bfloat16",
+                "autotuning", "hybrid_engine", "data_efficiency", "checkpoint", "aio", "dataloader_drop_last",
+                "log_level", "datastates_ckpt", "compression_training", "weight_quantization", "compile", "timers",
+                "vocabulary_size", "sparse_gradients", "comms_logger", "use_data_before_expert_parallelism",
+                "use_data_before_expert_parallel_", "expert_parallel", "fp32_allreduce", "nebula", "check_overflow",
+                "load_universal_checkpoint", "dataloader_workers",
+            )
+        },
+    }  # fmt: skip

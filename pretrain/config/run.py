@@ -1,0 +1,215 @@
+"""A run: recipe, DeepSpeed JSON and command line put together, checked against one another, with what follows from them."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Sequence
+
+from pretrain.config.deepspeed import DeepSpeedConfig
+from pretrain.config.recipe import Recipe, find_recipe, read_recipe
+from pretrain.config.strict import COMMAND_LINE, parse, read_json, set_key, yaml_value
+from pretrain.errors import UserError
+from pretrain.subnetwork.methods import Method, make_method
+from pretrain.subnetwork.path import path_of_sample
+
+DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be trained, checked and ready; nothing in it depends on which rank asks."""
+
+    name: str
+    """The recipe's name."""
+    recipe: Recipe
+    ds: DeepSpeedConfig
+    recipe_file: str
+    ds_file: str
+    world_size: int = 1
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.steps
+
+    @property
+    def data_parallel(self) -> int:
+        """Replicas of the model."""
+        return self.world_size // self.recipe.parallel.model_ranks
+
+    @property
+    def batch(self) -> int:
+        """Samples in a step."""
+        return self.ds.train_batch_size
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples in a micro-batch of one rank."""
+        return self.ds.train_micro_batch_size_per_gpu
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of one rank in a step."""
+        return self.batch // (self.micro_batch * self.data_parallel)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions of all packed samples, whether they hold text, target or padding."""
+        return self.batch * self.recipe.data.sequence_length
+
+    @cached_property
+    def method(self) -> Method:
+        block = self.ds.progressive_subnetwork
+        try:
+            return make_method(
+                block.method,
+                layers=self.recipe.model.num_layers,
+                steps=self.steps,
+                path_lengths=block.path_lengths,
+                stage_fractions=block.stage_fractions,
+                full_model_first_fraction=block.full_model_first_fraction,
+                fixed_layers=block.fixed_layers,
+                sampler=block.sampler,
+                balance_groups=block.balance_groups,
+                paths_per_step=block.paths_per_step,
+                residual_scale=block.residual_scale,
+                path_seed=self.recipe.seed if block.path_seed is None else block.path_seed,
+            )
+        except ValueError as error:
+            raise UserError(f'{self.ds_file}: "progressive_subnetwork": {error}') from None
+
+    def sample(self, micro_batch: int, data_parallel_rank: int) -> int:
+        """First sample, within the global batch, of a rank's micro-batch: samples interleave over replicas."""
+        return (micro_batch * self.data_parallel + data_parallel_rank) * self.micro_batch
+
+    def path_index(self, micro_batch: int, data_parallel_rank: int, paths: int) -> int:
+        """Which of a step's paths a rank's micro-batch takes."""
+        return path_of_sample(self.sample(micro_batch, data_parallel_rank), self.batch, paths)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the losses of a run, as dotted keys. Layout, sharding, micro-batches, saving and logging do not."""
+        indifferent = {
+            "recipe.parallel", "recipe.save_every", "recipe.keep_checkpoints", "recipe.log_every", "recipe.eval_every",
+            "recipe.threads", "recipe.model.recompute", "recipe.model.attention", "ds.zero_optimization",
+            "ds.train_micro_batch_size_per_gpu", "ds.gradient_accumulation_steps",
+            "ds.optimizer.params.fused", "ds.optimizer.params.torch_adam",
+        }  # fmt: skip
+        keys = _flat({"recipe": self.recipe.model_dump(mode="json"), "ds": self.ds.model_dump(mode="json")})
+        return {k: v for k, v in keys.items() if not any(k == i or k.startswith(i + ".") for i in indifferent)}
+
+
+def read_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str | None = None, world_size: int = 1) -> Run:
+    """Read and check everything that can be checked without a model or data.
+
+    Args:
+        recipe: name or path.
+        overrides: pairs of an option, as `--parallel.tensor` or `--ds.optimizer.params.lr`, and its value.
+        ds_config: path to the JSON; `ds_configs/<recipe>.json` if None.
+        world_size: number of ranks.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    recipe_path = find_recipe(recipe)
+    ds_path = Path(ds_config) if ds_config else DS_CONFIGS / f"{recipe_path.stem}.json"
+    recipe_data, ds_data = read_recipe(recipe_path), read_json(ds_path)
+    tokens = None
+    for option, value in overrides:
+        key = option.removeprefix("--").replace("-", "_")
+        if key.startswith("ds."):
+            set_key(ds_data, DeepSpeedConfig, key.removeprefix("ds."), value, "--" + key)
+        elif key == "tokens":
+            tokens = value
+        else:
+            set_key(recipe_data, Recipe, key, value, "--" + key)
+    ds = parse(DeepSpeedConfig, ds_data, _source(ds_path, overrides, "--ds."))
+    if tokens is not None:
+        length = recipe_data.get("data", {}).get("sequence_length", 1)
+        recipe_data["steps"] = _steps(tokens, ds.train_batch_size * length)
+    parsed = parse(Recipe, recipe_data, _source(recipe_path, overrides, ""))
+    run = Run(recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), world_size)
+    _check(run)
+    return run
+
+
+def _source(path: Path, overrides: Sequence[tuple[str, str]], prefix: str) -> str:
+    """The file that an error names, and the command line where it had a say."""
+    changed = [option for option, _ in overrides if option.startswith("--ds.") == (prefix == "--ds.")]
+    return f"{path} with {COMMAND_LINE} {' '.join(changed)}" if changed else str(path)
+
+
+def _steps(tokens: str, tokens_per_step: int) -> int:
+    units = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+    text = tokens.strip().upper()
+    number = yaml_value(text[:-1] if text[-1:] in units else text)
+    if not isinstance(number, (int, float)) or number <= 0:
+        raise UserError(f'{COMMAND_LINE}: option "--tokens": {tokens!r} is not a number such as 32B or 500M')
+    return max(1, round(number * units.get(text[-1:], 1) / tokens_per_step))
+
+
+def _check(run: Run) -> None:
+    """Combinations that cannot run, each with the reason."""
+    m, p, ds = run.recipe.model, run.recipe.parallel, run.ds
+    in_recipe = f"recipe {run.name}"
+    if m.hidden_size % m.num_attention_heads or (m.hidden_size // m.num_attention_heads) % 2:
+        raise UserError(
+            f"{in_recipe}: model.hidden_size {m.hidden_size} must be an even multiple of "
+            f"model.num_attention_heads {m.num_attention_heads}"
+        )
+    if m.padded_vocab_size < m.vocab_size:
+        raise UserError(f"{in_recipe}: model.padded_vocab_size {m.padded_vocab_size} is below model.vocab_size {m.vocab_size}")
+    if p != type(p)() or run.world_size != 1:
+        raise UserError(
+            f"{in_recipe}: {run.world_size} processes with layout {p}: only one process is supported in this version; "
+            "start one and leave `parallel` out"
+        )
+    if ds.zero_optimization.stage > 1:
+        raise UserError(f'{run.ds_file}: "zero_optimization.stage" {ds.zero_optimization.stage} is not supported in this version; use 0 or 1')
+    if ds.bf16.enabled and ds.zero_optimization.stage == 0:
+        raise UserError(
+            f'{run.ds_file}: bf16 with "zero_optimization.stage" 0 cannot sum gradients in fp32 (DeepSpeed refuses it); use stage 1'
+        )
+    if run.batch % (run.micro_batch * run.data_parallel):
+        raise UserError(
+            f"{run.ds_file}: train_batch_size {run.batch} is not a multiple of train_micro_batch_size_per_gpu "
+            f"{run.micro_batch} x {run.data_parallel} data-parallel ranks"
+        )
+    if ds.gradient_accumulation_steps not in ("auto", run.micro_batches):
+        raise UserError(
+            f"{run.ds_file}: gradient_accumulation_steps {ds.gradient_accumulation_steps} contradicts train_batch_size "
+            f'{run.batch} with micro-batches of {run.micro_batch}, which give {run.micro_batches}; write "auto"'
+        )
+    paths = len(run.method.paths(run.steps))
+    if run.batch % paths or (run.batch // paths) % run.micro_batch:
+        raise UserError(
+            f'{run.ds_file}: "progressive_subnetwork.paths_per_step" {paths} does not cut the batch of {run.batch} into '
+            f"equal parts of whole micro-batches of {run.micro_batch}"
+        )
+    total = ds.scheduler.params.total_num_steps if ds.scheduler else None
+    if total not in (None, "auto", run.steps):
+        raise UserError(
+            f'{run.ds_file}: "scheduler.params.total_num_steps" {total} contradicts the run\'s {run.steps} steps; write "auto"'
+        )
+    top = ds.scheduler.params.warmup_max_lr if ds.scheduler else None
+    if top not in (None, "auto", ds.optimizer.params.lr):
+        raise UserError(
+            f'{run.ds_file}: "scheduler.params.warmup_max_lr" {top} contradicts "optimizer.params.lr" '
+            f'{ds.optimizer.params.lr}; write "auto"'
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def cores_per_rank(local_ranks: int) -> int:
+    """CPU threads for each of a node's ranks."""
+    return max(1, len(os.sched_getaffinity(0)) // local_ranks)
+
+
+def dump_json(value: Any) -> str:
+    """JSON as people read it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

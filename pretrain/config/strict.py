@@ -1,0 +1,184 @@
+"""Strict reading: every key is known, every error names the file, the key and what to write instead."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Iterable, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pretrain.errors import UserError
+
+COMMAND_LINE = "command line"
+
+
+class Strict(BaseModel):
+    """Base of every section: unknown keys are errors, values are not converted silently, objects do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    foreign: ClassVar[dict[str, str]] = {}
+    """Keys that a user may know from elsewhere, with the reason why they are not accepted here."""
+
+
+M = TypeVar("M", bound=Strict)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file.
+
+    Raises:
+        UserError: not readable, not YAML, not a mapping, or a key written twice.
+    """
+    try:
+        data = yaml.load(_text(path), Loader=_UniqueKeys)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise UserError(f"{path}: line {mark.line + 1}, column {mark.column + 1}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {error}") from None
+    return _mapping(path, data)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A mapping from a JSON file.
+
+    Raises:
+        UserError: not readable, not JSON (with line and column), not a mapping, or a key written twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UserError(f'{path}: key "{key}" is written twice; keep one')
+        return dict(pairs)
+
+    try:
+        data = json.loads(_text(path), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    return _mapping(path, data)
+
+
+def parse(model: type[M], data: dict[str, Any], source: str) -> M:
+    """`data` as a `model`.
+
+    Raises:
+        UserError: the first unknown key or wrong value, with the closest valid key.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_explain(error, model, source)) from None
+
+
+def set_key(data: dict[str, Any], model: type[Strict], key: str, value: str, option: str) -> None:
+    """Set dotted `key` of `data` to `value`, read as YAML, for `option` of the command line, which ends in `key`.
+
+    Raises:
+        UserError: `model` has no such key.
+    """
+    names = key.split(".")
+    section: type[Strict] | None = model
+    for depth, name in enumerate(names):
+        written = option.removesuffix(key) + "".join(part + "." for part in names[:depth])
+        if section is None:
+            raise UserError(f'{COMMAND_LINE}: unknown option "{option}": "{written[:-1]}" has no keys of its own')
+        if name not in section.model_fields:
+            raise UserError(f'{COMMAND_LINE}: unknown option "{option}"' + _unknown(name, section, written))
+        section = section_of(section, name)
+    for name in names[:-1]:
+        data = data.setdefault(name, {})
+        if not isinstance(data, dict):
+            raise UserError(f'{COMMAND_LINE}: option "{option}": "{name}" is a value in the file, not a section')
+    data[names[-1]] = yaml_value(value)
+
+
+def yaml_value(text: str) -> Any:
+    """A value as written in YAML; 3e-4, which YAML reads as text, is a number."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return value
+
+
+def section_of(model: type[Strict], name: str) -> type[Strict] | None:
+    """The section type of a field, through `X | None`; None for a plain value."""
+    annotation = model.model_fields[name].annotation
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Strict):
+            return candidate
+    return None
+
+
+def did_you_mean(key: str, valid: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean "..."?` where something is close, else the list of what is valid."""
+    valid = list(valid)
+    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+    return f'; did you mean "{prefix}{close[0]}"?' if close else f"; valid here: {', '.join(sorted(valid))}"
+
+
+def _unknown(key: str, section: type[Strict], prefix: str = "") -> str:
+    """What to say after `unknown key`: why a known stranger is not welcome, or what was probably meant."""
+    if key in section.foreign:
+        return f"; {section.foreign[key]}"
+    return did_you_mean(key, section.model_fields, prefix)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key written twice, of which the standard loader silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f'key "{key}" is written twice; keep one', problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 3e-4 as text; a learning rate written so is a number to everybody else.
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _mapping(path: Path, data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected keys and values at the top level, found {type(data).__name__}")
+    return data
+
+
+def _explain(error: ValidationError, model: type[Strict], source: str) -> str:
+    """One line for the first problem; unknown keys come first, because they explain what else is missing."""
+    problem = min(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+    names = [str(part) for part in problem["loc"] if not str(part).startswith("function-")]
+    where, key = ".".join(names[:-1]), names[-1] if names else ""
+    if problem["type"] == "extra_forbidden":
+        section: type[Strict] | None = model
+        for name in names[:-1]:
+            section = section_of(section, name) if section and name in section.model_fields else None
+        place = f' in "{where}"' if where else ""
+        return f'{source}: unknown key "{key}"{place}' + (_unknown(key, section) if section else "")
+    if problem["type"] == "missing":
+        return f'{source}: key "{".".join(names)}" is missing'
+    message = problem["msg"].removeprefix("Value error, ")
+    if not names:
+        return f"{source}: {message}"
+    return f'{source}: key "{".".join(names)}": {message[0].lower() + message[1:]}, got {problem["input"]!r}'

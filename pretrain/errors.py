@@ -1,0 +1,9 @@
+"""The one exception for mistakes that a user can mend."""
+
+
+class UserError(ValueError):
+    """Says what is wrong, where (file and key), and what to write instead.
+
+    The command line prints the message alone, without a traceback, and exits with status 2. A job script can
+    rely on that status: such an error comes back on every restart, so the job must not be requeued.
+    """

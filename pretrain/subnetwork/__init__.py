@@ -1,0 +1,17 @@
+"""The idea: which layers run in which training step. Pure Python: no torch, no Megatron, no DeepSpeed."""
+
+from pretrain.subnetwork.methods import Method, make_method
+from pretrain.subnetwork.path import Path, Scheme, draw, fingerprint, path_of_sample
+from pretrain.subnetwork.schedule import Stage, make_stages
+
+__all__ = [
+    "Method",
+    "Path",
+    "Scheme",
+    "Stage",
+    "draw",
+    "fingerprint",
+    "make_method",
+    "make_stages",
+    "path_of_sample",
+]

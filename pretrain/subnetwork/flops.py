@@ -1,0 +1,83 @@
+"""Floating-point operations of a decoder: what skipped layers save, and what they cannot save.
+
+Counted are matrix products, two operations a multiply-add, and a backward pass of twice the forward; norms and
+lookups once an element, which is next to nothing. Attention counts the full [s, s] product: packed documents and
+prefixes make the mask irregular, and a dense kernel computes it all.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Sequence
+
+from pretrain.subnetwork.methods import Method
+from pretrain.subnetwork.schedule import Stage
+
+TRAINING = 3
+"""Forward and backward together, in forwards."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that decide the cost of a model."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    sequence: int
+    vocab: int
+    """Padded: the output projection computes the padding too."""
+    gated: bool = True
+    """SwiGLU has three matrices in the feed-forward block, a plain one two."""
+
+    def layer(self) -> int:
+        """Forward operations a token in one transformer layer."""
+        projections = 2 * 4 * self.hidden**2
+        attention = 2 * 2 * self.sequence * self.hidden
+        feed_forward = 2 * (3 if self.gated else 2) * self.hidden * self.ffn
+        norms = 2 * 4 * self.hidden
+        return projections + attention + feed_forward + norms
+
+    def outside(self) -> int:
+        """Forward operations a token outside the layers: embedding, final norm, output projection."""
+        return self.hidden + 4 * self.hidden + 2 * self.hidden * self.vocab
+
+    def token(self, active: float) -> float:
+        """Training operations a token with `active` layers running."""
+        return TRAINING * (active * self.layer() + self.outside())
+
+
+def ideal_ratio(shape: Shape, active: float) -> float:
+    """Ideal step time with `active` layers over that with all, in one process: the ratio of model FLOPs."""
+    return shape.token(active) / shape.token(shape.layers)
+
+
+def expected_active(method: Method, stage: Stage) -> Fraction:
+    """Expected number of active layers in a step of `stage`."""
+    return sum(method.keep(stage), Fraction(0))
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What a method saves over a whole run against all layers in every step."""
+
+    layer_flops: Fraction
+    """Share of the layers' operations that runs, 3/4 for the paper's 6-8-10-12."""
+    model_flops: float
+    """Share of the model's operations that runs: the ideal step time of the run on one process."""
+
+    @property
+    def layer_factor(self) -> float:
+        """How many times fewer layer operations, 1.33 for the paper's 6-8-10-12."""
+        return float(1 / self.layer_flops)
+
+    @property
+    def model_factor(self) -> float:
+        return 1 / self.model_flops
+
+
+def savings(method: Method, shape: Shape, stages: Sequence[Stage] | None = None) -> Savings:
+    """Expected savings over `stages`, all of the method's by default."""
+    stages = method.stages if stages is None else stages
+    steps = sum(stage.steps for stage in stages)
+    mean = sum(expected_active(method, stage) * stage.steps for stage in stages) / steps
+    return Savings(Fraction(mean) / shape.layers, ideal_ratio(shape, float(mean)))

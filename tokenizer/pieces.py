@@ -1,0 +1,86 @@
+"""The folder of a trained tokenizer: a sentencepiece model, and a manifest that says how it was made."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import sentencepiece
+
+from pretrain.errors import UserError
+
+PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
+MODES = ("[NLU]", "[NLG]", "[S2S]")
+"""UL2's mode tokens (arXiv 2205.05131, section 3.1)."""
+SENTINELS = 100
+"""Sentinels by default, as in T5. The largest number needed is derived from a recipe and checked."""
+
+MODEL, MANIFEST = "tokenizer.model", "tokenizer.json"
+
+
+def sentinel(index: int) -> str:
+    return f"<extra_id_{index}>"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A trained tokenizer, opened for use."""
+
+    directory: Path
+    manifest: dict
+
+    @cached_property
+    def processor(self) -> sentencepiece.SentencePieceProcessor:
+        return sentencepiece.SentencePieceProcessor(model_file=str(self.directory / MODEL))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest["vocab_size"]
+
+    @property
+    def sha256(self) -> str:
+        """Of the model file: what token files record, so that they are never read with another tokenizer."""
+        return self.manifest["model_sha256"]
+
+    @property
+    def sentinels(self) -> int:
+        return self.manifest["sentinels"]
+
+    def id(self, piece: str) -> int:
+        """Id of a reserved piece.
+
+        Raises:
+            UserError: the tokenizer has no such piece.
+        """
+        found = self.processor.piece_to_id(piece)
+        if self.processor.id_to_piece(found) != piece:
+            raise UserError(f'{self.directory}: the tokenizer has no piece "{piece}"; train one with python -m tokenizer train')
+        return found
+
+    def sentinel_ids(self) -> list[int]:
+        return [self.id(sentinel(i)) for i in range(self.sentinels)]
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """Open the folder that `python -m tokenizer train` wrote.
+
+    Raises:
+        UserError: the folder or a part of it is missing, or the model is not the one in the manifest.
+    """
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+        digest = sha256(directory / MODEL)
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{directory}: no tokenizer here ({error}); make one with python -m tokenizer train --input GLOB "
+            f"--vocab-size N --out {directory}"
+        ) from None
+    if digest != manifest.get("model_sha256"):
+        raise UserError(f"{directory / MODEL}: not the model that {MANIFEST} describes; train it again")
+    return Tokenizer(directory, manifest)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
