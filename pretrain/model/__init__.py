@@ -1,0 +1,1 @@
+"""Megatron-Core model chunks whose layers can be skipped."""

@@ -1,0 +1,79 @@
+"""Attention with prefixes and packed examples: one mask function, two kernels."""
+
+import math
+from typing import Callable
+
+import torch
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+
+def allowed(segments: Tensor, prefix: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """May position q read position k? Within one example, backwards always, forwards where k is of the prefix.
+
+    Args:
+        segments: [b, s], number of the example that a position belongs to.
+        prefix: [b, s], bool, whether the position is read both ways.
+    """
+
+    def mask(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (segments[batch, q] == segments[batch, k]) & ((k <= q) | prefix[batch, k])
+
+    return mask
+
+
+def dense_mask(segments: Tensor, prefix: Tensor, dtype: torch.dtype) -> Tensor:
+    """[b, 1, s, s] to be added to attention scores: 0 where allowed, -inf elsewhere. Every row allows itself."""
+    count, length = segments.shape
+    device = segments.device
+    sample = torch.arange(count, device=device)[:, None, None, None]
+    q = torch.arange(length, device=device)[None, None, :, None]
+    k = torch.arange(length, device=device)[None, None, None, :]
+    may = allowed(segments, prefix)(sample, torch.zeros_like(sample), q, k)
+    return torch.zeros(may.shape, dtype=dtype, device=device).masked_fill_(~may, -math.inf)
+
+
+def block_mask(segments: Tensor, prefix: Tensor) -> BlockMask:
+    """The same for `flex`, which skips blocks in which nothing is allowed."""
+    count, length = segments.shape
+    return create_block_mask(allowed(segments, prefix), count, None, length, length, device=segments.device)
+
+
+class CoreAttention(MegatronModule):
+    """softmax(q k / sqrt(d) + mask) v in place of Megatron-Core's DotProductAttention, which knows no such mask."""
+
+    def __init__(self, config: TransformerConfig, layer_number: int, *args, **kwargs) -> None:
+        super().__init__(config=config)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask, *args, **kwargs
+    ) -> Tensor:
+        """
+        Args:
+            query, key, value: [s, b, heads of this rank, d].
+            attention_mask: of dense_mask or block_mask.
+
+        Returns:
+            [s, b, heads of this rank * d].
+        """
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        if isinstance(attention_mask, BlockMask):
+            out = _flex(q, k, v, attention_mask)
+        else:
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+        return out.permute(2, 0, 1, 3).flatten(2)
+
+
+_compiled_flex = None
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """Compiled on a GPU, where it is a fused kernel; eager elsewhere, where it serves only to compare."""
+    global _compiled_flex
+    if not q.is_cuda:
+        return flex_attention(q, k, v, block_mask=mask)
+    if _compiled_flex is None:
+        _compiled_flex = torch.compile(flex_attention)
+    return _compiled_flex(q, k, v, block_mask=mask)

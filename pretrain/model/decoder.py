@@ -1,0 +1,147 @@
+"""Megatron-Core's GPTModel as chunks of skippable layers, from a recipe."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+from torch import Tensor
+
+from pretrain.config.recipe import Recipe
+from pretrain.model.attention import CoreAttention
+from pretrain.model.layer import Route, SkippableLayer
+from pretrain.model.norm import RMSNorm
+from pretrain.subnetwork import Path
+
+
+def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> TransformerConfig:
+    """Megatron-Core's view of a recipe. Fusions that need CUDA extensions stay off: the same code runs everywhere."""
+    model, layout = recipe.model, recipe.parallel
+    interleaved = layout.virtual > 1
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        ffn_hidden_size=model.ffn_hidden_size,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual if interleaved else None,
+        sequence_parallel=layout.sequence,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        # Weights come from weights.py, the same on every layout; here they are only allocated.
+        perform_initialization=False,
+        use_cpu_initialization=not on_gpu,
+        # A step's loss is divided by the target tokens of the global batch, by the engine and nobody else.
+        calculate_per_token_loss=True,
+        # Outputs of interleaved chunks may not be freed on gloo, where a send can still be reading them.
+        deallocate_pipeline_outputs=not interleaved,
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        batch_p2p_sync=False,
+        persist_layer_norm=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+    )
+
+
+def layer_spec(route: Route, recompute: bool) -> ModuleSpec:
+    """One skippable pre-norm layer."""
+    return ModuleSpec(
+        module=SkippableLayer,
+        params={"route": route, "recompute": recompute},
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.arbitrary},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=CoreAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp_bda=get_bias_dropout_add,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
+        ),
+    )
+
+
+class Decoder(GPTModel):
+    """One chunk of the model: all of it in a single process, some of its layers on a pipeline rank."""
+
+    def __init__(self, recipe: Recipe, config: TransformerConfig, vp_stage: int | None = None) -> None:
+        model = recipe.model
+        route = Route(Path.full(model.num_layers))
+        layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+        spec = TransformerBlockSubmodules(
+            layer_specs=[layer_spec(route, model.recompute == "layer")] * layers, layer_norm=RMSNorm
+        )
+        super().__init__(
+            config,
+            spec,
+            vocab_size=model.padded_vocab_size,
+            max_sequence_length=recipe.data.sequence_length,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            parallel_output=True,
+            share_embeddings_and_output_weights=model.tied_embeddings,
+            position_embedding_type="rope",
+            rotary_base=model.rotary_base,
+            vp_stage=vp_stage,
+        )
+        self.route = route
+        self._pieces = model.vocab_size
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Cross entropy over the tokenizer's pieces, [b, s]; logits are [s, b, padded vocabulary of this rank].
+
+        Rows that only pad the vocabulary get no probability, so padding changes no loss.
+        """
+        columns = logits.shape[-1]
+        first = parallel_state.get_tensor_model_parallel_rank() * columns
+        real = max(0, min(columns, self._pieces - first))
+        if real < columns:
+            logits[..., real:] = -math.inf
+        return super().compute_language_model_loss(labels, logits)
+
+    def global_name(self, name: str) -> str:
+        """A parameter's name in the whole model: chunks number their layers from 0, each in its own way."""
+        if name.startswith("decoder.layers."):
+            _, _, index, rest = name.split(".", 3)
+            return f"decoder.layers.{self.decoder.layers[int(index)].layer_number - 1}.{rest}"
+        if name == "output_layer.weight" and self.share_embeddings_and_output_weights:
+            return "embedding.word_embeddings.weight"
+        return name
+
+
+def build_chunks(recipe: Recipe, config: TransformerConfig) -> list[Decoder]:
+    """This rank's chunks, weights allocated and not yet set. Parallel groups must exist."""
+    stages = range(recipe.parallel.virtual) if recipe.parallel.virtual > 1 else [None]
+    return [Decoder(recipe, config, vp_stage=stage) for stage in stages]

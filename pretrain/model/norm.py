@@ -1,0 +1,17 @@
+"""Norms that mark their weights for sequence parallelism, which Megatron-Core's wrapper of PyTorch's norms refuses."""
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """Root-mean-square norm over the last dimension of [s, b, h]."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **kwargs) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=_device(config))
+        self.weight.sequence_parallel = config.sequence_parallel
+
+
+def _device(config: TransformerConfig) -> torch.device | None:
+    """Where Megatron-Core puts the other weights; None leaves it to the surrounding `with torch.device`."""
+    return None if config.use_cpu_initialization else torch.device("cuda", torch.cuda.current_device())

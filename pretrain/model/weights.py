@@ -1,0 +1,56 @@
+"""Initial weights: a function of (seed, global parameter name), so that every layout starts from the same model."""
+
+import hashlib
+import math
+
+import torch
+from megatron.core import parallel_state
+
+from pretrain.config.recipe import Recipe
+from pretrain.model.decoder import Decoder
+
+
+@torch.no_grad()
+def initialize(chunks: list[Decoder], recipe: Recipe) -> None:
+    """Fill all weights: norms with 1, matrices with normal numbers.
+
+    Standard deviation `init_std`, over sqrt(2 layers) for the two projections back into the residual stream, as in
+    GPT-2. Drawn on the CPU as whole tensors and cut for tensor parallelism, so that no layout or device changes them.
+    """
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            name = chunk.global_name(name)
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+                continue
+            std = recipe.model.init_std
+            if name.endswith(("linear_proj.weight", "linear_fc2.weight")):
+                std /= math.sqrt(2 * recipe.model.num_layers)
+            parameter.copy_(_own_part(_normal(name, recipe.seed, _full_shape(parameter)), parameter) * std)
+
+
+def _full_shape(parameter: torch.Tensor) -> list[int]:
+    shape = list(parameter.shape)
+    if _is_split(parameter):
+        shape[parameter.partition_dim] *= parallel_state.get_tensor_model_parallel_world_size()
+    return shape
+
+
+def _normal(name: str, seed: int, shape: list[int]) -> torch.Tensor:
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
+def _own_part(full: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """This rank's part. A matrix of stride n holds n matrices side by side, each of which is split (SwiGLU's two)."""
+    if not _is_split(parameter):
+        return full
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    parts = full.chunk(size * parameter.partition_stride, dim=parameter.partition_dim)
+    return torch.cat(parts[rank::size], dim=parameter.partition_dim)
+
+
+def _is_split(parameter: torch.Tensor) -> bool:
+    return getattr(parameter, "tensor_model_parallel", False)

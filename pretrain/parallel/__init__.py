@@ -1,0 +1,1 @@
+"""Ranks, groups, and the DeepSpeed engine around the model's chunks."""

@@ -1,0 +1,278 @@
+"""One training step: Megatron-Core's schedule over the chunks, DeepSpeed's optimizer behind it.
+
+Megatron-Core owns chunks, groups and the forward-backward schedule; DeepSpeed owns masters, moments, sharding, clipping
+and learning rate. The schedule runs on the raw chunks, and DeepSpeed sees them only when all gradients are there.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Iterator, Sequence
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import (
+    _allreduce_non_tensor_model_parallel_grads,
+    _allreduce_word_embedding_grads,
+)
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from pretrain.config import Run
+from pretrain.data.packing import Batch
+from pretrain.model.attention import block_mask, dense_mask
+from pretrain.model.decoder import Decoder, build_chunks, transformer_config
+from pretrain.model.weights import initialize
+from pretrain.parallel.optimizer import WholeModel, deepspeed_json, parameter_groups
+from pretrain.parallel.ranks import Ranks
+from pretrain.subnetwork import Path, fingerprint
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on, and nothing that went wrong has been saved."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, the same on every rank."""
+
+    loss: float
+    """Mean over the target tokens of the global batch, through each sample's own path."""
+    grad_norm: float
+    """Norm of the whole model's gradient before clipping."""
+    lr: float
+    """Learning rate of this step's update."""
+    targets: int
+    """Target tokens of the global batch."""
+
+
+class Engine:
+    """The model and its optimizer on this rank."""
+
+    def __init__(self, run: Run, ranks: Ranks) -> None:
+        self.run, self.ranks = run, ranks
+        self.dtype = torch.bfloat16 if run.ds.bf16.enabled else torch.float32
+        self.config = transformer_config(run.recipe, self.dtype, on_gpu=ranks.device.type == "cuda")
+        self.chunks = build_chunks(run.recipe, self.config)
+        initialize(self.chunks, run.recipe)
+        for chunk in self.chunks:
+            chunk.to(ranks.device)
+            chunk.ddp_config = DistributedDataParallelConfig()  # Megatron's gradient helpers ask it for FSDP
+        self.whole = WholeModel(self.chunks)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=self.whole,
+            model_parameters=parameter_groups(self.whole, run.ds.optimizer.params.weight_decay),
+            mpu=ModelParallelUnit,
+            config=deepspeed_json(run),
+            dist_init_required=False,
+        )
+
+    def step(self, step: int, batches: Sequence[Batch], paths: Sequence[Path]) -> StepResult:
+        """Train on this rank's micro-batches of a step, each through its path.
+
+        Raises:
+            TrainingStopped: ranks disagree about the paths, or a loss or the gradient is not finite.
+        """
+        targets = self._agree(step, batches, paths)
+        micro_batches = [
+            MicroBatch(batch, paths[self.run.path_index(index, self.ranks.data_parallel_rank, len(paths))])
+            for index, batch in enumerate(batches)
+        ]
+        self._set_mode(training=True)
+        # DeepSpeed averages gradients over replicas, so each replica's part is scaled up by their number.
+        sums = self._schedule(micro_batches, scale=self.run.data_parallel / targets)
+        losses = self._require_finite(step, [entry["sums"].sum() for entry in sums])
+        self._complete_gradients()
+        lr = self._set_learning_rate(step)
+        grad_norm = self._update()
+        if not _is_finite(grad_norm):
+            raise TrainingStopped(f"step {step}: the gradient's norm is {grad_norm}; lower the learning rate or clip harder")
+        return StepResult(losses / targets, grad_norm, lr, targets)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, dict[str, float]]:
+        """Loss per target token with all layers active: overall, and for each mode token of the mixture."""
+        full = Path.full(self.run.recipe.model.num_layers)
+        self._set_mode(training=False)
+        entries = self._schedule([MicroBatch(batch, full) for batch in batches], scale=1.0, forward_only=True)
+        denoisers = self.run.recipe.data.denoisers
+        totals = torch.zeros(2, len(denoisers), dtype=torch.float64, device=self.ranks.device)
+        for entry in entries:
+            totals += torch.stack([entry["sums"], entry["counts"]])
+        self._sum_over_replicas(totals)
+        sums, counts = totals.tolist()
+        by_mode = {}
+        for mode in dict.fromkeys(d.mode for d in denoisers):
+            chosen = [i for i, d in enumerate(denoisers) if d.mode == mode]
+            count = sum(counts[i] for i in chosen)
+            by_mode[mode] = sum(sums[i] for i in chosen) / count if count else float("nan")
+        return sum(sums) / sum(counts), by_mode
+
+    def _agree(self, step: int, batches: Sequence[Batch], paths: Sequence[Path]) -> int:
+        """Count the global batch's target tokens and, in the same collective, compare the ranks' paths.
+
+        Before the schedule, because ranks on different paths would wait for each other for ever in it.
+        """
+        size = self.ranks.world_size
+        slots = torch.zeros(1 + size, dtype=torch.int64)
+        if _counts_for_replica():
+            slots[0] = sum(int(batch.targets.sum()) for batch in batches)
+        slots[1 + self.ranks.rank] = fingerprint(step, paths)
+        slots = slots.to(self.ranks.device)
+        dist.all_reduce(slots)
+        targets, *prints = slots.tolist()
+        common = max(prints, key=prints.count)
+        odd = [rank for rank, print_ in enumerate(prints) if print_ != common]
+        if odd:
+            raise TrainingStopped(f"step {step}: rank {', '.join(map(str, odd))} drew other paths than the rest")
+        if targets == 0:
+            raise TrainingStopped(f"step {step}: no target token in the whole batch; check data.train")
+        return targets
+
+    def _schedule(self, micro_batches: Sequence["MicroBatch"], scale: float, forward_only: bool = False) -> list[dict[str, Tensor]]:
+        """Forward and backward over all micro-batches; entries of the last pipeline rank, none elsewhere."""
+        kinds = len(self.run.recipe.data.denoisers)
+        flex = self.run.recipe.model.attention == "flex"
+
+        def forward(iterator: Iterator[MicroBatch], chunk: Decoder):
+            micro = next(iterator)
+            on_device = {name: t.to(self.ranks.device, non_blocking=True) for name, t in micro.tensors().items()}
+            segments, prefix = on_device["segments"], on_device["prefix"]
+            mask = block_mask(segments, prefix) if flex else dense_mask(segments, prefix, self.dtype)
+            chunk.route.path = micro.path
+            output = chunk(on_device["tokens"], None, mask, labels=on_device["labels"])
+
+            def loss(losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                """losses: [b, s]. Returns what is differentiated, the number of targets, and sums by denoiser."""
+                targets, kind = on_device["targets"], on_device["denoisers"].clamp(min=0).flatten().long()
+                wanted = torch.where(targets, losses, 0.0)
+                zeros = torch.zeros(kinds, dtype=torch.float64, device=losses.device)
+                sums = zeros.index_add(0, kind, wanted.detach().double().flatten())
+                counts = zeros.index_add(0, kind, targets.double().flatten())
+                return wanted.sum() * scale, targets.sum(dtype=torch.int), {"sums": sums, "counts": counts}
+
+            return output, loss
+
+        interleaved = len(self.chunks) > 1
+        iterators = [iter(micro_batches) for _ in self.chunks]
+        return get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=iterators if interleaved else iterators[0],
+            model=self.chunks if interleaved else self.chunks[0],
+            num_microbatches=len(micro_batches),
+            seq_length=self.run.recipe.data.sequence_length,
+            micro_batch_size=self.run.micro_batch,
+            forward_only=forward_only,
+        )
+
+    def _require_finite(self, step: int, losses: list[Tensor]) -> float:
+        """Sum of the step's losses over all replicas; stops the run before the update if one is not finite."""
+        count = self.run.micro_batches
+        mine = torch.zeros(count, dtype=torch.float64, device=self.ranks.device)
+        if losses:
+            mine = torch.stack(losses)
+        table = torch.zeros(self.run.data_parallel, count, dtype=torch.float64, device=self.ranks.device)
+        if _counts_for_replica():
+            table[self.ranks.data_parallel_rank] = mine
+        dist.all_reduce(table)
+        bad = (~torch.isfinite(table)).nonzero().tolist()
+        if bad:
+            replica, micro_batch = bad[0]
+            raise TrainingStopped(
+                f"step {step}, micro-batch {micro_batch} of replica {replica}: the loss is {table[replica, micro_batch].item()}; "
+                "nothing was updated; the newest checkpoint is good"
+            )
+        return float(table.sum())
+
+    def _complete_gradients(self) -> None:
+        """A gradient for every parameter, summed where ranks hold parts or copies of it.
+
+        Layers that a rank's paths skipped have none. Replicas may have skipped different layers, and DeepSpeed's
+        reduction must find the same parameters on all of them, so the missing ones become zeros.
+        """
+        optimizer = self.deepspeed.optimizer
+        if hasattr(optimizer, "fp32_groups_gradients"):  # bf16: hooks have summed into these fp32 buffers
+            for group, gradients, present in zip(
+                optimizer.bf16_groups, optimizer.fp32_groups_gradients, optimizer.fp32_groups_has_gradients
+            ):
+                present[:] = [True] * len(present)
+                for parameter, gradient in zip(group, gradients):
+                    parameter.main_grad = gradient.view_as(parameter)
+        else:
+            for parameter in self.whole.parameters():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        _allreduce_non_tensor_model_parallel_grads(self.chunks, self.config)
+        _allreduce_word_embedding_grads(self.chunks, self.config)
+
+    def _set_learning_rate(self, step: int) -> float:
+        """Step n takes the schedule's value n, whether or not the run was resumed, and never a warm-up's 0."""
+        if self.deepspeed.lr_scheduler is not None:
+            self.deepspeed.lr_scheduler.step(step)
+        return self.deepspeed.basic_optimizer.param_groups[0]["lr"]
+
+    def _update(self) -> float:
+        """Reduce, clip, update; returns the gradient's norm before clipping."""
+        clipping = self.run.ds.gradient_clipping
+        if self.run.ds.zero_optimization.stage == 0:  # without ZeRO DeepSpeed reports no norm
+            norm = torch.nn.utils.clip_grad_norm_(list(self.whole.parameters()), clipping or float("inf"))
+            self.deepspeed.step()
+            return float(norm)
+        self.deepspeed.step()
+        return float(self.deepspeed.get_global_grad_norm())
+
+    def _sum_over_replicas(self, totals: Tensor) -> None:
+        """From the ranks that hold a replica's losses to all ranks."""
+        if not _counts_for_replica():
+            totals.zero_()
+        dist.all_reduce(totals)
+
+    def _set_mode(self, training: bool) -> None:
+        for chunk in self.chunks:
+            chunk.train(training)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What goes through the schedule at a time. The path belongs to it, whenever its backward pass comes."""
+
+    batch: Batch
+    path: Path
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The arrays of the batch, [b, s] each."""
+        return {name: torch.from_numpy(array) for name, array in vars(self.batch).items()}
+
+
+class ModelParallelUnit:
+    """The groups, as DeepSpeed asks for them: its "model parallel" is tensor times pipeline, tensor ranks adjacent."""
+
+    get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
+    get_data_parallel_world_size = staticmethod(parallel_state.get_data_parallel_world_size)
+    get_data_parallel_rank = staticmethod(parallel_state.get_data_parallel_rank)
+    get_model_parallel_group = staticmethod(parallel_state.get_model_parallel_group)
+    get_tensor_model_parallel_group = staticmethod(parallel_state.get_tensor_model_parallel_group)
+    get_tensor_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)
+    get_tensor_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
+    get_pipeline_model_parallel_group = staticmethod(parallel_state.get_pipeline_model_parallel_group)
+    get_pipeline_model_parallel_world_size = staticmethod(parallel_state.get_pipeline_model_parallel_world_size)
+    get_pipeline_model_parallel_rank = staticmethod(parallel_state.get_pipeline_model_parallel_rank)
+
+    @staticmethod
+    def get_model_parallel_world_size() -> int:
+        return parallel_state.get_tensor_model_parallel_world_size() * parallel_state.get_pipeline_model_parallel_world_size()
+
+    @staticmethod
+    def get_model_parallel_rank() -> int:
+        tensor = parallel_state.get_tensor_model_parallel_world_size()
+        return parallel_state.get_pipeline_model_parallel_rank() * tensor + parallel_state.get_tensor_model_parallel_rank()
+
+
+def _counts_for_replica() -> bool:
+    """Is this the one rank of its replica that speaks for it? The last pipeline rank has the losses."""
+    return parallel_state.is_pipeline_last_stage(ignore_virtual=True) and parallel_state.get_tensor_model_parallel_rank() == 0
+
+
+def _is_finite(value: Any) -> bool:
+    return value == value and abs(value) != float("inf")

@@ -1,0 +1,78 @@
+"""The model as DeepSpeed sees it: one module with global names, two groups of weights, one JSON."""
+
+from collections import OrderedDict
+from typing import Any, Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import _IncompatibleKeys
+
+from pretrain.config import Run
+from pretrain.model.decoder import Decoder
+
+
+class WholeModel(torch.nn.Module):
+    """This rank's chunks under global parameter names; local ones collide between pipeline ranks in a checkpoint."""
+
+    def __init__(self, chunks: list[Decoder]) -> None:
+        super().__init__()
+        self.chunks = torch.nn.ModuleList(chunks)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        for chunk in self.chunks:
+            for name, parameter in chunk.named_parameters(remove_duplicate=remove_duplicate):
+                yield chunk.global_name(name), parameter
+
+    def forward(self) -> None:
+        raise AssertionError("the schedule runs the chunks, not DeepSpeed's model")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> OrderedDict[str, Tensor]:
+        return OrderedDict((name, parameter.detach()) for name, parameter in self.named_parameters())
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> _IncompatibleKeys:
+        mine = dict(self.named_parameters())
+        if mine.keys() != state.keys():
+            raise ValueError(f"weights do not belong to this model: {sorted(mine.keys() ^ state.keys())[:5]}")
+        for name, parameter in mine.items():
+            parameter.copy_(state[name])
+        return _IncompatibleKeys([], [])
+
+
+def parameter_groups(model: WholeModel, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices are decayed, norms and biases are not."""
+    parameters = [parameter for _, parameter in model.named_parameters()]
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def deepspeed_json(run: Run) -> dict[str, Any]:
+    """What DeepSpeed gets: the user's settings, and the switches that the schedule in front of it needs.
+
+    Megatron-Core's schedule accumulates, so to DeepSpeed every call is a whole step of one accumulation.
+    """
+    ds = run.ds
+    bf16 = ds.bf16.enabled
+    out: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": run.micro_batch,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": ds.gradient_clipping if ds.zero_optimization.stage else 0.0,
+        "optimizer": ds.optimizer.model_dump(mode="json"),
+        "zero_optimization": ds.zero_optimization.model_dump(mode="json"),
+        "bf16": {"enabled": bf16, "immediate_grad_update": bf16},
+        "data_types": ds.data_types.model_dump(mode="json"),
+        "steps_per_print": None,
+    }
+    if ds.scheduler is not None:
+        params = ds.scheduler.params.model_dump(mode="json", exclude_none=True)
+        if ds.scheduler.type != "WarmupLR":
+            params["total_num_steps"] = run.steps
+        if ds.scheduler.type != "WarmupCosineLR":
+            params["warmup_max_lr"] = ds.optimizer.params.lr
+        out["scheduler"] = {"type": ds.scheduler.type, "params": params}
+    return out

@@ -1,0 +1,127 @@
+"""This process among the others: rank, device, groups, and how the run is asked to stop."""
+
+import logging
+import os
+import signal
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Iterator, Literal
+
+import torch
+import torch.distributed as dist
+
+from pretrain.config.recipe import Recipe
+from pretrain.config.run import cores_per_rank
+from pretrain.errors import UserError
+
+DeviceName = Literal["auto", "cuda", "cpu"]
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@dataclass
+class Ranks:
+    """What a process knows of itself once the groups exist."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    stop_requested: bool = False
+    """A signal asked this process to stop; the others may not know yet."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def data_parallel_rank(self) -> int:
+        from megatron.core import parallel_state
+
+        return parallel_state.get_data_parallel_rank()
+
+    def agree(self, flag: bool) -> bool:
+        """True on every rank if it is true on any: a signal reaches some ranks only."""
+        if self.world_size == 1:
+            return flag
+        votes = torch.tensor([int(flag)], device=self.device)
+        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return bool(votes.item())
+
+
+def environment_world_size() -> int:
+    """Processes that torchrun started; 1 under plain python."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def choose_device(name: DeviceName) -> torch.device:
+    """The device of this rank. `auto` is the CPU only where torch is a CPU build.
+
+    Raises:
+        UserError: cuda is wanted and there is none.
+    """
+    if name == "cpu" or (name == "auto" and torch.version.cuda is None):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("no GPU is visible to this CUDA build of torch; check the driver, or pass --device cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def launch(recipe: Recipe, device: torch.device) -> Iterator[Ranks]:
+    """Set up process groups, device and signals; take them down again."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(recipe.threads or cores_per_rank(local_ranks))
+    _prepare_libraries(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    world_size, rank = environment_world_size(), int(os.environ.get("RANK", "0"))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, rank=rank, world_size=world_size)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    ranks = Ranks(rank, world_size, device)
+    former = {s: signal.signal(s, lambda *_: setattr(ranks, "stop_requested", True)) for s in STOP_SIGNALS}
+    try:
+        make_groups(recipe, device)
+        yield ranks
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        destroy_groups()
+        dist.destroy_process_group()
+
+
+def make_groups(recipe: Recipe, device: torch.device) -> None:
+    """Megatron-Core's groups and random states for the recipe's layout. torch.distributed must be up."""
+    if device.type == "cpu":
+        from pretrain.parallel import cpu
+
+        cpu.install()
+    from megatron.core import parallel_state, tensor_parallel
+
+    layout = recipe.parallel
+    parallel_state.initialize_model_parallel(
+        layout.tensor, layout.pipeline, layout.virtual if layout.virtual > 1 else None
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(recipe.seed)
+
+
+def destroy_groups() -> None:
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+
+
+def _prepare_libraries(device: torch.device) -> None:
+    """What DeepSpeed reads when it is imported, and the notices that tell a user of this program nothing."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, also where no launcher set it
+    # A killed job leaves a lock in the shared cache, on which the next one would wait for ever.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", tempfile.mkdtemp(prefix="torch-extensions-"))
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
