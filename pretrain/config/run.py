@@ -79,6 +79,12 @@ class Run:
         except ValueError as error:
             raise UserError(f'{self.ds_file}: "progressive_subnetwork": {error}') from None
 
+    def saves(self, step: int) -> bool:
+        return step % self.recipe.save_every == 0 or step == self.steps
+
+    def evaluates(self, step: int) -> bool:
+        return step % self.recipe.eval_every == 0 or step == self.steps
+
     def sample(self, micro_batch: int, data_parallel_rank: int) -> int:
         """First sample, within the global batch, of a rank's micro-batch: samples interleave over replicas."""
         return (micro_batch * self.data_parallel + data_parallel_rank) * self.micro_batch

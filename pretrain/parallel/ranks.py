@@ -1,9 +1,12 @@
 """This process among the others: rank, device, groups, and how the run is asked to stop."""
 
+import atexit
 import logging
 import os
+import shutil
 import signal
 import tempfile
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Iterator, Literal
@@ -48,11 +51,6 @@ class Ranks:
         return bool(votes.item())
 
 
-def environment_world_size() -> int:
-    """Processes that torchrun started; 1 under plain python."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def choose_device(name: DeviceName) -> torch.device:
     """The device of this rank. `auto` is the CPU only where torch is a CPU build.
 
@@ -66,17 +64,34 @@ def choose_device(name: DeviceName) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def prepare_libraries(device: torch.device) -> None:
+    """What DeepSpeed reads when it is imported, and silence for notices that tell a user of this program nothing.
+
+    Call it before anything imports DeepSpeed or Megatron-Core.
+    """
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, also where no launcher set it
+    # A killed job leaves a lock in the shared cache, on which the next one would wait for ever.
+    if "TORCH_EXTENSIONS_DIR" not in os.environ:
+        os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
+        atexit.register(shutil.rmtree, os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True)
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+
+
 @contextmanager
 def launch(recipe: Recipe, device: torch.device) -> Iterator[Ranks]:
     """Set up process groups, device and signals; take them down again."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(recipe.threads or cores_per_rank(local_ranks))
-    _prepare_libraries(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    world_size, rank = environment_world_size(), int(os.environ.get("RANK", "0"))
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, rank=rank, world_size=world_size)
@@ -113,15 +128,3 @@ def destroy_groups() -> None:
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
-
-
-def _prepare_libraries(device: torch.device) -> None:
-    """What DeepSpeed reads when it is imported, and the notices that tell a user of this program nothing."""
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, also where no launcher set it
-    # A killed job leaves a lock in the shared cache, on which the next one would wait for ever.
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", tempfile.mkdtemp(prefix="torch-extensions-"))
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.ERROR)

@@ -1,0 +1,127 @@
+"""python -m pretrain train | plan RECIPE [options]"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Iterator, Sequence
+
+from pretrain.config.deepspeed import DeepSpeedConfig
+from pretrain.config.recipe import Recipe
+from pretrain.config.run import Run, read_run
+from pretrain.config.strict import COMMAND_LINE, Strict, did_you_mean, section_of
+from pretrain.errors import UserError
+
+Pairs = list[tuple[str, str]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it ended well, 2 for a mistake of the user's, 1 for a run that could not go on."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 2
+    if getattr(args, "explain", False):
+        print(_explain_settings())
+        return 0
+    try:
+        if not args.recipe:
+            raise UserError(f"{COMMAND_LINE}: which recipe? As in `python -m pretrain {args.command} ul2_tiny`")
+        return _train(args, rest) if args.command == "train" else _plan(args, rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+def _train(args: argparse.Namespace, rest: list[str]) -> int:
+    run = _read_run(args, rest, fixed=("run-dir", "resume", "stop-at", "device", "ds-config"))
+    from pretrain.parallel.ranks import choose_device, prepare_libraries
+
+    device = choose_device(args.device)
+    prepare_libraries(device)  # before the imports below read the environment
+    from pretrain.options import TrainOptions
+    from pretrain.parallel.engine import TrainingStopped
+    from pretrain.train import train
+
+    try:
+        train(run, TrainOptions(args.run_dir, args.resume, args.stop_at, device))
+    except TrainingStopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _plan(args: argparse.Namespace, rest: list[str]) -> int:
+    run = _read_run(args, rest, fixed=("ds-config",))
+    import torch
+
+    from pretrain.parallel.ranks import prepare_libraries
+
+    prepare_libraries(torch.device("cpu"))
+    from pretrain.plan import print_plan
+
+    print_plan(run)
+    return 0
+
+
+def _read_run(args: argparse.Namespace, rest: list[str], fixed: Sequence[str]) -> Run:
+    return read_run(args.recipe, _pairs(rest, fixed), args.ds_config, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pretrain", allow_abbrev=False, description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    settings = "Any field of the recipe is an option, as --steps or --model.num_layers; any key of the JSON after --ds., as --ds.zero_optimization.stage."
+    for name, text in (("train", "train a recipe, or go on with it"), ("plan", "check everything and show what a run would do")):
+        command = commands.add_parser(name, help=text, allow_abbrev=False, epilog=settings)
+        command.add_argument("recipe", nargs="?", help="name in pretrain/recipes/, or path to a YAML file")
+        command.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
+        command.add_argument("--explain", action="store_true", help="list every setting of recipe and JSON with its meaning")
+        if name == "train":
+            command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/RECIPE-METHOD-DATETIME")
+            command.add_argument("--resume", default="auto", metavar="auto|never|CHECKPOINT", help="auto: the newest good one of the run directory, if any")
+            command.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
+            command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
+    return parser
+
+
+def _pairs(rest: list[str], fixed: Sequence[str]) -> Pairs:
+    """Options that argparse does not know, with their values; a first look at whether they can exist."""
+    known = [name.replace("_", "-") for name in Recipe.model_fields] + ["tokens", "ds", *fixed]
+    pairs: Pairs = []
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--"):
+            raise UserError(f'{COMMAND_LINE}: unexpected "{word}"; options are written --name value')
+        option, equals, value = word.partition("=")
+        top = option.removeprefix("--").split(".")[0].replace("_", "-")
+        if top not in known:
+            raise UserError(f'{COMMAND_LINE}: unknown option "{option}"' + did_you_mean(top, known, "--"))
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise UserError(f'{COMMAND_LINE}: option "{option}" needs a value')
+        pairs.append((option, value))
+    names = [option for option, _ in pairs]
+    if "--tokens" in names and "--steps" in names:
+        raise UserError(f"{COMMAND_LINE}: --tokens and --steps both set the length of the run; give one")
+    return pairs
+
+
+def _explain_settings() -> str:
+    lines = [f"{key:<55} {text}" for prefix, model in (("--", Recipe), ("--ds.", DeepSpeedConfig)) for key, text in _settings(model, prefix)]
+    return "\n".join(lines)
+
+
+def _settings(model: type[Strict], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, field in model.model_fields.items():
+        section = section_of(model, name)
+        if section is None:
+            yield prefix + name, " ".join((field.description or "").split())
+        else:
+            yield from _settings(section, f"{prefix}{name}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

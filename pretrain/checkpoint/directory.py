@@ -1,0 +1,163 @@
+"""The run directory: what is in it, whether it is ours, and which checkpoint to go on from.
+
+A checkpoint is a folder `checkpoints/step_00000200`. It gets that name only when every byte of it is on disk, together
+with a manifest of sizes and checksums; LATEST is written last.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Callable
+
+import yaml
+
+from pretrain.config import Run
+from pretrain.config.deepspeed import DeepSpeedConfig
+from pretrain.config.recipe import Recipe
+from pretrain.config.run import dump_json
+from pretrain.config.strict import parse, read_json, read_yaml
+from pretrain.errors import UserError
+
+MANIFEST = "manifest.json"
+PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths and facts of one run directory."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def ds_config(self) -> Path:
+        return self.path / "ds_config.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step:08d}"
+
+    def holds_a_run(self) -> bool:
+        """Has a step been trained here? A start that failed before its first step leaves nothing worth keeping."""
+        metrics = self.path / "metrics.jsonl"
+        return (metrics.exists() and metrics.stat().st_size > 0) or any(self.checkpoints.glob("step_*"))
+
+    def claim(self, run: Run, resume: str) -> None:
+        """Make the directory this run's, or check that it is.
+
+        Raises:
+            UserError: it cannot be written, or holds another run, or any run if `resume` is "never".
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run directory {self.path}: cannot be made: {error.strerror}") from None
+        if self.holds_a_run() and resume == "never":
+            raise UserError(f"run directory {self.path}: holds a run; choose another with --run-dir, or --resume auto")
+        if self.holds_a_run():
+            self._require_same(run)
+            return
+        _write_whole(self.ds_config, dump_json(run.ds.model_dump(mode="json", exclude_none=True)))
+        header = "".join(f"# {line}\n" for line in provenance())
+        body = yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False)
+        _write_whole(self.recipe, f"# {run.name}, as run\n{header}{body}")
+
+    def _require_same(self, run: Run) -> None:
+        recipe = parse(Recipe, read_yaml(self.recipe), str(self.recipe))
+        ds = parse(DeepSpeedConfig, read_json(self.ds_config), str(self.ds_config))
+        theirs = Run(run.name, recipe, ds, str(self.recipe), str(self.ds_config)).identity()
+        ours = run.identity()
+        different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+        if different:
+            shown = "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in different[:5])
+            more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+            raise UserError(f"run directory {self.path}: holds another run: {shown}{more}; choose another with --run-dir")
+
+
+def newest_good(directory: RunDirectory, tell: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose every byte is as it was written; tells which newer ones it passed over and why."""
+    for folder in sorted(directory.checkpoints.glob("step_" + "[0-9]" * 8), reverse=True):
+        problem = damage(folder)
+        if problem is None:
+            return folder
+        tell(f"passing over {folder}: {problem}")
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None if nothing is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, facts in manifest["files"].items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != facts["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
+            if _sha256(file) != facts["sha256"]:
+                return f"{name} is not what was written (checksum)"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def seal(unfinished: Path, folder: Path, facts: dict[str, Any]) -> None:
+    """Turn a folder of written files into a checkpoint: manifest, everything to disk, name, LATEST."""
+    files = sorted(p for p in unfinished.rglob("*") if p.is_file())
+    facts = {**facts, "files": {str(p.relative_to(unfinished)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}}
+    _write_whole(unfinished / MANIFEST, dump_json(facts))
+    for path in [*files, *(p for p in unfinished.rglob("*") if p.is_dir()), unfinished]:
+        _to_disk(path)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(unfinished, folder)
+    _write_whole(folder.parent / "LATEST", folder.name + "\n")
+    _to_disk(folder.parent)
+
+
+def prune(directory: RunDirectory, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints, and what killed saves left behind."""
+    folders = sorted(directory.checkpoints.glob("step_" + "[0-9]" * 8))
+    for folder in [*folders[:-keep], *directory.checkpoints.glob("*.unfinished")]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def provenance() -> list[str]:
+    """Versions and commit, a line each."""
+    lines = [f"python {platform.python_version()}", *(f"{package} {version(package)}" for package in PACKAGES)]
+    home = Path(__file__).parent
+    git = subprocess.run(["git", "-C", home, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True)
+    return [*lines, f"commit {git.stdout.strip() or 'unknown'}"]
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """A file with all of the text, or the one that was there before."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    _to_disk(part)
+    os.replace(part, path)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

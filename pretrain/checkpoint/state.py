@@ -1,0 +1,79 @@
+"""Save and resume: the engine's whole state, on the layout that wrote it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch.distributed as dist
+
+from pretrain.checkpoint.directory import MANIFEST, RunDirectory, damage, newest_good, provenance, prune, seal
+from pretrain.config import Run
+from pretrain.errors import UserError
+from pretrain.parallel.engine import Engine, TrainingStopped
+
+STATE = "state"
+"""Subfolder with DeepSpeed's files: weights, masters, moments."""
+
+
+def save(run: Run, engine: Engine, directory: RunDirectory, step: int) -> None:
+    """Write checkpoint `step`.
+
+    Raises:
+        TrainingStopped: it could not be written; nothing that looks like a checkpoint is left, older ones stay.
+    """
+    folder = directory.checkpoint(step)
+    unfinished = folder.with_suffix(".unfinished")
+    main = engine.ranks.is_main
+    try:
+        if main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        dist.barrier()
+        engine.deepspeed.save_checkpoint(str(unfinished), tag=STATE, save_latest=False)
+        dist.barrier()
+        if main:
+            seal(unfinished, folder, {"step": step, "layout": layout(run), "versions": provenance()})
+            prune(directory, run.recipe.keep_checkpoints)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        kept = newest_good(directory, tell=lambda _: None)
+        rest = f"the newest good one is {kept}" if kept else "there is no older one"
+        raise TrainingStopped(f"checkpoint {folder} could not be written ({_first_line(error)}); {rest}") from error
+    dist.barrier()
+
+
+def resume(run: Run, engine: Engine, directory: RunDirectory, choice: str) -> int:
+    """Load what `--resume` asks for; returns the step after which training goes on, 0 for the start.
+
+    Raises:
+        UserError: a checkpoint that was asked for by path is not good, or was written on another layout.
+    """
+    tell = print if engine.ranks.is_main else lambda _: None
+    if choice == "never":
+        return 0
+    folder = newest_good(directory, tell) if choice == "auto" else Path(choice)
+    if folder is None:
+        return 0
+    problem = damage(folder) if choice != "auto" else None
+    if problem:
+        raise UserError(f"--resume {folder}: {problem}")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if manifest["layout"] != layout(run):
+        raise UserError(f"{folder}: written on layout {manifest['layout']}, this run has {layout(run)}; use the same")
+    engine.deepspeed.load_checkpoint(str(folder), tag=STATE)
+    tell(f"resuming after step {manifest['step']} from {folder}")
+    return manifest["step"]
+
+
+def layout(run: Run) -> dict:
+    """What a checkpoint of DeepSpeed's depends on."""
+    return {
+        **run.recipe.parallel.model_dump(),
+        "data": run.data_parallel,
+        "zero_stage": run.ds.zero_optimization.stage,
+        "bf16": run.ds.bf16.enabled,
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,62 @@
+"""metrics.jsonl: one JSON object a training step, and one an evaluation. Every step stands once, whatever happened."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pretrain.errors import UserError
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All complete rows. A killed run may leave half a line at the end; that is no row.
+
+    Raises:
+        UserError: a complete line that is not a row.
+    """
+    return [row for row, _ in _rows(path)]
+
+
+def training_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if "loss" in row]
+
+
+def evaluation_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if "eval_loss" in row]
+
+
+class MetricsFile:
+    """Appends rows; each is in the file, whole, when the step ends."""
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        """Cut what lies beyond step `resumed_at`, leaving the bytes before it alone."""
+        found = list(_rows(path)) if path.exists() else []
+        self.restarts = 1 + max((row.get("restart", 0) for row, _ in found), default=-1)
+        """How often the run has been resumed: 0 for the first start."""
+        kept = [(row, end) for row, end in found if row["step"] <= resumed_at]
+        self.last_row: dict[str, Any] | None = next((row for row, _ in reversed(kept) if "loss" in row), None)
+        """The newest training row that stays."""
+        self._file: BinaryIO = path.open("ab")
+        os.truncate(path, kept[-1][1] if kept else 0)
+
+    def append(self, row: dict[str, Any]) -> None:
+        self._file.write((json.dumps(row) + "\n").encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _rows(path: Path):
+    """Pairs of a row and the offset at which its line ends, in order."""
+    end = 0
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            return
+        end += len(line)
+        try:
+            row = json.loads(line)
+            row["step"]
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: line {number} is not a row; restore the file or start in another run directory") from None
+        yield row, end

@@ -1,0 +1,134 @@
+"""Writes a run's rows, TensorBoard events, progress and report. Rank 0 does; on other ranks it only measures."""
+
+import resource
+import time
+from collections import deque
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any, Sequence
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from pretrain.config import Run
+from pretrain.observe.console import Console, Line
+from pretrain.observe.metrics import MetricsFile
+from pretrain.observe.report import write_report
+from pretrain.subnetwork import Path as LayerPath
+from pretrain.subnetwork.flops import expected_active
+
+NOT_SCALARS = {"step", "time"}
+RECENT = 20
+"""Steps over which the pace is measured."""
+
+
+class Observer:
+    """Watches the loop of one rank."""
+
+    def __init__(self, run: Run, directory: Path, is_main: bool, device: torch.device, resumed_at: int) -> None:
+        self.run, self.directory, self.device = run, directory, device
+        self.shape = run.recipe.shape
+        self.pace: deque[float] = deque(maxlen=RECENT)
+        self._mark = time.perf_counter()
+        self._data_seconds = 0.0
+        self.is_main = is_main
+        if not is_main:
+            return
+        self.metrics = MetricsFile(directory / "metrics.jsonl", resumed_at)
+        self.layers_run = self._layers_run_before(resumed_at)
+        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1)
+        self.console = Console(run, resumed_at + 1)
+
+    def data_ready(self) -> None:
+        """Called when a step's batch has arrived; a step begins where the one before ended."""
+        self._data_seconds = time.perf_counter() - self._mark
+
+    def step(self, step: int, result: Any, paths: Sequence[LayerPath]) -> None:
+        """Called after the update of `step`."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - self._mark
+        self._mark = time.perf_counter()
+        if not self.is_main:
+            return
+        run, layers = self.run, self.run.recipe.model.num_layers
+        active = sum(path.length for path in paths) / len(paths)
+        self.layers_run += sum(path.length for path in paths)
+        operations = self.shape.token(active) * run.tokens_per_step
+        self.pace.append(seconds / operations)
+        row = {
+            "step": step,
+            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "lr": result.lr,
+            "tokens": step * run.tokens_per_step,
+            "target_tokens": result.targets,
+            "stage": run.method.stage(step).index,
+            "active_layers": active,
+            "layer_flops_saved": 1 - self.layers_run / (step * len(paths) * layers),
+            "step_seconds": round(seconds, 6),
+            "data_seconds": round(self._data_seconds, 6),
+            "tokens_per_second": round(run.tokens_per_step / seconds, 1),
+            "tflops_per_gpu": operations / seconds / run.world_size / 1e12,
+            "peak_memory_gib": round(peak_memory_gib(self.device), 3),
+            "restart": self.metrics.restarts,
+        }
+        self._record(row)
+        self.console.step(Line(run, row, self._eta(step)))
+
+    def evaluation(self, step: int, loss: float, by_mode: dict[str, float]) -> None:
+        """Called with the loss on held-out text, all layers active; its time belongs to no step."""
+        self._mark = time.perf_counter()
+        if not self.is_main:
+            return
+        modes = {f"eval_loss_{mode.strip('[]').lower()}": value for mode, value in by_mode.items()}
+        self._record({"step": step, "eval_loss": loss, **modes})
+        parts = "  ".join(f"{mode} {value:.4f}" for mode, value in by_mode.items())
+        self.console.say(f"step {step}/{self.run.steps}  held-out loss {loss:.4f} (all layers)  {parts}")
+
+    def saved(self, step: int) -> None:
+        """Called after a checkpoint; its time belongs to no step."""
+        self._mark = time.perf_counter()
+
+    def close(self, finished: bool) -> None:
+        """End of the loop, whatever ended it; a finished run gets its report."""
+        if not self.is_main:
+            return
+        self.metrics.close()
+        self.board.close()
+        self.console.close()
+        if finished:
+            print(write_report(self.run, self.directory), flush=True)
+
+    def _record(self, row: dict[str, Any]) -> None:
+        self.metrics.append(row)
+        for name, value in row.items():
+            if name not in NOT_SCALARS:
+                self.board.add_scalar(name, value, row["step"])
+
+    def _layers_run_before(self, step: int) -> int:
+        """Layers run so far, summed over paths: a whole number, which the newest row holds as a fraction."""
+        row = self.metrics.last_row
+        if row is None or step == 0:
+            return 0
+        slots = row["step"] * len(self.run.method.paths(row["step"])) * self.run.recipe.model.num_layers
+        return round((1 - row["layer_flops_saved"]) * slots)
+
+    def _eta(self, step: int) -> float | None:
+        """Remaining operations at the recent pace: later stages take longer a step, and the estimate knows it."""
+        if len(self.pace) < 2:
+            return None
+        remaining = sum(
+            max(0, stage.last_step - max(step, stage.first_step - 1)) * self.shape.token(float(expected_active(self.run.method, stage)))
+            for stage in self.run.method.stages
+        )
+        return median(self.pace) * remaining * self.run.tokens_per_step
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory in use at a time since the start: of the GPU, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

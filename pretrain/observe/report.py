@@ -1,0 +1,100 @@
+"""The closing summary and RUN/report/: numbers, plots and a page that shows them."""
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from pretrain.config import Run
+from pretrain.observe.metrics import evaluation_rows, read_rows, training_rows
+from pretrain.observe.plots import draw_plots
+from pretrain.subnetwork.flops import savings
+
+ENDS = 20
+"""Steps at either end over which losses are averaged."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run in numbers."""
+
+    first_loss: float
+    last_loss: float
+    eval_loss: float | None
+    layer_flops_saved: float
+    ideal_speedup: float
+    realised_speedup: float | None
+    """None where no step ran all layers, against which to compare."""
+
+    @classmethod
+    def of(cls, run: Run, rows: list[dict[str, Any]]) -> "Summary":
+        steps, evaluations = training_rows(rows), evaluation_rows(rows)
+        shape = run.recipe.shape
+        ideal = shape.token(shape.layers) / fmean(shape.token(row["active_layers"]) for row in steps)
+        timed = _without_first_of_each_start(steps)
+        full = [row["step_seconds"] for row in timed if row["active_layers"] == shape.layers]
+        realised = median(full) / _mean_of_medians(timed) if full else None
+        return cls(
+            first_loss=fmean(row["loss"] for row in steps[:ENDS]),
+            last_loss=fmean(row["loss"] for row in steps[-ENDS:]),
+            eval_loss=evaluations[-1]["eval_loss"] if evaluations else None,
+            layer_flops_saved=steps[-1]["layer_flops_saved"],
+            ideal_speedup=ideal,
+            realised_speedup=realised,
+        )
+
+    def lines(self, run: Run) -> list[tuple[str, str]]:
+        expected = savings(run.method, run.recipe.shape)
+        realised = "no step ran all layers to compare with" if self.realised_speedup is None else f"{self.realised_speedup:.2f}x"
+        held_out = "not evaluated" if self.eval_loss is None else f"{self.eval_loss:.4f} (all layers)"
+        return [
+            ("training loss", f"{self.first_loss:.4f} in the first {ENDS} steps, {self.last_loss:.4f} in the last"),
+            ("held-out loss", held_out),
+            ("layer FLOPs saved", f"{100 * self.layer_flops_saved:.1f} % (expected {expected.layer_factor:.2f}x fewer)"),
+            ("speed-up, ideal", f"{self.ideal_speedup:.2f}x (embedding and output projection are never skipped)"),
+            ("speed-up, realised", realised),
+        ]
+
+
+def write_report(run: Run, directory: Path) -> str:
+    """Write RUN/report/ and return the closing summary."""
+    rows = read_rows(directory / "metrics.jsonl")
+    if not training_rows(rows):
+        return "no step was trained"
+    out = directory / "report"
+    out.mkdir(exist_ok=True)
+    plots = draw_plots(run, rows, out)
+    lines = Summary.of(run, rows).lines(run)
+    (out / "index.html").write_text(_page(run, lines, plots), encoding="utf-8")
+    width = max(len(name) for name, _ in lines)
+    text = [f"  {name.ljust(width)}  {value}" for name, value in lines]
+    return "\n".join(["", f"{run.name}, {run.method.name}, {run.steps} steps:", *text, f"  {'plots'.ljust(width)}  {out / 'index.html'}"])
+
+
+def _without_first_of_each_start(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first step after a start warms up caches and allocators; it says nothing about speed."""
+    return [row for before, row in zip(rows, rows[1:]) if before["restart"] == row["restart"]]
+
+
+def _mean_of_medians(rows: list[dict[str, Any]]) -> float:
+    """Mean step time over the run, each length's by its median, so that a hiccup of the machine does not count."""
+    lengths = sorted({row["active_layers"] for row in rows})
+    groups = [[row["step_seconds"] for row in rows if row["active_layers"] == n] for n in lengths]
+    return sum(median(group) * len(group) for group in groups) / len(rows)
+
+
+def _page(run: Run, lines: list[tuple[str, str]], plots: list[tuple[str, str]]) -> str:
+    table = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in lines)
+    figures = "".join(
+        f'<figure><img src="{name}" alt="{html.escape(text)}"><figcaption>{html.escape(text)}</figcaption></figure>'
+        for name, text in plots
+    )
+    title = html.escape(f"{run.name}, {run.method.name}, {run.steps} steps")
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+th {{ text-align: left; font-weight: 600; padding-right: 2rem }} img {{ max-width: 100% }} figure {{ margin: 2rem 0 }}
+figcaption {{ color: #555 }}
+</style></head><body><h1>{title}</h1><table>{table}</table>{figures}</body></html>
+"""

@@ -1,0 +1,35 @@
+"""What `train` is told on its command line beyond recipe and JSON: where, how long, on what."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pretrain.checkpoint.directory import RunDirectory
+from pretrain.config import Run
+from pretrain.parallel.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Choices that are not the run's: they change nothing in what is trained."""
+
+    run_dir: Path | None
+    resume: str
+    """auto, never, or a checkpoint's path."""
+    stop_at: int | None
+    """End after this step as if interrupted; schedules stay laid out over all steps."""
+    device: torch.device
+
+    def claim_directory(self, run: Run, ranks: Ranks) -> RunDirectory:
+        """The run directory, made and checked by rank 0; its path is the first thing printed."""
+        name = [str(self.run_dir or f"runs/{run.name}-{run.method.name}-{datetime.now():%Y%m%d-%H%M%S}")]
+        dist.broadcast_object_list(name)
+        directory = RunDirectory(Path(name[0]))
+        if ranks.is_main:
+            print(directory.path, flush=True)
+            directory.claim(run, self.resume)
+        dist.barrier()
+        return directory

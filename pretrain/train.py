@@ -1,0 +1,39 @@
+"""The training loop. Read this first."""
+
+from pretrain.checkpoint.state import resume, save
+from pretrain.data.loader import open_data
+from pretrain.observe.observer import Observer
+from pretrain.options import TrainOptions
+from pretrain.parallel.engine import Engine
+from pretrain.parallel.ranks import launch
+from pretrain.config import Run
+
+
+def train(run: Run, options: TrainOptions) -> None:
+    """Train a run from wherever it stands to its end, or until it is asked to stop."""
+    with launch(run.recipe, options.device) as ranks:  # groups, device, signals
+        directory = options.claim_directory(run, ranks)
+        data = open_data(run, ranks.data_parallel_rank)
+        engine = Engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
+        done = resume(run, engine, directory, options.resume)  # 0 when there is nothing to resume
+        watch = Observer(run, directory.path, ranks.is_main, ranks.device, done)
+        finished = done >= run.steps
+        try:
+            for step in range(done + 1, run.steps + 1):
+                paths = run.method.paths(step)  # which layers each part of the batch runs
+                batches = data.batch(step)
+                watch.data_ready()
+                result = engine.step(step, batches, paths)
+                watch.step(step, result, paths)
+                if run.evaluates(step):
+                    watch.evaluation(step, *engine.evaluate(data.held_out()))  # all layers, always
+                stop = ranks.agree(ranks.stop_requested or step == options.stop_at)  # a signal reached some rank
+                finished = step == run.steps
+                if run.saves(step) or stop:
+                    save(run, engine, directory, step)
+                    watch.saved(step)
+                if stop:
+                    break
+        finally:
+            data.close()
+            watch.close(finished)

@@ -1,0 +1,96 @@
+"""The engine trains as the plainest reference does, and no way of breaking it stays unnoticed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pretrain.data.loader import open_data
+from pretrain.parallel.engine import Engine
+from pretrain.subnetwork import path_of_sample
+from tests.reference import Reference, cosine
+
+STEPS = 10
+TOLERANCE = 1e-4
+
+
+def train_both(run, ranks, shift_path: int = 0, reference_scale: bool = True, mean_of_means: bool = False):
+    """Losses and norms of both over STEPS steps, and the largest difference of a weight at the end."""
+    data = open_data(run)
+    engine = Engine(run, ranks)
+    model = run.recipe.model
+    reference = Reference(
+        dict(engine.whole.named_parameters()), model.num_layers, model.num_attention_heads, model.vocab_size, model.norm_epsilon
+    )
+    ours, theirs = [], []
+    for step in range(1, STEPS + 1):
+        batches = data.batch(step)
+        counts = [int(batch.targets.sum()) for batch in batches]
+        assert len(set(counts)) > 1, "target counts must differ between micro-batches, or the test shows nothing"
+        paths = run.method.paths(step)
+        per_batch = [
+            paths[path_of_sample(index * run.micro_batch, run.batch, len(paths))] for index in range(run.micro_batches)
+        ]
+        if not reference_scale:
+            per_batch = [replace(path, scale=(1.0,) * len(path.scale)) for path in per_batch]
+        result = engine.step(step, batches, run.method.paths(step + shift_path))
+        lr = cosine(step, run.steps, 4, 1e-3, 0.1)
+        assert result.lr == pytest.approx(lr)
+        ours.append((result.loss, result.grad_norm))
+        if mean_of_means:
+            theirs.append(mean_of_means_step(reference, batches, per_batch, lr))
+        else:
+            theirs.append(reference.step(batches, per_batch, lr))
+    data.close()
+    weights = max(float((p.detach().double() - reference.weights[n]).abs().max()) for n, p in engine.whole.named_parameters())
+    return torch.tensor(ours), torch.tensor(theirs), weights
+
+
+def mean_of_means_step(reference: Reference, batches, paths, lr: float) -> tuple[float, float]:
+    """The mistake: average each micro-batch's mean, whatever its number of targets."""
+    plain = reference.loss_sum
+    most = sum(int(b.targets.sum()) for b in batches)
+    reference.loss_sum = lambda batch, path: plain(batch, path) / int(batch.targets.sum()) * most / len(batches)
+    try:
+        return reference.step(batches, paths, lr)
+    finally:
+        del reference.loss_sum
+
+
+def assert_parity(ours, theirs, weights) -> None:
+    assert (ours[:, 0] - theirs[:, 0]).abs().max() < TOLERANCE
+    assert ((ours[:, 1] - theirs[:, 1]) / theirs[:, 1]).abs().max() < TOLERANCE
+    assert theirs[:, 1].min() > 0.5, "clipping must act, or the test does not cover it"
+    assert weights < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("model.recompute=layer",),
+        ("model.tied_embeddings=false", "ds.progressive_subnetwork.residual_scale=1/keep"),
+        ("ds.zero_optimization.stage=0", "ds.progressive_subnetwork.residual_scale=1/sqrt(keep)", "model.recompute=layer"),
+        ("ds.progressive_subnetwork.method=full",),
+    ],
+)
+def test_training_equals_the_plain_reference(project, ranks, settings):
+    assert_parity(*train_both(project.run(*settings), ranks))
+
+
+def assert_noticed(ours, theirs, weights) -> None:
+    with pytest.raises(AssertionError):
+        assert_parity(ours, theirs, weights)
+
+
+def test_a_path_shifted_by_one_step_is_noticed(project, ranks):
+    assert_noticed(*train_both(project.run(), ranks, shift_path=1))
+
+
+def test_a_scale_left_out_is_noticed(project, ranks):
+    run = project.run("ds.progressive_subnetwork.residual_scale=1/keep")
+    assert_noticed(*train_both(run, ranks, reference_scale=False))
+
+
+def test_a_mean_of_micro_batch_means_is_noticed(project, ranks):
+    assert_noticed(*train_both(project.run(), ranks, mean_of_means=True))

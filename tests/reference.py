@@ -1,0 +1,120 @@
+"""The plainest program that trains the same model on the same batches: one file, float64, no framework.
+
+It shares nothing with the product but the batches, the paths and the initial weights.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Reference:
+    """Weights by Megatron-Core's names, AdamW and clipping written out."""
+
+    weights: dict[str, Tensor]
+    layers: int
+    heads: int
+    pieces: int
+    """Rows of the embedding that are real; the others only pad it."""
+    epsilon: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    clipping: float = 0.5
+    updates: int = 0
+    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.weights = {name: w.detach().double().clone().requires_grad_() for name, w in self.weights.items()}
+        self.moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in self.weights.items()}
+
+    def step(self, batches, paths_of_batches, lr: float) -> tuple[float, float]:
+        """One update; returns loss per target token of all batches together, and the gradient's norm."""
+        targets = sum(int(batch.targets.sum()) for batch in batches)
+        loss = sum(self.loss_sum(batch, path) for batch, path in zip(batches, paths_of_batches)) / targets
+        gradients = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
+        gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(self.weights.values(), gradients)]
+        norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
+        factor = min(1.0, self.clipping / norm)
+        self.updates += 1
+        for (name, weight), gradient in zip(self.weights.items(), gradients):
+            self._adamw(name, weight, gradient * factor, lr)
+        return loss.item(), norm
+
+    def loss_sum(self, batch, path) -> Tensor:
+        """Cross entropy summed over the targets of a batch."""
+        logits = self.logits(batch, path)
+        log_probabilities = logits[..., : self.pieces].log_softmax(-1)
+        labels = torch.from_numpy(batch.labels)
+        chosen = log_probabilities.gather(-1, labels.clamp(max=self.pieces - 1)[..., None])[..., 0]
+        return -(chosen * torch.from_numpy(batch.targets)).sum()
+
+    def logits(self, batch, path) -> Tensor:
+        """[b, s, padded vocabulary]"""
+        may = self._mask(batch)
+        x = self.weights["embedding.word_embeddings.weight"][torch.from_numpy(batch.tokens)]
+        for layer in range(self.layers):
+            if path.active[layer]:
+                x = self._layer(x, f"decoder.layers.{layer}.", may, path.scale[layer])
+        x = self._norm(x, "decoder.final_layernorm.weight")
+        out = self.weights.get("output_layer.weight", self.weights["embedding.word_embeddings.weight"])
+        return x @ out.T
+
+    def _layer(self, x: Tensor, name: str, may: Tensor, scale: float) -> Tensor:
+        w = {key.removeprefix(name): weight for key, weight in self.weights.items() if key.startswith(name)}
+        b, s, h = x.shape
+        d = h // self.heads
+        qkv = (self._norm(x, name + "input_layernorm.weight") @ w["self_attention.linear_qkv.weight"].T).view(b, s, self.heads, 3, d)
+        q, k, v = qkv.unbind(3)
+        q, k = self._rotate(q), self._rotate(k)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(d)
+        attention = scores.masked_fill(~may[:, None], -math.inf).softmax(-1)
+        mixed = torch.einsum("bhqk,bkhd->bqhd", attention, v).reshape(b, s, h)
+        x = x + scale * (mixed @ w["self_attention.linear_proj.weight"].T)
+        gate, up = (self._norm(x, name + "pre_mlp_layernorm.weight") @ w["mlp.linear_fc1.weight"].T).chunk(2, -1)
+        return x + scale * ((torch.nn.functional.silu(gate) * up) @ w["mlp.linear_fc2.weight"].T)
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        return x / torch.sqrt((x**2).mean(-1, keepdim=True) + self.epsilon) * self.weights[name]
+
+    @staticmethod
+    def _rotate(x: Tensor) -> Tensor:
+        """Rotary positions: dimension i and i + d/2 turn by position / 10000^(2i/d)."""
+        s, d = x.shape[1], x.shape[3]
+        angle = torch.arange(s).double()[:, None] * 10_000.0 ** (-torch.arange(0, d, 2).double() / d)
+        cos, sin = angle.cos()[None, :, None], angle.sin()[None, :, None]
+        left, right = x.chunk(2, -1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
+
+    @staticmethod
+    def _mask(batch) -> Tensor:
+        """[b, q, k], written as loops say it: same example, and not ahead unless the key is of the prefix."""
+        b, s = batch.segments.shape
+        may = torch.zeros(b, s, s, dtype=torch.bool)
+        for sample in range(b):
+            for q in range(s):
+                for k in range(s):
+                    same = batch.segments[sample, q] == batch.segments[sample, k]
+                    may[sample, q, k] = bool(same and (k <= q or batch.prefix[sample, k]))
+        return may
+
+    @torch.no_grad()
+    def _adamw(self, name: str, weight: Tensor, gradient: Tensor, lr: float) -> None:
+        first, second = self.moments[name]
+        b1, b2 = self.betas
+        first.mul_(b1).add_((1 - b1) * gradient)
+        second.mul_(b2).add_((1 - b2) * gradient**2)
+        decay = self.weight_decay if weight.dim() >= 2 else 0.0
+        weight.mul_(1 - lr * decay)
+        corrected = (first / (1 - b1**self.updates)) / ((second / (1 - b2**self.updates)).sqrt() + 1e-8)
+        weight.sub_(lr * corrected)
+
+
+def cosine(step: int, steps: int, warmup: int, top: float, floor: float) -> float:
+    """DeepSpeed's WarmupCosineLR at its value `step`."""
+    if step < warmup:
+        return top * step / warmup
+    progress = min(1.0, (step - warmup + 1) / (steps - warmup))
+    return top * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
