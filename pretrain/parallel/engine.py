@@ -81,7 +81,7 @@ class Engine:
         ]
         self._set_mode(training=True)
         # DeepSpeed averages gradients over replicas, so each replica's part is scaled up by their number.
-        sums = self._schedule(micro_batches, scale=self.run.data_parallel / targets)
+        sums = self.forward_backward(micro_batches, scale=self.run.data_parallel / targets)
         losses = self._require_finite(step, [entry["sums"].sum() for entry in sums])
         self._complete_gradients()
         lr = self._set_learning_rate(step)
@@ -95,7 +95,7 @@ class Engine:
         """Loss per target token with all layers active: overall, and for each mode token of the mixture."""
         full = Path.full(self.run.recipe.model.num_layers)
         self._set_mode(training=False)
-        entries = self._schedule([MicroBatch(batch, full) for batch in batches], scale=1.0, forward_only=True)
+        entries = self.forward_backward([MicroBatch(batch, full) for batch in batches], scale=1.0, forward_only=True)
         denoisers = self.run.recipe.data.denoisers
         totals = torch.zeros(2, len(denoisers), dtype=torch.float64, device=self.ranks.device)
         for entry in entries:
@@ -130,7 +130,7 @@ class Engine:
             raise TrainingStopped(f"step {step}: no target token in the whole batch; check data.train")
         return targets
 
-    def _schedule(self, micro_batches: Sequence["MicroBatch"], scale: float, forward_only: bool = False) -> list[dict[str, Tensor]]:
+    def forward_backward(self, micro_batches: Sequence["MicroBatch"], scale: float, forward_only: bool = False) -> list[dict[str, Tensor]]:
         """Forward and backward over all micro-batches; entries of the last pipeline rank, none elsewhere."""
         kinds = len(self.run.recipe.data.denoisers)
         flex = self.run.recipe.model.attention == "flex"

@@ -67,7 +67,7 @@ class Raptr:
         return next(s for s in self.stages if s.first_step <= step <= s.last_step)
 
     def keep(self, stage: Stage) -> tuple[Fraction, ...]:
-        return self.schemes[stage.index].keep()
+        return self.schemes[stage.index].keep
 
     def paths(self, step: int) -> tuple[Path, ...]:
         scheme = self.schemes[self.stage(step).index]
@@ -104,7 +104,7 @@ def make_method(
         for stage in stages
     }
     for scheme in schemes.values():
-        never = [layer for layer, p in enumerate(scheme.keep()) if p == 0]
+        never = [layer for layer, p in enumerate(scheme.keep) if p == 0]
         if never and scheme.length > len(fixed):
             raise ValueError(
                 f"balance_groups {balance_groups}: with paths of {scheme.length} layers, layers {never} would never "

@@ -8,6 +8,7 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Literal, Sequence
 
 Sampler = Literal["bernoulli", "exact", "balanced"]
@@ -62,21 +63,23 @@ class Scheme:
                 f"among {self.layers}; use {max(1, len(self.fixed))} to {self.layers}"
             )
         if self.sampler == "balanced":
-            self._shares()  # raises if no path can be balanced
+            assert self._shares  # raises if no path can be balanced
 
+    @cached_property
     def keep(self) -> tuple[Fraction, ...]:
         """Exact probability of each layer to be active (its marginal under the sampler)."""
         if self.sampler == "balanced":
-            low, eligible, rest = self._shares()
+            low, eligible, rest = self._shares
             return tuple(self._keep_in_group(layer, low, eligible, rest) for layer in range(self.layers))
         free = self.layers - len(self.fixed)
         p = Fraction(self.length - len(self.fixed), free) if free else Fraction(1)
         return tuple(Fraction(1) if layer in self.fixed else p for layer in range(self.layers))
 
+    @cached_property
     def scales(self) -> tuple[float, ...]:
         """Factor on an active layer's residual branches; 1 for a layer that is always active."""
         exponent = {"none": 0.0, "1/keep": 1.0, "1/sqrt(keep)": 0.5}[self.residual_scale]
-        return tuple(1.0 if p in (0, 1) else float(p) ** -exponent for p in self.keep())
+        return tuple(1.0 if p in (0, 1) else float(p) ** -exponent for p in self.keep)
 
     @property
     def group_size(self) -> int:
@@ -85,6 +88,7 @@ class Scheme:
     def group(self, index: int) -> range:
         return range(index * self.group_size, (index + 1) * self.group_size)
 
+    @cached_property
     def _shares(self) -> tuple[list[int], list[int], int]:
         """(lo of each group, groups that may get one more, how many layers those share).
 
@@ -124,12 +128,12 @@ def draw(scheme: Scheme, step: int, index: int) -> Path:
     rank = {layer: _hash(scheme.seed, step, index, layer) for layer in range(scheme.layers)}
     chosen = set(scheme.fixed)
     if scheme.sampler == "bernoulli":
-        keep = scheme.keep()
+        keep = scheme.keep
         chosen |= {n for n in rank if rank[n] * keep[n].denominator < keep[n].numerator << 64}
     elif scheme.sampler == "exact":
         chosen |= _first(range(scheme.layers), scheme.length, rank, chosen)
     else:
-        low, eligible, rest = scheme._shares()
+        low, eligible, rest = scheme._shares
         share = list(low)
         if eligible:
             offset = _hash(scheme.seed, step, index, scheme.layers) % len(eligible)
@@ -138,7 +142,7 @@ def draw(scheme: Scheme, step: int, index: int) -> Path:
                 share[j] += (at + 1) * rest // len(eligible) - at * rest // len(eligible)
         for j, count in enumerate(share):
             chosen |= _first(scheme.group(j), count, rank, chosen)
-    return Path(tuple(n in chosen for n in range(scheme.layers)), scheme.scales())
+    return Path(tuple(n in chosen for n in range(scheme.layers)), scheme.scales)
 
 
 def fingerprint(step: int, paths: Sequence[Path]) -> int:

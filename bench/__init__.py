@@ -1,0 +1,1 @@
+"""Measurements. Each writes its numbers, with date and hardware, to bench/results/."""

@@ -1,0 +1,226 @@
+"""Do skipped layers buy the time that their operations promise?
+
+    python -m bench.path_speed [--rounds N] [--out DIR] [options of train, as --model.hidden_size 512]
+
+Two questions, in one process. The forward and backward pass with half the layers, over that with all of them, divided by the
+ratio of their operations: 1 is perfect. And a whole step of the engine over a bare loop with the same Megatron-Core
+schedule and PyTorch's AdamW: what all the rest costs. Rounds interleave the contestants and change their order, so that the
+machine's drift falls on all alike; ratios are taken within a round, and the median over rounds is reported.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Callable
+
+import numpy as np
+import torch
+
+from pretrain.config import Run, read_run
+from pretrain.parallel.ranks import Ranks, choose_device, launch, prepare_libraries
+from pretrain.subnetwork import Path as LayerPath
+from pretrain.subnetwork.flops import ideal_ratio
+
+HOME = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--out", type=Path, default=HOME / "results")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    args, rest = parser.parse_known_args()
+    run = read_run(str(HOME / "path_speed.yaml"), list(zip(rest[::2], rest[1::2])), str(HOME / "path_speed.json"))
+    device = choose_device(args.device)
+    prepare_libraries(device)
+    with launch(run.recipe, device) as ranks:
+        result = measure(run, ranks, args.rounds)
+    write(result, args.out)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Facts of the measurement and, for each contestant, seconds of every round."""
+
+    facts: dict[str, object]
+    seconds: dict[str, list[float]]
+    ideal: float
+    """Operations of half the layers over those of all."""
+
+    def ratio(self, over: str, under: str) -> float:
+        return median(a / b for a, b in zip(self.seconds[over], self.seconds[under]))
+
+    @property
+    def rows(self) -> list[tuple[str, float, float | None]]:
+        """(what, measured, bar)"""
+        half = self.ratio("half", "all")
+        return [
+            ("forward and backward, half the layers over all", half, None),
+            ("the same by operations (ideal)", self.ideal, None),
+            ("measured over ideal", half / self.ideal, 1.05),
+            ("whole step, engine over bare loop, all layers", self.ratio("engine", "bare"), 1.05),
+            ("whole step, half the layers over all", self.ratio("engine half", "engine"), None),
+        ]
+
+
+def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
+    """Time the contestants in interleaved rounds, after two rounds that do not count."""
+    from pretrain.parallel.engine import Engine, MicroBatch
+
+    layers, half = run.recipe.model.num_layers, run.method.stages[0].path_length
+    engine, bare = Engine(run, ranks), bare_loop(run, ranks)
+    batches = [random_batch(run, index) for index in range(run.micro_batches)]
+    whole = LayerPath.full(layers)
+    counter = iter(range(1, 10**9))
+
+    def forward_backward(path: LayerPath) -> None:
+        engine.forward_backward([MicroBatch(batch, path) for batch in batches], scale=1e-6)
+
+    def contestants() -> dict[str, Callable[[], object]]:
+        step = next(counter)
+        (path,) = run.method.paths(step % run.steps + 1)
+        return {
+            "all": lambda: forward_backward(whole),
+            "half": lambda: forward_backward(path),
+            "engine": lambda: engine.step(step, batches, [whole]),
+            "bare": lambda: bare(batches),
+            "engine half": lambda: engine.step(step, batches, [path]),
+        }
+
+    seconds: dict[str, list[float]] = {name: [] for name in contestants()}
+    for index in range(-2, rounds):
+        turn = contestants()
+        names = list(turn) if index % 2 else list(reversed(turn))
+        for name in names:
+            took = timed(turn[name], ranks.device)
+            engine.whole.zero_grad(set_to_none=True)
+            if index >= 0:
+                seconds[name].append(took)
+    return Result(facts(run, ranks, half, rounds), seconds, ideal_ratio(run.recipe.shape, half))
+
+
+def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
+    """The peer: the same chunks and schedule, PyTorch's AdamW, nothing else."""
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    from pretrain.model.attention import dense_mask
+    from pretrain.model.decoder import build_chunks, transformer_config
+    from pretrain.model.weights import initialize
+
+    config = transformer_config(run.recipe, torch.float32, on_gpu=ranks.device.type == "cuda")
+    (chunk,) = build_chunks(run.recipe, config)
+    initialize([chunk], run.recipe)
+    chunk.to(ranks.device)
+    params = run.ds.optimizer.params
+    optimizer = torch.optim.AdamW(chunk.parameters(), lr=params.lr, betas=params.betas, weight_decay=params.weight_decay, fused=params.fused)
+
+    def forward(iterator, model):
+        batch = next(iterator)
+        tokens, labels, targets, segments, prefix = (
+            torch.from_numpy(a).to(ranks.device) for a in (batch.tokens, batch.labels, batch.targets, batch.segments, batch.prefix)
+        )
+        output = model(tokens, None, dense_mask(segments, prefix, torch.float32), labels=labels)
+        return output, lambda losses: ((losses * targets).sum() / 1e6, targets.sum(dtype=torch.int), {})
+
+    def step(batches: list) -> None:
+        get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=iter(batches),
+            model=chunk,
+            num_microbatches=len(batches),
+            seq_length=run.recipe.data.sequence_length,
+            micro_batch_size=run.micro_batch,
+        )
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def random_batch(run: Run, seed: int):
+    """Random tokens, two examples a sample, the first half of each a prefix."""
+    from pretrain.data.packing import Batch
+
+    length = run.recipe.data.sequence_length
+    batch = Batch.empty(run.micro_batch, length, 0)
+    draws = np.random.default_rng(seed)
+    batch.tokens[:] = draws.integers(0, run.recipe.model.vocab_size, batch.tokens.shape)
+    batch.labels[:] = np.roll(batch.tokens, -1, axis=1)
+    place = np.arange(length)
+    batch.segments[:] = place * 2 // length
+    batch.prefix[:] = place % (length // 2) < length // 4
+    batch.targets[:] = ~batch.prefix
+    batch.denoisers[:] = 0
+    return batch
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def facts(run: Run, ranks: Ranks, half: int, rounds: int) -> dict[str, object]:
+    model = run.recipe.model
+    on_gpu = ranks.device.type == "cuda"
+    return {
+        "date": date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if on_gpu else f"{cpu_name()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "processes": ranks.world_size,
+        "layers": f"{half} of {model.num_layers}",
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "vocabulary": model.padded_vocab_size,
+        "sequence_length": run.recipe.data.sequence_length,
+        "batch": f"{run.batch} in micro-batches of {run.micro_batch}",
+        "precision": "bf16" if run.ds.bf16.enabled else "fp32",
+        "zero_stage": run.ds.zero_optimization.stage,
+        "rounds": rounds,
+    }
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return f"{names[0] if names else platform.machine()} ({len(os.sched_getaffinity(0))} cores)"
+
+
+def write(result: Result, out: Path) -> None:
+    """Table and plot, as files and on the console."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"path_speed_{'gpu' if 'threads' not in str(result.facts['device']) else 'cpu'}"
+    (out / f"{name}.json").write_text(json.dumps({"facts": result.facts, "ideal": result.ideal, "seconds": result.seconds}, indent=1) + "\n")
+    lines = ["# Path speed", "", *(f"- {key}: {value}" for key, value in result.facts.items()), ""]
+    lines += ["| ratio | measured | at most |", "|---|---|---|"]
+    lines += [f"| {what} | {value:.3f} | {bar or ''} |" for what, value, bar in result.rows]
+    lines += ["", f"Medians of ratios within a round. `python -m bench.path_speed` writes this file and {name}.png.", ""]
+    (out / f"{name}.md").write_text("\n".join(lines))
+    figure, axes = plt.subplots(figsize=(8, 4), dpi=120, layout="constrained")
+    pairs = [("half", "all"), ("engine half", "engine"), ("engine", "bare")]
+    data = [[a / b for a, b in zip(result.seconds[over], result.seconds[under])] for over, under in pairs]
+    axes.boxplot(data, tick_labels=["forward and backward:\nhalf over all layers", "whole step:\nhalf over all layers", "whole step:\nengine over bare loop"])
+    axes.plot([0.7, 2.3], [result.ideal] * 2, "--", color="#D55E00", label="ideal: ratio of operations")
+    axes.set_ylabel("ratio of times")
+    axes.set_ylim(0, None)
+    axes.legend(frameon=False, loc="lower right")
+    axes.grid(alpha=0.2, axis="y")
+    figure.savefig(out / f"{name}.png")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
