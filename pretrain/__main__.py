@@ -10,7 +10,7 @@ from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
 from pretrain.config.run import Run, read_run
 from pretrain.config.strict import COMMAND_LINE, Strict, did_you_mean, section_of
-from pretrain.errors import UserError
+from pretrain.errors import TrainingStopped, UserError
 
 Pairs = list[tuple[str, str]]
 
@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except TrainingStopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr, flush=True)
+        return 1
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
@@ -41,14 +44,9 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     device = choose_device(args.device)
     prepare_libraries(device)  # before the imports below read the environment
     from pretrain.options import TrainOptions
-    from pretrain.parallel.engine import TrainingStopped
     from pretrain.train import train
 
-    try:
-        train(run, TrainOptions(args.run_dir, args.resume, args.stop_at, device))
-    except TrainingStopped as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr, flush=True)
-        return 1
+    train(run, TrainOptions(args.run_dir, args.resume, args.stop_at, device))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""The two ways in which the program ends other than well."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The command line prints the message alone, without a traceback, and exits with status 2. A job script can
     rely on that status: such an error comes back on every restart, so the job must not be requeued.
     """
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on, for a reason that is told in one line; what was saved before is good. Exit status 1."""

@@ -8,11 +8,14 @@ from typing import Iterator
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import settings
 
 from pretrain.config import Run, read_run
 from pretrain.parallel.ranks import Ranks, make_groups, prepare_libraries
 
 prepare_libraries(torch.device("cpu"))
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 VOCABULARY = 600
 RECIPE = """

@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from pretrain.checkpoint.directory import MANIFEST, RunDirectory, damage, newest_good, provenance, prune, seal
 from pretrain.config import Run
-from pretrain.errors import UserError
-from pretrain.parallel.engine import Engine, TrainingStopped
+from pretrain.errors import TrainingStopped, UserError
+from pretrain.parallel.engine import Engine
 
 STATE = "state"
 """Subfolder with DeepSpeed's files: weights, masters, moments."""

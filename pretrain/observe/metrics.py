@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pretrain.errors import UserError
+from pretrain.errors import TrainingStopped, UserError
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -40,8 +40,12 @@ class MetricsFile:
         os.truncate(path, kept[-1][1] if kept else 0)
 
     def append(self, row: dict[str, Any]) -> None:
-        self._file.write((json.dumps(row) + "\n").encode())
-        self._file.flush()
+        """Raises TrainingStopped if the row cannot be written, on a full disk for one."""
+        try:
+            self._file.write((json.dumps(row) + "\n").encode())
+            self._file.flush()
+        except OSError as error:
+            raise TrainingStopped(f"{self._file.name}: cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
         self._file.close()

@@ -21,16 +21,13 @@ from torch import Tensor
 
 from pretrain.config import Run
 from pretrain.data.packing import Batch
+from pretrain.errors import TrainingStopped
 from pretrain.model.attention import block_mask, dense_mask
 from pretrain.model.decoder import Decoder, build_chunks, transformer_config
 from pretrain.model.weights import initialize
 from pretrain.parallel.optimizer import WholeModel, deepspeed_json, parameter_groups
 from pretrain.parallel.ranks import Ranks
 from pretrain.subnetwork import Path, fingerprint
-
-
-class TrainingStopped(RuntimeError):
-    """The run cannot go on, and nothing that went wrong has been saved."""
 
 
 @dataclass(frozen=True)

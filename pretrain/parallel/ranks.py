@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Iterator, Literal
 
 import torch
@@ -31,6 +32,12 @@ class Ranks:
     device: torch.device
     stop_requested: bool = False
     """A signal asked this process to stop; the others may not know yet."""
+
+    def request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Handler of the stop signals: the loop ends after its step. A second Ctrl-C does not wait for that."""
+        if self.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop_requested = True
 
     @property
     def is_main(self) -> bool:
@@ -84,7 +91,13 @@ def prepare_libraries(device: torch.device) -> None:
 
 @contextmanager
 def launch(recipe: Recipe, device: torch.device) -> Iterator[Ranks]:
-    """Set up process groups, device and signals; take them down again."""
+    """Set up process groups, device and signals; take them down again.
+
+    Raises:
+        UserError: the recipe needs another device.
+    """
+    if recipe.model.attention == "flex" and device.type != "cuda":
+        raise UserError("model.attention flex is for GPUs (it has no backward pass on CPU); pass --model.attention sdpa")
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(recipe.threads or cores_per_rank(local_ranks))
     if device.type == "cuda":
@@ -98,7 +111,7 @@ def launch(recipe: Recipe, device: torch.device) -> Iterator[Ranks]:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     ranks = Ranks(rank, world_size, device)
-    former = {s: signal.signal(s, lambda *_: setattr(ranks, "stop_requested", True)) for s in STOP_SIGNALS}
+    former = {s: signal.signal(s, ranks.request_stop) for s in STOP_SIGNALS}
     try:
         make_groups(recipe, device)
         yield ranks

@@ -1,0 +1,115 @@
+"""Bad input: one clear error that names the file, the key and what to write instead."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pretrain.config import read_run
+from pretrain.errors import UserError
+
+
+def error_of(project, *settings: str) -> str:
+    with pytest.raises(UserError) as caught:
+        project.run(*settings).method
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting, complaint",
+    [
+        ("model.num_layer=8", 'unknown option "--model.num_layer"; did you mean "--model.num_layers"?'),
+        ("ds.zero_optimisation.stage=1", 'did you mean "--ds.zero_optimization"?'),
+        ("ds.optimizer.params.learning_rate=1", "valid here: betas"),
+        ("steps.more=3", '"--steps" has no keys of its own'),
+        ("steps=soon", 'key "steps": input should be a valid integer, got \'soon\''),
+        ("model.attention=flash", "input should be 'sdpa' or 'flex', got 'flash'"),
+        ("model.num_attention_heads=3", "must be an even multiple of"),
+        ("model.padded_vocab_size=599", "padded_vocab_size 599 is below model.vocab_size 600"),
+        ("ds.progressive_subnetwork.path_lengths=6-4", "path_lengths 6-4 shrink"),
+        ("ds.progressive_subnetwork.path_lengths=4-9", "between 1 and the model's 8 layers"),
+        ("ds.progressive_subnetwork.path_lengths=1-8", "with 2 fixed layers among 8; use 2 to 8"),
+        ("ds.progressive_subnetwork.path_lengths=4-x", "write whole numbers with dashes"),
+        ("ds.progressive_subnetwork.balance_groups=3", "3 does not divide the model's 8 layers"),
+        ("ds.progressive_subnetwork.balance_groups=4", "layers [1, 6] would never run"),
+        ("ds.progressive_subnetwork.fixed_layers=[0, 1, 2, 3]", "cannot be spread evenly"),
+        ("ds.progressive_subnetwork.stage_fractions=[0.5, 0.4, 0.2]", "they must add up to 1"),
+        ("ds.progressive_subnetwork.method=rapter", "input should be 'full' or 'raptr', got 'rapter'"),
+        ("ds.train_micro_batch_size_per_gpu=3", "train_batch_size 8 is not a multiple of train_micro_batch_size_per_gpu 3"),
+        ("ds.gradient_accumulation_steps=3", 'which give 4; write "auto"'),
+        ("ds.progressive_subnetwork.paths_per_step=8", "paths_per_step\" 8 does not cut the batch of 8"),
+        ("ds.scheduler.params.total_num_steps=7", 'contradicts the run\'s 20 steps; write "auto"'),
+        ("ds.zero_optimization.stage=2", "use 0 or 1"),
+        ("ds.zero_optimization.overlap_comm=true", 'key "zero_optimization.overlap_comm": input should be False'),
+        ("ds.zero_optimization.offload_optimizer=cpu", "offloading is not supported here"),
+        ("ds.fp16.enabled=true", "fp16 is not supported; use bf16"),
+        ("ds.progressive_layer_drop.theta=0.5", 'see "progressive_subnetwork"'),
+        ("parallel.tensor=2", "only one process is supported"),
+    ],
+)
+def test_a_wrong_setting_is_refused(project, setting, complaint):
+    assert complaint in error_of(project, setting)
+
+
+def test_bf16_without_sharding_is_refused(project):
+    assert "use stage 1" in error_of(project, "ds.bf16.enabled=true", "ds.zero_optimization.stage=0")
+
+
+def files_error(project, tmp_path, recipe: str | None = None, ds: str | None = None) -> str:
+    (tmp_path / "r.yaml").write_text(recipe if recipe is not None else project.recipe.read_text())
+    (tmp_path / "d.json").write_text(ds if ds is not None else project.ds.read_text())
+    with pytest.raises(UserError) as caught:
+        read_run(str(tmp_path / "r.yaml"), [], str(tmp_path / "d.json"))
+    return str(caught.value)
+
+
+def test_a_misspelt_key_of_a_file_is_named_with_its_file_and_section(project, tmp_path):
+    recipe = project.recipe.read_text()
+    assert 'r.yaml: unknown key "seeds"; did you mean "seed"?' in files_error(project, tmp_path, recipe + "seeds: 3\n")
+    wrong = recipe.replace("num_layers:", "num_layrs:")
+    assert 'r.yaml: unknown key "num_layrs" in "model"; did you mean "num_layers"?' in files_error(project, tmp_path, wrong)
+    ds = project.ds.read_text().replace("zero_optimization", "zero_optimisation")
+    assert 'd.json: unknown key "zero_optimisation"; did you mean "zero_optimization"?' in files_error(project, tmp_path, ds=ds)
+    ds = project.ds.read_text().replace('"lr"', '"Lr"')
+    assert 'd.json: unknown key "Lr" in "optimizer.params"; did you mean "lr"?' in files_error(project, tmp_path, ds=ds)
+
+
+def test_what_does_not_parse_is_shown_with_line_and_column(project, tmp_path):
+    assert "d.json: line 2, column 18:" in files_error(project, tmp_path, ds='{\n "optimizer": {,}\n}')
+    assert "r.yaml: line 2, column" in files_error(project, tmp_path, recipe="model: {\n  a: b: c\n")
+    assert "expected keys and values" in files_error(project, tmp_path, ds="[1]")
+
+
+def test_a_key_written_twice_is_refused(project, tmp_path):
+    assert 'key "steps" is written twice' in files_error(project, tmp_path, project.recipe.read_text() + "steps: 9\n")
+    ds = project.ds.read_text().replace('"gradient_clipping": 0.5', '"gradient_clipping": 0.5, "gradient_clipping": 1')
+    assert 'key "gradient_clipping" is written twice' in files_error(project, tmp_path, ds=ds)
+
+
+def test_a_missing_key_and_a_missing_file_are_named(project, tmp_path):
+    ds = json.loads(project.ds.read_text())
+    del ds["optimizer"]["params"]["lr"]
+    assert 'd.json: key "optimizer.params.lr" is missing' in files_error(project, tmp_path, ds=json.dumps(ds))
+    with pytest.raises(UserError, match="neither a YAML file nor one of ul2_1.6b, ul2_124m, ul2_tiny"):
+        read_run("ul2_huge", [])
+    with pytest.raises(UserError, match="nowhere.json: cannot be read: No such file"):
+        read_run("ul2_tiny", [], "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (["train", "ul2_tiny", "--stepz", "3"], 'unknown option "--stepz"; did you mean "--steps"?'),
+        (["train", "ul2_tiny", "--run-dri", "x"], 'did you mean "--run-dir"?'),
+        (["train", "ul2_tiny", "--steps"], 'option "--steps" needs a value'),
+        (["train", "ul2_tiny", "steps", "3"], 'unexpected "steps"'),
+        (["plan", "ul2_tiny", "--tokens", "many"], "is not a number such as 32B"),
+        (["plan", "ul2_tiny", "--tokens", "1B", "--steps", "3"], "give one"),
+        (["train"], "which recipe?"),
+    ],
+)
+def test_the_command_line_answers_at_once_with_status_2(words, complaint):
+    done = subprocess.run([sys.executable, "-m", "pretrain", *words], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and complaint in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,66 @@
+"""What the engine refuses, and what it does in bf16."""
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.data.loader import open_data
+from pretrain.errors import TrainingStopped, UserError
+from pretrain.parallel.engine import Engine
+from pretrain.parallel.ranks import launch
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_micro_batch(project, ranks):
+    run = project.run("model.tied_embeddings=false")
+    data, engine = open_data(run), Engine(run, ranks)
+    batches = data.batch(1)
+    data.close()
+    only_in_2 = set(np.unique(batches[2].tokens)) - {t for i in (0, 1, 3) for t in np.unique(batches[i].tokens)}
+    weights = dict(engine.whole.named_parameters())
+    weights["embedding.word_embeddings.weight"].data[list(only_in_2)] = float("nan")
+    before = {name: w.detach().clone() for name, w in weights.items()}
+    with pytest.raises(TrainingStopped, match="step 1, micro-batch 2 of replica 0: the loss is nan"):
+        engine.step(1, batches, run.method.paths(1))
+    for name, w in weights.items():
+        assert torch.equal(w.nan_to_num(7), before[name].nan_to_num(7)), name
+
+
+def test_bf16_follows_fp32_and_keeps_fp32_masters(project, ranks):
+    losses = []
+    for settings in ((), ("ds.bf16.enabled=true",), ("ds.bf16.enabled=true", "model.recompute=layer")):
+        run = project.run(*settings)
+        data, engine = open_data(run), Engine(run, ranks)
+        losses.append([engine.step(step, data.batch(step), run.method.paths(step)).loss for step in range(1, 16)])
+        data.close()
+    optimizer = engine.deepspeed.optimizer
+    assert type(optimizer).__name__ == "BF16_Optimizer"
+    assert {p.dtype for p in engine.whole.parameters()} == {torch.bfloat16}
+    assert optimizer.fp32_groups_flat_partition[0].dtype == optimizer.fp32_groups_gradients[0][0].dtype == torch.float32
+    fp32, bf16, recomputed = map(np.array, losses)
+    assert np.abs(fp32 - bf16).max() < 0.02
+    assert np.abs(bf16 - recomputed).max() < 0.02
+
+
+def test_skipped_layers_still_feel_momentum_and_weight_decay(project, ranks):
+    """A zero gradient is a gradient: a layer that no path ran in step 2 moves on by what step 1 gave it."""
+    run = project.run("ds.progressive_subnetwork.paths_per_step=1", "ds.progressive_subnetwork.path_lengths=4")
+    data, engine = open_data(run), Engine(run, ranks)
+    name = "decoder.layers.{}.mlp.linear_fc2.weight"
+    first, second = run.method.paths(1)[0], run.method.paths(2)[0]
+    skipped = next(n for n in range(8) if first.active[n] and not second.active[n])
+    never = [n for n in range(8) if not first.active[n] and not second.active[n]]
+    weights = dict(engine.whole.named_parameters())
+    engine.step(1, data.batch(1), [first])
+    before = {n: weights[name.format(n)].detach().clone() for n in [skipped, *never]}
+    result = engine.step(2, data.batch(2), [second])
+    data.close()
+    assert not torch.equal(weights[name.format(skipped)], before[skipped])
+    for n in never:
+        decayed = before[n] * (1 - result.lr * 0.1)
+        assert torch.allclose(weights[name.format(n)], decayed, atol=1e-9)
+
+
+def test_flex_is_refused_on_a_cpu(project):
+    with pytest.raises(UserError, match="pass --model.attention sdpa"):
+        with launch(project.run("model.attention=flex").recipe, torch.device("cpu")):
+            pass

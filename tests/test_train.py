@@ -1,0 +1,167 @@
+"""The program as people run it: killed, resumed, stopped, refused, and short of disk."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+NOT_COMPARED = {"time", "step_seconds", "data_seconds", "tokens_per_second", "tflops_per_gpu", "peak_memory_gib", "restart"}
+
+
+def command(project, run_dir: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "pretrain", "train", str(project.recipe), "--ds-config", str(project.ds), "--run-dir", str(run_dir), *words]
+
+
+def train(project, run_dir: Path, *words: str, **how) -> subprocess.CompletedProcess:
+    return subprocess.run(command(project, run_dir, *words), capture_output=True, text=True, timeout=180, **how)
+
+
+def rows(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def essence(rows_: list[dict]) -> list[dict]:
+    """What must be equal bit for bit."""
+    return [{k: v for k, v in row.items() if k not in NOT_COMPARED} for row in rows_]
+
+
+def kill_after(process: subprocess.Popen, run_dir: Path, step: int) -> None:
+    """SIGKILL as soon as the row of `step` is written."""
+    metrics, deadline = run_dir / "metrics.jsonl", time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            process.kill()
+            process.wait()
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"step {step} was never seen: {process.communicate()}")
+
+
+@pytest.fixture(scope="module")
+def unbroken(project, tmp_path_factory) -> Path:
+    """A run of 20 steps that nothing disturbed."""
+    run_dir = tmp_path_factory.mktemp("unbroken") / "run"
+    done = train(project, run_dir)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{run_dir}\n"), "the run directory is the first thing printed"
+    return run_dir
+
+
+def test_rows_and_report_of_a_whole_run(unbroken):
+    steps = [row for row in rows(unbroken) if "loss" in row]
+    evaluations = [row for row in rows(unbroken) if "eval_loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 21))
+    assert [row["step"] for row in evaluations] == [10, 20]
+    assert {"eval_loss_nlu", "eval_loss_nlg", "eval_loss_s2s"} <= evaluations[0].keys()
+    assert [row["active_layers"] for row in steps] == [4.0] * 7 + [6.0] * 6 + [8.0] * 7
+    assert steps[-1]["layer_flops_saved"] == pytest.approx(1 - (7 * 4 + 6 * 6 + 7 * 8) / 160)
+    assert steps[-1]["tokens"] == 20 * 8 * 64
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.2
+    report = unbroken / "report"
+    assert {p.name for p in report.iterdir()} == {"index.html", "loss_by_step.png", "loss_by_flops.png", "paths.png", "step_time.png"}
+    assert "subnetwork" in (report / "index.html").read_text()
+    assert list((unbroken / "tensorboard").glob("events*"))
+    assert (unbroken / "checkpoints" / "LATEST").read_text() == "step_00000020\n"
+    assert len(list((unbroken / "checkpoints").glob("step_*"))) == 2, "keep_checkpoints"
+
+
+def test_resume_is_bit_equal_after_kill(project, unbroken, tmp_path):
+    """SIGKILL after step 12: rows 1 to 10 stay byte for byte, 11 to 20 equal the unbroken run's."""
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(command(project, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kill_after(process, run_dir, 12)
+    assert process.returncode == -signal.SIGKILL
+    before = (run_dir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    done = train(project, run_dir)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step 10" in done.stdout
+    after = (run_dir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    kept = [line for line in before if json.loads(line)["step"] <= 10]
+    assert after[: len(kept)] == kept
+    assert essence(rows(run_dir)) == essence(rows(unbroken))
+    assert [row["restart"] for row in rows(run_dir) if "loss" in row] == [0] * 10 + [1] * 10
+
+
+def test_resume_notices_another_order_of_data(project, unbroken, tmp_path):
+    """The comparison above can fail: another data order is another run."""
+    run_dir = tmp_path / "run"
+    assert train(project, run_dir, "--seed", "1", "--stop-at", "3").returncode == 0
+    assert essence(rows(run_dir)) != essence(rows(unbroken))[:3]
+
+
+def test_stop_at_and_signals_save_and_resume_goes_on(project, unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    assert train(project, run_dir, "--stop-at", "3").returncode == 0
+    assert (run_dir / "checkpoints" / "LATEST").read_text() == "step_00000003\n"
+    process = subprocess.Popen(command(project, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = run_dir / "metrics.jsonl"
+    while '"step": 6,' not in metrics.read_text():
+        time.sleep(0.002)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    stopped = int((run_dir / "checkpoints" / "LATEST").read_text()[5:])
+    assert 6 <= stopped < 20 and rows(run_dir)[-1]["step"] == stopped
+    assert train(project, run_dir).returncode == 0
+    assert essence(rows(run_dir)) == essence(rows(unbroken))
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_the_reason(project, unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    assert train(project, run_dir, "--stop-at", "10").returncode == 0
+    newest = max((run_dir / "checkpoints").glob("step_*"))
+    victim = max(newest.rglob("*.pt"), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    done = train(project, run_dir)
+    assert done.returncode == 0, done.stderr
+    assert f"passing over {newest}: state/{victim.name} is not what was written (checksum)" in done.stdout
+    assert "resuming after step 5" in done.stdout
+    assert essence(rows(run_dir)) == essence(rows(unbroken))
+
+
+def test_a_directory_with_another_run_is_refused(project, unbroken):
+    before = (unbroken / "metrics.jsonl").read_bytes()
+    done = train(project, unbroken, "--seed", "3")
+    assert done.returncode == 2 and "holds another run: recipe.seed is 0 there, 3 here" in done.stderr
+    done = train(project, unbroken, "--resume", "never")
+    assert done.returncode == 2 and "holds a run; choose another with --run-dir" in done.stderr
+    done = train(project, unbroken, "--resume", str(unbroken / "checkpoints" / "step_00000007"))
+    assert done.returncode == 2 and "manifest.json cannot be read" in done.stderr
+    assert (unbroken / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_full_disk_while_saving_leaves_the_last_good_checkpoint(project, unbroken, tmp_path):
+    """No file may grow beyond the limit: the kernel refuses the write, as it does on a full disk."""
+    run_dir = tmp_path / "run"
+    assert train(project, run_dir, "--stop-at", "5").returncode == 0
+    limit = max(p.stat().st_size for p in (run_dir / "checkpoints").rglob("*.pt")) // 2
+    done = train(project, run_dir, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert done.returncode == 1
+    assert "stopped: checkpoint" in done.stderr and "could not be written" in done.stderr
+    assert f"the newest good one is {run_dir}/checkpoints/step_00000005" in done.stderr
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["LATEST", "step_00000005"]
+    assert train(project, run_dir).returncode == 0
+    assert essence(rows(run_dir)) == essence(rows(unbroken))
+
+
+def test_a_run_that_blows_up_stops_before_the_update_and_says_where(project, tmp_path):
+    run_dir = tmp_path / "run"
+    done = train(project, run_dir, "--ds.optimizer.params.lr", "1e30", "--ds.scheduler.params.warmup_num_steps", "1")
+    assert done.returncode == 1
+    assert "stopped: step " in done.stderr and ("micro-batch" in done.stderr or "norm" in done.stderr)
+    assert not list((run_dir / "checkpoints").glob("step_*"))
+
+
+def test_a_failed_start_leaves_the_directory_free(project, tmp_path):
+    run_dir = tmp_path / "run"
+    done = train(project, run_dir, "--data.train", str(tmp_path / "nothing"))
+    assert done.returncode == 2 and "nothing.bin: no such file" in done.stderr
+    assert train(project, run_dir, "--stop-at", "1").returncode == 0
