@@ -27,8 +27,9 @@ def test_it_counts_the_parameters_that_are_built(project, ranks):
 
 
 def test_uneven_layers_and_a_short_last_stage_are_warned_of(project):
-    uneven = project.run("ds.progressive_subnetwork.path_lengths=5-8", "ds.progressive_subnetwork.fixed_layers=[0,1,2]")
-    assert "with probability" in next(warnings(uneven))
+    block = "ds.progressive_subnetwork."
+    uneven = project.run(f"{block}path_lengths=5-8", f"{block}fixed_layers=[0]", f"{block}balance_groups=4")
+    assert "stage 1: layers [1] run with probability 0.25, while 0.57 would be even" in next(warnings(uneven))
     short = project.run("ds.progressive_subnetwork.path_lengths=4-6")
     assert list(warnings(short)) == ["the last stage runs 6 of 8 layers; RaPTr ends with the full model"]
     assert list(warnings(project.run())) == []

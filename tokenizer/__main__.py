@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from pretrain.errors import UserError
@@ -23,6 +24,7 @@ def main() -> None:
     encode.add_argument("--out", required=True, type=Path, metavar="PREFIX")
 
     args = parser.parse_args()
+    warnings.filterwarnings("ignore", module=r"megatron\.")  # notices about extensions that play no part here
     try:
         if args.command == "train":
             from tokenizer.train import train as run_train

@@ -120,7 +120,7 @@ def section_of(model: type[Strict], name: str) -> type[Strict] | None:
 def did_you_mean(key: str, valid: Iterable[str], prefix: str = "") -> str:
     """`; did you mean "..."?` where something is close, else the list of what is valid."""
     valid = list(valid)
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(key.lower(), valid, n=1, cutoff=0.6)
     return f'; did you mean "{prefix}{close[0]}"?' if close else f"; valid here: {', '.join(sorted(valid))}"
 
 

@@ -90,14 +90,14 @@ class PackedSamples:
         used = segment = 0
         while at < stop:
             end = min(int(self.stream.ends[document]), stop)
-            choice = self.mixture.choose(draws)
+            choice, turn = self.mixture.choose(draws)
             denoiser = self.mixture.denoisers[choice]
             room = self.length - used
-            if room < positions(denoiser, SHORTEST):
+            if room < positions(denoiser, SHORTEST, turn):
                 return
-            take = min(longest_text(denoiser, room), end - at, self.longest)
+            take = min(longest_text(denoiser, room, turn), end - at, self.longest)
             if take >= SHORTEST:
-                example = self.mixture.make(self.stream.tokens[at : at + take], choice, draws)
+                example = self.mixture.make(self.stream.tokens[at : at + take], choice, turn, draws)
                 filled = slice(used, used + len(example.tokens) - 1)
                 batch.tokens[row, filled] = example.tokens[:-1]
                 batch.labels[row, filled] = example.tokens[1:]

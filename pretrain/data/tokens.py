@@ -1,6 +1,7 @@
 """Token files: Megatron-Core's .bin/.idx, read as one stream of documents."""
 
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from pretrain.errors import UserError
+
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+"""Magic, version, type of the tokens, sequences, documents; then 4 and 8 bytes a sequence and 8 a document."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,11 @@ def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenSt
                 f"{file}: no such file; make it with python -m tokenizer encode --input GLOB --tokenizer DIR --out {prefix}"
             )
     _check_manifest(prefix, vocab_size, tokenizer_sha256)
-    try:
-        dataset = IndexedDataset(str(prefix), mmap=True)
-        lengths = np.asarray(dataset.index.sequence_lengths, dtype=np.int64)
-        documents = np.asarray(dataset.index.document_indices)
-        dtype = np.dtype(dataset.index.dtype)
-    except Exception as error:  # whatever the reader of a damaged index stumbles over
-        raise UserError(f"{index}: damaged or truncated ({error}); encode again") from None
+    _check_index(index)
+    dataset = IndexedDataset(str(prefix), mmap=True)
+    lengths = np.asarray(dataset.index.sequence_lengths, dtype=np.int64)
+    documents = np.asarray(dataset.index.document_indices)
+    dtype = np.dtype(dataset.index.dtype)
     expected = int(lengths.sum()) * dtype.itemsize
     if data.stat().st_size != expected:
         raise UserError(f"{data}: has {data.stat().st_size} bytes where {index.name} promises {expected}; encode again")
@@ -51,6 +55,18 @@ def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenSt
         raise UserError(f"{data}: holds no tokens")
     ends = np.concatenate([[0], np.cumsum(lengths)])[documents[1:]]
     return TokenStream(prefix, np.memmap(data, dtype=dtype, mode="r"), ends)
+
+
+def _check_index(index: Path) -> None:
+    """Megatron-Core reads an index of the wrong size without a word, or fails with somebody else's."""
+    with index.open("rb") as file:
+        header = file.read(HEADER.size)
+    if len(header) == HEADER.size:
+        magic, version, _, sequences, documents = HEADER.unpack(header)
+        expected = HEADER.size + 12 * sequences + 8 * documents
+        if (magic, version) == (MAGIC, 1) and index.stat().st_size == expected:
+            return
+    raise UserError(f"{index}: damaged, truncated or not an index of Megatron-Core's; encode again")
 
 
 def _check_manifest(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> None:

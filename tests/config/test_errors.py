@@ -76,7 +76,7 @@ def test_a_misspelt_key_of_a_file_is_named_with_its_file_and_section(project, tm
 
 
 def test_what_does_not_parse_is_shown_with_line_and_column(project, tmp_path):
-    assert "d.json: line 2, column 18:" in files_error(project, tmp_path, ds='{\n "optimizer": {,}\n}')
+    assert "d.json: line 2, column 16:" in files_error(project, tmp_path, ds='{\n "optimizer": {,}\n}')
     assert "r.yaml: line 2, column" in files_error(project, tmp_path, recipe="model: {\n  a: b: c\n")
     assert "expected keys and values" in files_error(project, tmp_path, ds="[1]")
 

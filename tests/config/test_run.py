@@ -60,10 +60,11 @@ def top_level_keys(module) -> set[str]:
 def test_every_setting_is_explained():
     def check(model: type[Strict], where: str) -> None:
         for name, field in model.model_fields.items():
-            assert field.description, f"{where}{name} has no docstring"
             section = section_of(model, name)
             if section:
                 check(section, f"{where}{name}.")
+            else:
+                assert field.description, f"{where}{name} has no docstring"
 
     check(Recipe, "")
     check(DeepSpeedConfig, "ds.")
