@@ -95,7 +95,9 @@ def _pairs(rest: list[str], fixed: Sequence[str]) -> Pairs:
         option, equals, value = word.partition("=")
         top = option.removeprefix("--").split(".")[0].replace("_", "-")
         if top not in known:
-            raise UserError(f'{COMMAND_LINE}: unknown option "{option}"' + did_you_mean(top, known, "--"))
+            deeper = [key for key, _ in _all_settings() if key.endswith("." + top.replace("-", "_"))]
+            hint = f'; did you mean "{deeper[0]}"?' if deeper else did_you_mean(top, known, "--")
+            raise UserError(f'{COMMAND_LINE}: unknown option "{option}"{hint}')
         if not equals:
             value = next(words, "--")
             if value.startswith("--"):
@@ -108,8 +110,13 @@ def _pairs(rest: list[str], fixed: Sequence[str]) -> Pairs:
 
 
 def _explain_settings() -> str:
-    lines = [f"{key:<55} {text}" for prefix, model in (("--", Recipe), ("--ds.", DeepSpeedConfig)) for key, text in _settings(model, prefix)]
-    return "\n".join(lines)
+    return "\n".join(f"{key:<55} {text}" for key, text in _all_settings())
+
+
+def _all_settings() -> Iterator[tuple[str, str]]:
+    """Every option that recipe and JSON give rise to, with its meaning."""
+    yield from _settings(Recipe, "--")
+    yield from _settings(DeepSpeedConfig, "--ds.")
 
 
 def _settings(model: type[Strict], prefix: str) -> Iterator[tuple[str, str]]:

@@ -102,6 +102,7 @@ def test_a_missing_key_and_a_missing_file_are_named(project, tmp_path):
     [
         (["train", "ul2_tiny", "--stepz", "3"], 'unknown option "--stepz"; did you mean "--steps"?'),
         (["train", "ul2_tiny", "--run-dri", "x"], 'did you mean "--run-dir"?'),
+        (["train", "ul2_tiny", "--train_batch_size", "8"], 'did you mean "--ds.train_batch_size"?'),
         (["train", "ul2_tiny", "--steps"], 'option "--steps" needs a value'),
         (["train", "ul2_tiny", "steps", "3"], 'unexpected "steps"'),
         (["plan", "ul2_tiny", "--tokens", "many"], "is not a number such as 32B"),
