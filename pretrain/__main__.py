@@ -30,11 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{COMMAND_LINE}: which recipe? As in `python -m pretrain {args.command} ul2_tiny`")
         return _train(args, rest) if args.command == "train" else _plan(args, rest)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _tell(f"error: {error}")
         return 2
     except TrainingStopped as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr, flush=True)
+        _tell(f"stopped: {stopped}")
         return 1
+
+
+def _tell(text: str) -> None:
+    """Once for all ranks: they all come to the same conclusion."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:

@@ -5,7 +5,6 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.config import Run
@@ -25,11 +24,11 @@ class TrainOptions:
 
     def claim_directory(self, run: Run, ranks: Ranks) -> RunDirectory:
         """The run directory, made and checked by rank 0; its path is the first thing printed."""
-        name = [str(self.run_dir or f"runs/{run.name}-{run.method.name}-{datetime.now():%Y%m%d-%H%M%S}")]
-        dist.broadcast_object_list(name)
-        directory = RunDirectory(Path(name[0]))
-        if ranks.is_main:
+
+        def claim() -> RunDirectory:
+            directory = RunDirectory(self.run_dir or Path(f"runs/{run.name}-{run.method.name}-{datetime.now():%Y%m%d-%H%M%S}"))
             print(directory.path, flush=True)
             directory.claim(run, self.resume)
-        dist.barrier()
-        return directory
+            return directory
+
+        return ranks.on_main(claim)

@@ -13,7 +13,7 @@ def train(run: Run, options: TrainOptions) -> None:
     """Train a run from wherever it stands to its end, or until it is asked to stop."""
     with launch(run.recipe, options.device) as ranks:  # groups, device, signals
         directory = options.claim_directory(run, ranks)
-        data = open_data(run, ranks.data_parallel_rank)
+        data = ranks.together(lambda: open_data(run, ranks.data_parallel_rank))
         engine = Engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
         done = resume(run, engine, directory, options.resume)  # 0 when there is nothing to resume
         watch = Observer(run, directory.path, ranks.is_main, ranks.device, done)

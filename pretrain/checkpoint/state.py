@@ -48,21 +48,29 @@ def resume(run: Run, engine: Engine, directory: RunDirectory, choice: str) -> in
     Raises:
         UserError: a checkpoint that was asked for by path is not good, or was written on another layout.
     """
-    tell = print if engine.ranks.is_main else lambda _: None
+    found = engine.ranks.on_main(lambda: _choose(run, directory, choice))
+    if found is None:
+        return 0
+    folder, step = found
+    engine.deepspeed.load_checkpoint(str(folder), tag=STATE)
+    return step
+
+
+def _choose(run: Run, directory: RunDirectory, choice: str) -> tuple[Path, int] | None:
+    """The checkpoint to load and its step; None to start afresh."""
     if choice == "never":
-        return 0
-    folder = newest_good(directory, tell) if choice == "auto" else Path(choice)
+        return None
+    folder = newest_good(directory, print) if choice == "auto" else Path(choice)
     if folder is None:
-        return 0
+        return None
     problem = damage(folder) if choice != "auto" else None
     if problem:
         raise UserError(f"--resume {folder}: {problem}")
     manifest = json.loads((folder / MANIFEST).read_text())
     if manifest["layout"] != layout(run):
         raise UserError(f"{folder}: written on layout {manifest['layout']}, this run has {layout(run)}; use the same")
-    engine.deepspeed.load_checkpoint(str(folder), tag=STATE)
-    tell(f"resuming after step {manifest['step']} from {folder}")
-    return manifest["step"]
+    print(f"resuming after step {manifest['step']} from {folder}", flush=True)
+    return folder, manifest["step"]
 
 
 def layout(run: Run) -> dict:

@@ -106,9 +106,9 @@ class Zero(Strict):
     """Elements that are reduced at a time; smaller takes less memory."""
     allgather_bucket_size: Annotated[int, Field(gt=0, strict=False)] = 500_000_000
     """Elements that are gathered at a time."""
-    contiguous_gradients: bool = False
-    """Copy gradients into one buffer before they are reduced. Here they are all there by then, and the copy only costs
-    time (docs/decisions.md); DeepSpeed's own default is true."""
+    contiguous_gradients: bool | None = None
+    """Copy gradients into one buffer before they are reduced. If left out, true in stages 2 and 3 as in DeepSpeed, and false in
+    0 and 1: there all gradients exist before reduction begins, and the copy only costs time (docs/decisions.md)."""
     reduce_scatter: bool = True
     """Reduce each gradient to its owner only."""
     allgather_partitions: bool = True

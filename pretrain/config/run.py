@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Sequence
 
+from pretrain.config.checks import check
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe, find_recipe, read_recipe
 from pretrain.config.strict import COMMAND_LINE, parse, read_json, set_key, yaml_value
@@ -135,7 +136,7 @@ def read_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str |
         recipe_data["steps"] = _steps(tokens, ds.train_batch_size * length)
     parsed = parse(Recipe, recipe_data, _source(recipe_path, overrides, ""))
     run = Run(recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), world_size)
-    _check(run)
+    check(run)
     return run
 
 
@@ -152,57 +153,6 @@ def _steps(tokens: str, tokens_per_step: int) -> int:
     if not isinstance(number, (int, float)) or number <= 0:
         raise UserError(f'{COMMAND_LINE}: option "--tokens": {tokens!r} is not a number such as 32B or 500M')
     return max(1, round(number * units.get(text[-1:], 1) / tokens_per_step))
-
-
-def _check(run: Run) -> None:
-    """Combinations that cannot run, each with the reason."""
-    m, p, ds = run.recipe.model, run.recipe.parallel, run.ds
-    in_recipe = f"recipe {run.name}"
-    if m.hidden_size % m.num_attention_heads or (m.hidden_size // m.num_attention_heads) % 2:
-        raise UserError(
-            f"{in_recipe}: model.hidden_size {m.hidden_size} must be an even multiple of "
-            f"model.num_attention_heads {m.num_attention_heads}"
-        )
-    if m.padded_vocab_size < m.vocab_size:
-        raise UserError(f"{in_recipe}: model.padded_vocab_size {m.padded_vocab_size} is below model.vocab_size {m.vocab_size}")
-    if p != type(p)() or run.world_size != 1:
-        raise UserError(
-            f"{in_recipe}: {run.world_size} processes with layout {p}: only one process is supported in this version; "
-            "start one and leave `parallel` out"
-        )
-    if ds.zero_optimization.stage > 1:
-        raise UserError(f'{run.ds_file}: "zero_optimization.stage" {ds.zero_optimization.stage} is not supported in this version; use 0 or 1')
-    if ds.bf16.enabled and ds.zero_optimization.stage == 0:
-        raise UserError(
-            f'{run.ds_file}: bf16 with "zero_optimization.stage" 0 cannot sum gradients in fp32 (DeepSpeed refuses it); use stage 1'
-        )
-    if run.batch % (run.micro_batch * run.data_parallel):
-        raise UserError(
-            f"{run.ds_file}: train_batch_size {run.batch} is not a multiple of train_micro_batch_size_per_gpu "
-            f"{run.micro_batch} x {run.data_parallel} data-parallel ranks"
-        )
-    if ds.gradient_accumulation_steps not in ("auto", run.micro_batches):
-        raise UserError(
-            f"{run.ds_file}: gradient_accumulation_steps {ds.gradient_accumulation_steps} contradicts train_batch_size "
-            f'{run.batch} with micro-batches of {run.micro_batch}, which give {run.micro_batches}; write "auto"'
-        )
-    paths = len(run.method.paths(run.steps))
-    if run.batch % paths or (run.batch // paths) % run.micro_batch:
-        raise UserError(
-            f'{run.ds_file}: "progressive_subnetwork.paths_per_step" {paths} does not cut the batch of {run.batch} into '
-            f"equal parts of whole micro-batches of {run.micro_batch}"
-        )
-    total = ds.scheduler.params.total_num_steps if ds.scheduler else None
-    if total not in (None, "auto", run.steps):
-        raise UserError(
-            f'{run.ds_file}: "scheduler.params.total_num_steps" {total} contradicts the run\'s {run.steps} steps; write "auto"'
-        )
-    top = ds.scheduler.params.warmup_max_lr if ds.scheduler else None
-    if top not in (None, "auto", ds.optimizer.params.lr):
-        raise UserError(
-            f'{run.ds_file}: "scheduler.params.warmup_max_lr" {top} contradicts "optimizer.params.lr" '
-            f'{ds.optimizer.params.lr}; write "auto"'
-        )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -37,12 +37,11 @@ class RunData:
 
     def held_out(self) -> list[Batch]:
         """This rank's micro-batches of an evaluation: always the same samples, whatever the layout."""
-        per_round = self.run.micro_batch * self.run.data_parallel
-        total = self.run.recipe.eval_samples
-        return [
-            self._held_out(index * per_round + self.rank * self.run.micro_batch, total)
-            for index in range(-(-total // per_round))
-        ]
+        total, layout = self.run.recipe.eval_samples, self.run.recipe.parallel
+        count = -(-total // (self.run.micro_batch * self.run.data_parallel))
+        if layout.virtual > 1:
+            count = -(-count // layout.pipeline) * layout.pipeline  # interleaving takes them in groups
+        return [self._held_out(self.run.sample(index, self.rank), total) for index in range(count)]
 
     def _step(self, step: int) -> list[Batch]:
         run = self.run

@@ -7,7 +7,12 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -118,6 +123,7 @@ class Decoder(GPTModel):
         )
         self.route = route
         self._pieces = model.vocab_size
+        self._mark_splits()
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross entropy over the tokenizer's pieces, [b, s]; logits are [s, b, padded vocabulary of this rank].
@@ -130,6 +136,16 @@ class Decoder(GPTModel):
         if real < columns:
             logits[..., real:] = -math.inf
         return super().compute_language_model_loss(labels, logits)
+
+    def _mark_splits(self) -> None:
+        """Say how each weight is split over tensor ranks; Megatron-Core says it only where it initialises them itself."""
+        for name, module in self.named_modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(module, (ColumnParallelLinear, VocabParallelEmbedding)) and weight is not None:
+                matrices = 2 if name.endswith("linear_fc1") and self.config.gated_linear_unit else 1
+                set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=matrices)
+            elif isinstance(module, RowParallelLinear):
+                set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=1, stride=1)
 
     def global_name(self, name: str) -> str:
         """A parameter's name in the whole model: chunks number their layers from 0, each in its own way."""

@@ -25,7 +25,7 @@ from pretrain.errors import TrainingStopped
 from pretrain.model.attention import block_mask, dense_mask
 from pretrain.model.decoder import Decoder, build_chunks, transformer_config
 from pretrain.model.weights import initialize
-from pretrain.parallel.optimizer import WholeModel, deepspeed_json, parameter_groups
+from pretrain.parallel.optimizer import WholeModel, clip, deepspeed_json, global_norm, mark_copies, parameter_groups
 from pretrain.parallel.ranks import Ranks
 from pretrain.subnetwork import Path, fingerprint
 
@@ -57,6 +57,8 @@ class Engine:
             chunk.to(ranks.device)
             chunk.ddp_config = DistributedDataParallelConfig()  # Megatron's gradient helpers ask it for FSDP
         self.whole = WholeModel(self.chunks)
+        mark_copies(self.whole)
+        self.stage = run.ds.zero_optimization.stage
         self.deepspeed, *_ = deepspeed.initialize(
             model=self.whole,
             model_parameters=parameter_groups(self.whole, run.ds.optimizer.params.weight_decay),
@@ -77,6 +79,7 @@ class Engine:
             for index, batch in enumerate(batches)
         ]
         self._set_mode(training=True)
+        self._forget_gradients()
         # DeepSpeed averages gradients over replicas, so each replica's part is scaled up by their number.
         sums = self.forward_backward(micro_batches, scale=self.run.data_parallel / targets)
         losses = self._require_finite(step, [entry["sums"].sum() for entry in sums])
@@ -138,7 +141,9 @@ class Engine:
             segments, prefix = on_device["segments"], on_device["prefix"]
             mask = block_mask(segments, prefix) if flex else dense_mask(segments, prefix, self.dtype)
             chunk.route.path = micro.path
-            output = chunk(on_device["tokens"], None, mask, labels=on_device["labels"])
+            # ZeRO-2 and 3 reduce in the backward pass, which they only notice if their engine ran the forward one.
+            model = self.deepspeed if self.stage >= 2 else chunk
+            output = model(on_device["tokens"], None, mask, labels=on_device["labels"])
 
             def loss(losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
                 """losses: [b, s]. Returns what is differentiated, the number of targets, and sums by denoiser."""
@@ -182,6 +187,11 @@ class Engine:
             )
         return float(table.sum())
 
+    def _forget_gradients(self) -> None:
+        """ZeRO-3 keeps the last gradient of a layer, and would apply it again where the layer is skipped."""
+        if self.stage == 3:
+            self.deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
+
     def _complete_gradients(self) -> None:
         """A gradient for every parameter, summed where ranks hold parts or copies of it.
 
@@ -189,6 +199,8 @@ class Engine:
         reduction must find the same parameters on all of them, so the missing ones become zeros.
         """
         optimizer = self.deepspeed.optimizer
+        if self.stage >= 2:
+            return  # reduced in the backward pass, on one path for all replicas and without pipeline ranks
         if hasattr(optimizer, "fp32_groups_gradients"):  # bf16: hooks have summed into these fp32 buffers
             for group, gradients, present in zip(
                 optimizer.bf16_groups, optimizer.fp32_groups_gradients, optimizer.fp32_groups_has_gradients
@@ -211,13 +223,16 @@ class Engine:
 
     def _update(self) -> float:
         """Reduce, clip, update; returns the gradient's norm before clipping."""
-        clipping = self.run.ds.gradient_clipping
-        if self.run.ds.zero_optimization.stage == 0:  # without ZeRO DeepSpeed reports no norm
-            norm = torch.nn.utils.clip_grad_norm_(list(self.whole.parameters()), clipping or float("inf"))
+        if self.stage > 0:
             self.deepspeed.step()
-            return float(norm)
+            return float(self.deepspeed.get_global_grad_norm())
+        # Without ZeRO DeepSpeed reports no norm, and its clipping counts copies of weights: reduce and clip here.
+        self.deepspeed.buffered_allreduce_fallback()
+        norm = global_norm(self.whole)
+        clip(self.whole, norm, self.run.ds.gradient_clipping)
+        self.deepspeed.enable_backward_allreduce = False  # it has been done
         self.deepspeed.step()
-        return float(self.deepspeed.get_global_grad_norm())
+        return norm
 
     def _sum_over_replicas(self, totals: Tensor) -> None:
         """From the ranks that hold a replica's losses to all ranks."""
@@ -226,8 +241,7 @@ class Engine:
         dist.all_reduce(totals)
 
     def _set_mode(self, training: bool) -> None:
-        for chunk in self.chunks:
-            chunk.train(training)
+        self.deepspeed.train(training)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from collections import OrderedDict
 from typing import Any, Iterator, Mapping
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
 
@@ -25,8 +27,10 @@ class WholeModel(torch.nn.Module):
             for name, parameter in chunk.named_parameters(remove_duplicate=remove_duplicate):
                 yield chunk.global_name(name), parameter
 
-    def forward(self) -> None:
-        raise AssertionError("the schedule runs the chunks, not DeepSpeed's model")
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Only ZeRO-2 and 3 come this way, on the single chunk that they allow; otherwise the schedule runs the chunks."""
+        (chunk,) = self.chunks
+        return chunk(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> OrderedDict[str, Tensor]:
         return OrderedDict((name, parameter.detach()) for name, parameter in self.named_parameters())
@@ -39,6 +43,35 @@ class WholeModel(torch.nn.Module):
         for name, parameter in mine.items():
             parameter.copy_(state[name])
         return _IncompatibleKeys([], [])
+
+
+def mark_copies(model: WholeModel) -> None:
+    """Mark weights that another pipeline rank counts: the tied embedding's copy beside the output projection."""
+    has_input = any(chunk.pre_process for chunk in model.chunks)
+    for name, parameter in model.named_parameters():
+        parameter.ds_pipe_replicated = name == "embedding.word_embeddings.weight" and not has_input
+
+
+@torch.no_grad()
+def global_norm(model: WholeModel) -> float:
+    """Norm of the whole model's gradient: every weight once, however many ranks hold parts or copies of it."""
+    counted = [
+        parameter.grad
+        for parameter in model.parameters()
+        if not parameter.ds_pipe_replicated
+        and (getattr(parameter, "tensor_model_parallel", False) or parallel_state.get_tensor_model_parallel_rank() == 0)
+    ]
+    square = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in counted]).pow(2).sum()
+    dist.all_reduce(square, group=parallel_state.get_model_parallel_group())
+    return float(square.sqrt())
+
+
+@torch.no_grad()
+def clip(model: WholeModel, norm: float, largest: float) -> None:
+    """Scale gradients down to `largest`, as DeepSpeed's ZeRO does; 0 leaves them alone."""
+    if largest and norm > largest:
+        for parameter in model.parameters():
+            parameter.grad.mul_(largest / (norm + 1e-6))
 
 
 def parameter_groups(model: WholeModel, weight_decay: float) -> list[dict[str, Any]]:
@@ -57,13 +90,16 @@ def deepspeed_json(run: Run) -> dict[str, Any]:
     """
     ds = run.ds
     bf16 = ds.bf16.enabled
+    zero = ds.zero_optimization.model_dump(mode="json")
+    if zero["contiguous_gradients"] is None:
+        zero["contiguous_gradients"] = ds.zero_optimization.stage >= 2
     out: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": run.micro_batch,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": ds.gradient_clipping if ds.zero_optimization.stage else 0.0,
         "optimizer": ds.optimizer.model_dump(mode="json"),
-        "zero_optimization": ds.zero_optimization.model_dump(mode="json"),
+        "zero_optimization": zero,
         "bf16": {"enabled": bf16, "immediate_grad_update": bf16},
         "data_types": ds.data_types.model_dump(mode="json"),
         "steps_per_print": None,

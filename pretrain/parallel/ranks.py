@@ -10,7 +10,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Iterator, Literal
+from typing import Any, Callable, Iterator, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from pretrain.config.recipe import Recipe
 from pretrain.config.run import cores_per_rank
 from pretrain.errors import UserError
 
+T = TypeVar("T")
 DeviceName = Literal["auto", "cuda", "cpu"]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -48,6 +49,37 @@ class Ranks:
         from megatron.core import parallel_state
 
         return parallel_state.get_data_parallel_rank()
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What `action` gives on rank 0, on every rank; or, on every rank, the error that it raised there."""
+        outcome: list[Any] = [None]
+        if self.is_main:
+            try:
+                outcome = [action()]
+            except UserError as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome)
+        if isinstance(outcome[0], UserError):
+            raise outcome[0]
+        return outcome[0]
+
+    def together(self, action: Callable[[], T]) -> T:
+        """What `action` gives on this rank, if it ends well on all; if not, the same error on every rank.
+
+        Without it a rank that fails would leave the others waiting in their next collective.
+        """
+        result, complaint = None, None
+        try:
+            result = action()
+        except UserError as error:
+            complaint = str(error)
+        complaints: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(complaints, complaint)
+        failed = [rank for rank, text in enumerate(complaints) if text is not None]
+        if failed:
+            everywhere = len(set(complaints)) == 1
+            raise UserError(("" if everywhere else f"rank {', '.join(map(str, failed))}: ") + str(complaints[failed[0]]))
+        return result
 
     def agree(self, flag: bool) -> bool:
         """True on every rank if it is true on any: a signal reaches some ranks only."""

@@ -1,0 +1,124 @@
+"""Combinations that cannot run, each refused with the reason and the mend. What `plan` checks on a laptop is this."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from pretrain.config.run import Run
+
+
+def check(run: Run) -> None:
+    """Raise UserError for the first thing that is wrong between recipe, JSON and number of ranks."""
+    _check_model(run)
+    _check_layout(run)
+    _check_sharding(run)
+    _check_batch(run)
+    _check_scheduler(run)
+
+
+def _check_model(run: Run) -> None:
+    m, where = run.recipe.model, f"recipe {run.name}"
+    if m.hidden_size % m.num_attention_heads or (m.hidden_size // m.num_attention_heads) % 2:
+        raise UserError(
+            f"{where}: model.hidden_size {m.hidden_size} must be an even multiple of "
+            f"model.num_attention_heads {m.num_attention_heads}"
+        )
+    if m.padded_vocab_size < m.vocab_size:
+        raise UserError(f"{where}: model.padded_vocab_size {m.padded_vocab_size} is below model.vocab_size {m.vocab_size}")
+
+
+def _check_layout(run: Run) -> None:
+    m, p, where = run.recipe.model, run.recipe.parallel, f"recipe {run.name}"
+    if run.world_size % p.model_ranks:
+        raise UserError(
+            f"{where}: {run.world_size} processes cannot hold replicas of {p.tensor} tensor x {p.pipeline} pipeline ranks; "
+            f"start a multiple of {p.model_ranks}, or change parallel.tensor or parallel.pipeline"
+        )
+    chunks = p.pipeline * p.virtual
+    if m.num_layers % chunks:
+        valid = ", ".join(str(n) for n in range(1, m.num_layers + 1) if m.num_layers % n == 0)
+        raise UserError(
+            f"{where}: {m.num_layers} layers cannot be split over {p.pipeline} pipeline ranks x {p.virtual} "
+            f"chunk{'s' if p.virtual > 1 else ''}; use {valid} in all"
+        )
+    if p.virtual > 1 and p.pipeline == 1:
+        raise UserError(f"{where}: parallel.virtual {p.virtual} needs pipeline ranks; set parallel.pipeline to 2 or more")
+    for name, size in (
+        ("num_attention_heads", m.num_attention_heads),
+        ("hidden_size", m.hidden_size),
+        ("ffn_hidden_size", m.ffn_hidden_size),
+        ("padded_vocab_size", m.padded_vocab_size),
+    ):
+        if size % p.tensor:
+            raise UserError(f"{where}: model.{name} {size} cannot be split over parallel.tensor {p.tensor}")
+    if p.sequence and p.tensor == 1:
+        raise UserError(f"{where}: parallel.sequence splits over tensor ranks, and there is one; set parallel.tensor or drop it")
+    if p.sequence and run.recipe.data.sequence_length % p.tensor:
+        raise UserError(
+            f"{where}: data.sequence_length {run.recipe.data.sequence_length} cannot be split over parallel.tensor {p.tensor} "
+            "(parallel.sequence)"
+        )
+
+
+def _check_sharding(run: Run) -> None:
+    p, stage, where = run.recipe.parallel, run.ds.zero_optimization.stage, f'{run.ds_file}: "zero_optimization.stage"'
+    if run.ds.bf16.enabled and stage == 0:
+        raise UserError(f"{where} 0 with bf16 cannot sum gradients in fp32 (DeepSpeed refuses it); use stage 1")
+    if stage < 2:
+        return
+    if p.pipeline > 1:
+        raise UserError(
+            f"{where} {stage} reduces gradients during the backward pass, before pipeline ranks have summed theirs; use 0 or "
+            f"1 with parallel.pipeline {p.pipeline}"
+        )
+    if p.sequence:
+        raise UserError(f"{where} {stage} would miss the norms' gradients under parallel.sequence; use 0 or 1, or drop it")
+    paths = len(run.method.paths(run.steps))
+    if run.micro_batches % paths:
+        raise UserError(
+            f"{where} {stage} needs all replicas on one path at a time: paths_per_step {paths} must divide the "
+            f"{run.micro_batches} micro-batches of a rank"
+        )
+
+
+def _check_batch(run: Run) -> None:
+    ds, p = run.ds, run.recipe.parallel
+    if run.batch % (run.micro_batch * run.data_parallel):
+        raise UserError(
+            f"{run.ds_file}: train_batch_size {run.batch} is not a multiple of train_micro_batch_size_per_gpu "
+            f"{run.micro_batch} x {run.data_parallel} data-parallel ranks"
+        )
+    if ds.gradient_accumulation_steps not in ("auto", run.micro_batches):
+        raise UserError(
+            f"{run.ds_file}: gradient_accumulation_steps {ds.gradient_accumulation_steps} contradicts train_batch_size "
+            f'{run.batch} with micro-batches of {run.micro_batch}, which give {run.micro_batches}; write "auto"'
+        )
+    if p.virtual > 1 and run.micro_batches % p.pipeline:
+        raise UserError(
+            f"{run.ds_file}: {run.micro_batches} micro-batches a rank are not a multiple of parallel.pipeline {p.pipeline}, "
+            "which interleaving (parallel.virtual) needs; change the batch sizes"
+        )
+    paths = len(run.method.paths(run.steps))
+    if run.batch % paths or (run.batch // paths) % run.micro_batch:
+        raise UserError(
+            f'{run.ds_file}: "progressive_subnetwork.paths_per_step" {paths} does not cut the batch of {run.batch} into '
+            f"equal parts of whole micro-batches of {run.micro_batch}"
+        )
+
+
+def _check_scheduler(run: Run) -> None:
+    if run.ds.scheduler is None:
+        return
+    total, top = run.ds.scheduler.params.total_num_steps, run.ds.scheduler.params.warmup_max_lr
+    if total not in (None, "auto", run.steps):
+        raise UserError(
+            f'{run.ds_file}: "scheduler.params.total_num_steps" {total} contradicts the run\'s {run.steps} steps; write "auto"'
+        )
+    if top not in (None, "auto", run.ds.optimizer.params.lr):
+        raise UserError(
+            f'{run.ds_file}: "scheduler.params.warmup_max_lr" {top} contradicts "optimizer.params.lr" '
+            f'{run.ds.optimizer.params.lr}; write "auto"'
+        )

@@ -1,0 +1,101 @@
+"""Trains one recipe on several layouts of one world size; started by torchrun from tests/dist/test_parity.py.
+
+    torchrun --standalone --nproc-per-node N -m tests.dist.worker RECIPE.yaml DS.json OUT.pt LAYOUT.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pretrain.config import read_run
+from pretrain.parallel.ranks import Ranks, destroy_groups, make_groups, prepare_libraries
+
+STEPS = 20
+
+
+def main() -> None:
+    recipe, ds, out, cases = sys.argv[1:]
+    device = torch.device("cpu")
+    prepare_libraries(device)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    results = {}
+    for name, settings in json.loads(Path(cases).read_text()).items():
+        pairs = [("--" + key, value) for key, value in settings.items()]
+        run = read_run(recipe, pairs, ds, dist.get_world_size())
+        ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
+        results[name] = train(run, ranks)
+        if ranks.is_main:
+            print(name, [round(loss, 4) for loss, _ in results[name]["rows"][::5]], flush=True)
+    if dist.get_rank() == 0:
+        torch.save(results, out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
+    """Losses, norms, an evaluation and the whole final weights, the same on every rank."""
+    make_groups(run.recipe, ranks.device)
+    from pretrain.data.loader import open_data
+    from pretrain.parallel.engine import Engine
+
+    data = open_data(run, ranks.data_parallel_rank)
+    engine = Engine(run, ranks)
+    rows = []
+    for step in range(1, steps + 1):
+        result = engine.step(step, data.batch(step), run.method.paths(step))
+        rows.append((result.loss, result.grad_norm))
+    evaluation = engine.evaluate(data.held_out())
+    data.close()
+    weights = whole_weights(engine)
+    count = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in engine.whole.parameters())
+    counts = [None] * ranks.world_size
+    dist.all_gather_object(counts, count)
+    forget_deepspeed_groups()
+    destroy_groups()
+    return {"rows": rows, "evaluation": evaluation, "weights": weights, "parameters": counts}
+
+
+def whole_weights(engine) -> dict[str, torch.Tensor]:
+    """Every weight in full, put together from tensor and pipeline ranks."""
+    import deepspeed
+    from megatron.core import parallel_state
+
+    tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
+    mine = {}
+    for name, parameter in engine.whole.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=engine.stage == 3):
+            part = parameter.detach().float().clone()
+        if getattr(parameter, "tensor_model_parallel", False) and tensor_ranks > 1:
+            parts = [torch.empty_like(part) for _ in range(tensor_ranks)]
+            dist.all_gather(parts, part, group=parallel_state.get_tensor_model_parallel_group())
+            stride, dim = parameter.partition_stride, parameter.partition_dim
+            pieces = [p.chunk(stride, dim) for p in parts]
+            part = torch.cat([pieces[rank][s] for s in range(stride) for rank in range(tensor_ranks)], dim)
+        mine[name] = part
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    whole: dict[str, torch.Tensor] = {}
+    for weights in everyone:
+        for name, weight in weights.items():
+            if name in whole and not torch.equal(whole[name], weight): print("DIFF", name, float((whole[name]-weight).abs().max()), weight.shape, flush=True)
+            if name in whole:
+                assert torch.allclose(whole[name], weight, atol=1e-6), f"copies of {name} differ between ranks"
+            whole[name] = weight
+    return whole
+
+
+def forget_deepspeed_groups() -> None:
+    """DeepSpeed keeps groups for the life of a process; here the next layout has others."""
+    from deepspeed.utils import groups
+
+    for name in ("_WORLD_GROUP", "mpu", "_DATA_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP", "_TENSOR_MODEL_PARALLEL_GROUP",
+                 "_ZERO_PARAM_INTRA_PARALLEL_GROUP"):  # fmt: skip
+        setattr(groups, name, None)
+
+
+if __name__ == "__main__":
+    main()
