@@ -5,7 +5,9 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -24,21 +26,74 @@ def main() -> None:
     dist.init_process_group("gloo")
     results = {}
     for name, settings in json.loads(Path(cases).read_text()).items():
-        pairs = [("--" + key, value) for key, value in settings.items()]
-        run = read_run(recipe, pairs, ds, dist.get_world_size())
+        broken = settings.pop("break", None)
+        run = read_run(recipe, [("--" + key, value) for key, value in settings.items()], ds, dist.get_world_size())
         ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
-        results[name] = train(run, ranks)
-        if ranks.is_main:
-            print(name, [round(loss, 4) for loss, _ in results[name]["rows"][::5]], flush=True)
+        make_groups(run.recipe, device)
+        with BREAKS[broken]() if broken else nullcontext():
+            results[name] = train(run, ranks)
+        forget_deepspeed_groups()
+        destroy_groups()
     if dist.get_rank() == 0:
         torch.save(results, out)
     dist.barrier()
     dist.destroy_process_group()
 
 
+def shifted_path():
+    """Rank 1 draws the next step's paths."""
+    from pretrain.parallel.engine import Engine
+
+    step = Engine.step
+
+    def shifted(self, number, batches, paths):
+        return step(self, number, batches, self.run.method.paths(number + 1) if self.ranks.rank == 1 else paths)
+
+    return patch.object(Engine, "step", shifted)
+
+
+def no_zero_filling():
+    """Replicas that skipped different layers hand DeepSpeed different sets of gradients."""
+    from pretrain.parallel.engine import Engine
+
+    return patch.object(Engine, "_complete_gradients", lambda self: None)
+
+
+def tied_embedding_counted_twice():
+    from pretrain.parallel import engine
+
+    def mark_none(model):
+        for _, parameter in model.named_parameters():
+            parameter.ds_pipe_replicated = False
+
+    return patch.object(engine, "mark_copies", mark_none)
+
+
+def stale_gradient():
+    from pretrain.parallel.engine import Engine
+
+    return patch.object(Engine, "_forget_gradients", lambda self: None)
+
+
+def no_clone():
+    """A skipped layer returns its input itself, even where that is the chunk's."""
+    from pretrain.model.layer import SkippableLayer
+
+    forward = SkippableLayer.forward
+
+    def without(self, hidden_states, context=None, **inputs):
+        if self.route.path.active[self.layer_number - 1]:
+            return forward(self, hidden_states, context, **inputs)
+        return hidden_states, context
+
+    return patch.object(SkippableLayer, "forward", without)
+
+
+BREAKS = {f.__name__: f for f in (shifted_path, no_zero_filling, tied_embedding_counted_twice, stale_gradient, no_clone)}
+
+
 def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
     """Losses, norms, an evaluation and the whole final weights, the same on every rank."""
-    make_groups(run.recipe, ranks.device)
     from pretrain.data.loader import open_data
     from pretrain.parallel.engine import Engine
 
@@ -54,8 +109,6 @@ def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
     count = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in engine.whole.parameters())
     counts = [None] * ranks.world_size
     dist.all_gather_object(counts, count)
-    forget_deepspeed_groups()
-    destroy_groups()
     return {"rows": rows, "evaluation": evaluation, "weights": weights, "parameters": counts}
 
 
@@ -81,7 +134,6 @@ def whole_weights(engine) -> dict[str, torch.Tensor]:
     whole: dict[str, torch.Tensor] = {}
     for weights in everyone:
         for name, weight in weights.items():
-            if name in whole and not torch.equal(whole[name], weight): print("DIFF", name, float((whole[name]-weight).abs().max()), weight.shape, flush=True)
             if name in whole:
                 assert torch.allclose(whole[name], weight, atol=1e-6), f"copies of {name} differ between ranks"
             whole[name] = weight
