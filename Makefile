@@ -2,17 +2,19 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := .venv/bin/python
 ARGS ?=
+# torch from the index may be a CUDA build on a machine without a GPU.
+DEVICE := $(if $(shell command -v nvidia-smi),auto,cpu)
 
 .PHONY: pretrain test test-all bench clean
 
 pretrain: .venv/installed  ## the quick start; ARGS="--steps 50" adds options of train
-	$(RUN) -m pretrain train ul2_tiny --run-dir runs/quickstart $(ARGS)
+	$(RUN) -m pretrain train ul2_tiny --run-dir runs/quickstart --device $(DEVICE) $(ARGS)
 
 test: .venv/installed  ## what CI runs
-	$(RUN) -m pytest -m "not slow and not gpu"
+	$(RUN) -m pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 test-all: .venv/installed  ## and what takes longer, and what needs a GPU where there is one
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 bench: .venv/installed  ## speed of skipped layers; writes bench/results/
 	$(RUN) -m bench.path_speed

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from pretrain.config import Run, read_run
+from pretrain.config.command_line import option_pairs
 from pretrain.parallel.ranks import Ranks, choose_device, launch, prepare_libraries
 from pretrain.subnetwork import Path as LayerPath
 from pretrain.subnetwork.flops import ideal_ratio
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HOME / "results")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     args, rest = parser.parse_known_args()
-    run = read_run(str(HOME / "path_speed.yaml"), list(zip(rest[::2], rest[1::2])), str(HOME / "path_speed.json"))
+    run = read_run(str(HOME / "path_speed.yaml"), option_pairs(rest), str(HOME / "path_speed.json"))
     device = choose_device(args.device)
     prepare_libraries(device)
     with launch(run.recipe, device) as ranks:

@@ -1,18 +1,19 @@
 """python -m pretrain train | plan RECIPE [options]"""
 
 import argparse
+import errno
 import os
 import sys
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Sequence
 
-from pretrain.config.deepspeed import DeepSpeedConfig
-from pretrain.config.recipe import Recipe
+from pretrain.config.command_line import all_settings, option_pairs
 from pretrain.config.run import Run, read_run
-from pretrain.config.strict import COMMAND_LINE, Strict, did_you_mean, section_of
+from pretrain.config.strict import COMMAND_LINE
 from pretrain.errors import TrainingStopped, UserError
 
-Pairs = list[tuple[str, str]]
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
+"""What a file system says that cannot be written to; it is the user's to mend, and a traceback helps nobody."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,9 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     if getattr(args, "explain", False):
-        print(_explain_settings())
+        print("\n".join(f"{key:<55} {text}" for key, text in all_settings()))
         return 0
     try:
+        words = list(sys.argv[1:] if argv is None else argv)
+        if args.recipe and words.index(args.command) + 1 != words.index(args.recipe):
+            raise UserError(f"{COMMAND_LINE}: the recipe comes first, as in `python -m pretrain {args.command} ul2_tiny --steps 5`")
         if not args.recipe:
             raise UserError(f"{COMMAND_LINE}: which recipe? As in `python -m pretrain {args.command} ul2_tiny`")
         return _train(args, rest) if args.command == "train" else _plan(args, rest)
@@ -34,6 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except TrainingStopped as stopped:
         _tell(f"stopped: {stopped}")
+        return 1
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return 130
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _tell(f"stopped: {error.filename or 'a file'} cannot be written: {error.strerror}")
         return 1
 
 
@@ -70,7 +82,7 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _read_run(args: argparse.Namespace, rest: list[str], fixed: Sequence[str]) -> Run:
-    return read_run(args.recipe, _pairs(rest, fixed), args.ds_config, int(os.environ.get("WORLD_SIZE", "1")))
+    return read_run(args.recipe, option_pairs(rest, fixed), args.ds_config, int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,50 +100,6 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
             command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
     return parser
-
-
-def _pairs(rest: list[str], fixed: Sequence[str]) -> Pairs:
-    """Options that argparse does not know, with their values; a first look at whether they can exist."""
-    known = [name.replace("_", "-") for name in Recipe.model_fields] + ["tokens", "ds", *fixed]
-    pairs: Pairs = []
-    words = iter(rest)
-    for word in words:
-        if not word.startswith("--"):
-            raise UserError(f'{COMMAND_LINE}: unexpected "{word}"; options are written --name value')
-        option, equals, value = word.partition("=")
-        top = option.removeprefix("--").split(".")[0].replace("_", "-")
-        if top not in known:
-            deeper = [key for key, _ in _all_settings() if key.endswith("." + top.replace("-", "_"))]
-            hint = f'; did you mean "{deeper[0]}"?' if deeper else did_you_mean(top, known, "--")
-            raise UserError(f'{COMMAND_LINE}: unknown option "{option}"{hint}')
-        if not equals:
-            value = next(words, "--")
-            if value.startswith("--"):
-                raise UserError(f'{COMMAND_LINE}: option "{option}" needs a value')
-        pairs.append((option, value))
-    names = [option for option, _ in pairs]
-    if "--tokens" in names and "--steps" in names:
-        raise UserError(f"{COMMAND_LINE}: --tokens and --steps both set the length of the run; give one")
-    return pairs
-
-
-def _explain_settings() -> str:
-    return "\n".join(f"{key:<55} {text}" for key, text in _all_settings())
-
-
-def _all_settings() -> Iterator[tuple[str, str]]:
-    """Every option that recipe and JSON give rise to, with its meaning."""
-    yield from _settings(Recipe, "--")
-    yield from _settings(DeepSpeedConfig, "--ds.")
-
-
-def _settings(model: type[Strict], prefix: str) -> Iterator[tuple[str, str]]:
-    for name, field in model.model_fields.items():
-        section = section_of(model, name)
-        if section is None:
-            yield prefix + name, " ".join((field.description or "").split())
-        else:
-            yield from _settings(section, f"{prefix}{name}.")
 
 
 if __name__ == "__main__":

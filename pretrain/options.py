@@ -8,6 +8,7 @@ import torch
 
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.config import Run
+from pretrain.errors import UserError
 from pretrain.parallel.ranks import Ranks
 
 
@@ -22,12 +23,21 @@ class TrainOptions:
     """End after this step as if interrupted; schedules stay laid out over all steps."""
     device: torch.device
 
+    def __post_init__(self) -> None:
+        if self.stop_at is not None and self.stop_at < 1:
+            raise UserError(f"--stop-at {self.stop_at}: steps count from 1")
+
+    def last_step(self, run: Run) -> int:
+        """The step after which this process ends."""
+        return min(run.steps, self.stop_at or run.steps)
+
     def claim_directory(self, run: Run, ranks: Ranks) -> RunDirectory:
         """The run directory, made and checked by rank 0; its path is the first thing printed."""
 
         def claim() -> RunDirectory:
             directory = RunDirectory(self.run_dir or Path(f"runs/{run.name}-{run.method.name}-{datetime.now():%Y%m%d-%H%M%S}"))
             print(directory.path, flush=True)
+            ranks.keep(directory.lock())
             directory.claim(run, self.resume)
             return directory
 

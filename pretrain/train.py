@@ -1,12 +1,12 @@
 """The training loop. Read this first."""
 
 from pretrain.checkpoint.state import resume, save
+from pretrain.config import Run
 from pretrain.data.loader import open_data
 from pretrain.observe.observer import Observer
 from pretrain.options import TrainOptions
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.ranks import launch
-from pretrain.config import Run
 
 
 def train(run: Run, options: TrainOptions) -> None:
@@ -17,9 +17,9 @@ def train(run: Run, options: TrainOptions) -> None:
         engine = Engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
         done = resume(run, engine, directory, options.resume)  # 0 when there is nothing to resume
         watch = Observer(run, directory.path, ranks.is_main, ranks.device, done)
-        finished = done >= run.steps
+        last = options.last_step(run)
         try:
-            for step in range(done + 1, run.steps + 1):
+            for step in range(done + 1, last + 1):
                 paths = run.method.paths(step)  # which layers each part of the batch runs
                 batches = data.batch(step)
                 watch.data_ready()
@@ -27,13 +27,13 @@ def train(run: Run, options: TrainOptions) -> None:
                 watch.step(step, result, paths)
                 if run.evaluates(step):
                     watch.evaluation(step, *engine.evaluate(data.held_out()))  # all layers, always
-                stop = ranks.agree(ranks.stop_requested or step == options.stop_at)  # a signal reached some rank
-                finished = step == run.steps
-                if run.saves(step) or stop:
+                stop = ranks.agree(ranks.stop_requested)  # a signal reached some rank
+                if run.saves(step) or stop or step == last:
                     save(run, engine, directory, step)
                     watch.saved(step)
+                done = step
                 if stop:
                     break
         finally:
             data.close()
-            watch.close(finished)
+            watch.close(done)

@@ -35,7 +35,7 @@ data:
 steps: 20
 save_every: 5
 eval_every: 10
-eval_samples: 6
+eval_samples: 12
 threads: 1
 """
 DS = {

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ NOT_COMPARED = {"time", "step_seconds", "data_seconds", "tokens_per_second", "tf
 
 
 def command(project, run_dir: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "pretrain", "train", str(project.recipe), "--ds-config", str(project.ds), "--run-dir", str(run_dir), *words]
+    return [sys.executable, "-m", "pretrain", "train", str(project.recipe), "--ds-config", str(project.ds), "--run-dir", str(run_dir), "--device", "cpu", *words]
 
 
 def train(project, run_dir: Path, *words: str, **how) -> subprocess.CompletedProcess:
@@ -134,7 +135,7 @@ def test_a_directory_with_another_run_is_refused(project, unbroken):
     done = train(project, unbroken, "--resume", "never")
     assert done.returncode == 2 and "holds a run; choose another with --run-dir" in done.stderr
     done = train(project, unbroken, "--resume", str(unbroken / "checkpoints" / "step_00000007"))
-    assert done.returncode == 2 and "manifest.json cannot be read" in done.stderr
+    assert done.returncode == 2 and "neither auto nor never nor a checkpoint's folder" in done.stderr
     assert (unbroken / "metrics.jsonl").read_bytes() == before
 
 
@@ -158,6 +159,71 @@ def test_a_run_that_blows_up_stops_before_the_update_and_says_where(project, tmp
     assert done.returncode == 1
     assert "stopped: step " in done.stderr and ("micro-batch" in done.stderr or "norm" in done.stderr)
     assert not list((run_dir / "checkpoints").glob("step_*"))
+
+
+def test_an_older_checkpoint_may_be_chosen_and_the_newer_ones_are_put_aside(project, unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    assert train(project, run_dir, "--stop-at", "10").returncode == 0
+    done = train(project, run_dir, "--resume", str(run_dir / "checkpoints" / "step_00000005"), "--stop-at", "7")
+    assert done.returncode == 0 and "ended after step 7 of 20; the same command goes on" in done.stdout
+    assert sorted(p.name for p in (run_dir / "checkpoints").glob("step_*")) == ["step_00000005", "step_00000007"]
+    assert [row["step"] for row in rows(run_dir)] == list(range(1, 8))
+    (run_dir / "metrics.jsonl").unlink()
+    done = train(project, run_dir, "--stop-at", "6")
+    assert done.returncode == 0 and "ended after step 7 of 20" in done.stdout, "the step is behind us: nothing to do"
+    assert train(project, run_dir).returncode == 0
+    assert essence(rows(run_dir)) == essence(rows(unbroken))[7:], "what was saved so far is known without the rows"
+
+
+def test_a_checkpoint_of_another_run_is_refused(project, unbroken, tmp_path):
+    newest = str(unbroken / "checkpoints" / "step_00000020")
+    done = train(project, tmp_path / "run", "--resume", newest, "--ds.optimizer.params.lr", "0.5")
+    assert done.returncode == 2 and "written by another run: ds.optimizer.params.lr is 0.001 there, 0.5 here" in done.stderr
+
+
+def test_two_processes_do_not_train_in_one_directory(project, tmp_path):
+    run_dir = tmp_path / "run"
+    first = subprocess.Popen(command(project, run_dir, "--steps", "2000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (run_dir / "metrics.jsonl").exists() or not (run_dir / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+        assert first.poll() is None
+    second = train(project, run_dir, "--steps", "2000")
+    first.kill()
+    first.wait()
+    assert second.returncode == 2 and "another process trains in it" in second.stderr
+
+
+def test_killed_while_saving_every_time_it_goes_on_from_a_good_checkpoint(project, unbroken, tmp_path):
+    """SIGKILL the moment an unfinished checkpoint appears: it never gets a name, and the next start removes it."""
+    run_dir = tmp_path / "run"
+    checkpoints = run_dir / "checkpoints"
+    for _ in range(2):
+        for leftover in checkpoints.glob("*.unfinished"):
+            shutil.rmtree(leftover)  # of the kill before, so that the next one to appear is new
+        process = subprocess.Popen(command(project, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and not list(checkpoints.glob("*.unfinished")):
+            time.sleep(0.0005)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert all((folder / "manifest.json").exists() for folder in checkpoints.glob("step_*[0-9]"))
+    assert train(project, run_dir).returncode == 0
+    assert essence(rows(run_dir)) == essence(rows(unbroken))
+    assert not list((run_dir / "checkpoints").glob("*.unfinished"))
+
+
+def test_a_read_only_or_impossible_directory_is_refused(project, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = train(project, tmp_path / "file")
+    assert done.returncode == 2 and "error: run directory" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_interrupted_while_starting(project, tmp_path):
+    process = subprocess.Popen(command(project, tmp_path / "run"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, 0) and "Traceback" not in errors
 
 
 def test_a_failed_start_leaves_the_directory_free(project, tmp_path):

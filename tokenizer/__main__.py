@@ -38,7 +38,11 @@ def main() -> None:
             made = run_encode(args.input, load_tokenizer(args.tokenizer), args.out)
             print(f"{made['documents']} documents, {made['tokens']} tokens in {args.out}.bin")
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
+from pretrain.errors import UserError
 from tokenizer.pieces import Tokenizer
 from tokenizer.text import documents, find_inputs
 
@@ -34,6 +35,8 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path) -> dict:
                 builder.add_document(np.array(ids), [len(ids)])
                 tokens += len(ids)
             count += len(batch)
+        if tokens == 0:
+            raise UserError(f"--input {pattern}: holds no text")
         builder.finalize(str(parts[".idx"]))
         manifest = {
             "documents": count,

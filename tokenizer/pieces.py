@@ -70,13 +70,15 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     """
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
+        if not isinstance(manifest, dict) or not {"vocab_size", "sentinels", "model_sha256"} <= manifest.keys():
+            raise ValueError(f"{MANIFEST} is not a tokenizer's")
         digest = sha256(directory / MODEL)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{directory}: no tokenizer here ({error}); make one with python -m tokenizer train --input GLOB "
             f"--vocab-size N --out {directory}"
         ) from None
-    if digest != manifest.get("model_sha256"):
+    if digest != manifest["model_sha256"]:
         raise UserError(f"{directory / MODEL}: not the model that {MANIFEST} describes; train it again")
     return Tokenizer(directory, manifest)
 

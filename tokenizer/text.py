@@ -36,6 +36,7 @@ def documents(files: list[Path]) -> Iterator[str]:
                     text = json.loads(line)["text"]
                     if not isinstance(text, str):
                         raise TypeError("the text is not a string")
+                    text.encode()  # half a surrogate pair is JSON, and not text
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(f'{file}: line {number}: not JSON with a "text" field: {error}') from None
                 if text.strip():

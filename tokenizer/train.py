@@ -13,6 +13,10 @@ from tokenizer.pieces import EOS, MANIFEST, MODEL, MODES, PAD, SENTINELS, UNKNOW
 from tokenizer.text import documents, find_inputs
 
 
+BYTES = 256
+"""Pieces for single bytes, so that no text is unknown."""
+
+
 def train(pattern: str, vocab_size: int, out: Path, model_type: str = "unigram", sentinels: int = SENTINELS) -> None:
     """Write a tokenizer folder; it appears whole or not at all.
 
@@ -24,7 +28,12 @@ def train(pattern: str, vocab_size: int, out: Path, model_type: str = "unigram",
     if out.exists():
         raise UserError(f"--out {out}: exists; remove it or choose another folder")
     files = find_inputs(pattern)
+    if next(documents(files), None) is None:
+        raise UserError(f"--input {pattern}: holds no text")
     reserved = [*MODES, *(sentinel(i) for i in range(sentinels))]
+    least = len(reserved) + len((PAD, EOS, UNKNOWN)) + BYTES + 1
+    if vocab_size < least:
+        raise UserError(f"--vocab-size {vocab_size}: reserved pieces and bytes alone take {least - 1}; use more")
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:

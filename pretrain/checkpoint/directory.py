@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Callable
 
 import yaml
+from filelock import FileLock, Timeout
 
 from pretrain.config import Run
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
-from pretrain.config.run import dump_json
 from pretrain.config.strict import parse, read_json, read_yaml
 from pretrain.errors import UserError
 
@@ -58,8 +58,11 @@ class RunDirectory:
         """Make the directory this run's, or check that it is.
 
         Raises:
-            UserError: it cannot be written, or holds another run, or any run if `resume` is "never".
+            UserError: it cannot be written, another process trains in it, or it holds another run, or any run if `resume` is
+                "never".
         """
+        if self.path.exists() and not (self.path.is_dir() and os.access(self.path, os.W_OK)):
+            raise UserError(f"run directory {self.path}: not a folder that can be written to; choose another with --run-dir")
         if self.holds_a_run() and resume == "never":
             raise UserError(f"run directory {self.path}: holds a run; choose another with --run-dir, or --resume auto")
         if self.holds_a_run():
@@ -82,17 +85,40 @@ class RunDirectory:
         recipe = parse(Recipe, read_yaml(self.recipe), str(self.recipe))
         ds = parse(DeepSpeedConfig, read_json(self.ds_config), str(self.ds_config))
         theirs = Run(run.name, recipe, ds, str(self.recipe), str(self.ds_config)).identity()
-        ours = run.identity()
-        different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+        different = differences(run.identity(), theirs)
         if different:
-            shown = "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in different[:5])
-            more = f" and {len(different) - 5} more" if len(different) > 5 else ""
-            raise UserError(f"run directory {self.path}: holds another run: {shown}{more}; choose another with --run-dir")
+            raise UserError(f"run directory {self.path}: holds another run: {different}; choose another with --run-dir")
+
+    def lock(self) -> FileLock:
+        """Held while a process trains here; the kernel lets go of it when the process dies.
+
+        Raises:
+            UserError: another process holds it, or the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"run directory {self.path}: another process trains in it; wait for it or choose another with --run-dir") from None
+        except OSError as error:
+            raise UserError(f"run directory {self.path}: cannot be written: {error.strerror}") from None
+        return lock
+
+    def abandon_after(self, step: int) -> None:
+        """Put checkpoints beyond `step` aside: training goes on from there, and they belong to no run any more."""
+        for folder in self.steps_saved():
+            if _step_of(folder) > step:
+                os.replace(folder, _free_name(folder))
+
+    def steps_saved(self) -> list[Path]:
+        """Folders of checkpoints, whole or damaged, the oldest first."""
+        return sorted(self.checkpoints.glob("step_" + "[0-9]" * 8))
 
 
 def newest_good(directory: RunDirectory, tell: Callable[[str], None]) -> Path | None:
     """The newest checkpoint whose every byte is as it was written; tells which newer ones it passed over and why."""
-    for folder in sorted(directory.checkpoints.glob("step_" + "[0-9]" * 8), reverse=True):
+    for folder in reversed(directory.steps_saved()):
         problem = damage(folder)
         if problem is None:
             return folder
@@ -104,6 +130,8 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if nothing is."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        if not {"step", "layout", "identity"} <= manifest.keys() or not manifest["files"]:
+            return f"{MANIFEST} is not a checkpoint's"
         for name, facts in manifest["files"].items():
             file = folder / name
             if not file.is_file():
@@ -112,7 +140,7 @@ def damage(folder: Path) -> str | None:
                 return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
             if _sha256(file) != facts["sha256"]:
                 return f"{name} is not what was written (checksum)"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
 
@@ -132,10 +160,28 @@ def seal(unfinished: Path, folder: Path, facts: dict[str, Any]) -> None:
 
 
 def prune(directory: RunDirectory, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints, and what killed saves left behind."""
-    folders = sorted(directory.checkpoints.glob("step_" + "[0-9]" * 8))
-    for folder in [*folders[:-keep], *directory.checkpoints.glob("*.unfinished")]:
+    """Remove all but the `keep` newest checkpoints, abandoned ones, and what killed saves left behind."""
+    leftovers = [*directory.checkpoints.glob("*.unfinished"), *directory.checkpoints.glob("*.abandoned*")]
+    for folder in [*directory.steps_saved()[:-keep], *leftovers]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Where two runs' identities differ, in words; empty where they do not."""
+    different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    shown = "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in different[:5])
+    return shown + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def _free_name(folder: Path) -> Path:
+    number = 0
+    while (name := folder.with_name(f"{folder.name}.abandoned{number}")).exists():
+        number += 1
+    return name
 
 
 def provenance() -> list[str]:
@@ -144,6 +190,11 @@ def provenance() -> list[str]:
     home = Path(__file__).parent
     git = subprocess.run(["git", "-C", home, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True)
     return [*lines, f"commit {git.stdout.strip() or 'unknown'}"]
+
+
+def dump_json(value: Any) -> str:
+    """JSON as people read it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from pretrain.checkpoint.directory import MANIFEST, RunDirectory, damage, newest_good, provenance, prune, seal
+from pretrain.checkpoint.directory import MANIFEST, RunDirectory, damage, differences, newest_good, provenance, prune, seal
 from pretrain.config import Run
+from pretrain.config.strict import one_line
 from pretrain.errors import TrainingStopped, UserError
 from pretrain.parallel.engine import Engine
 
@@ -32,13 +33,15 @@ def save(run: Run, engine: Engine, directory: RunDirectory, step: int) -> None:
         engine.deepspeed.save_checkpoint(str(unfinished), tag=STATE, save_latest=False)
         dist.barrier()
         if main:
-            seal(unfinished, folder, {"step": step, "layout": layout(run), "versions": provenance()})
+            seal(unfinished, folder, {"step": step, "layout": layout(run), "identity": run.identity(), "versions": provenance()})
             prune(directory, run.recipe.keep_checkpoints)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         kept = newest_good(directory, tell=lambda _: None)
         rest = f"the newest good one is {kept}" if kept else "there is no older one"
-        raise TrainingStopped(f"checkpoint {folder} could not be written ({_first_line(error)}); {rest}") from error
+        free = shutil.disk_usage(directory.path).free / 2**20
+        why = f"{one_line(error)}; {free:.0f} MiB free there"
+        raise TrainingStopped(f"checkpoint {folder} could not be written ({why}); {rest}") from error
     dist.barrier()
 
 
@@ -53,6 +56,8 @@ def resume(run: Run, engine: Engine, directory: RunDirectory, choice: str) -> in
         return 0
     folder, step = found
     engine.deepspeed.load_checkpoint(str(folder), tag=STATE)
+    if engine.ranks.is_main:
+        directory.abandon_after(step)
     return step
 
 
@@ -63,12 +68,17 @@ def _choose(run: Run, directory: RunDirectory, choice: str) -> tuple[Path, int] 
     folder = newest_good(directory, print) if choice == "auto" else Path(choice)
     if folder is None:
         return None
+    if not folder.is_dir():
+        raise UserError(f"--resume {choice}: neither auto nor never nor a checkpoint's folder")
     problem = damage(folder) if choice != "auto" else None
     if problem:
         raise UserError(f"--resume {folder}: {problem}")
     manifest = json.loads((folder / MANIFEST).read_text())
     if manifest["layout"] != layout(run):
         raise UserError(f"{folder}: written on layout {manifest['layout']}, this run has {layout(run)}; use the same")
+    different = differences(run.identity(), manifest["identity"])
+    if different:
+        raise UserError(f"{folder}: written by another run: {different}; start afresh without --resume")
     print(f"resuming after step {manifest['step']} from {folder}", flush=True)
     return folder, manifest["step"]
 
@@ -81,7 +91,3 @@ def layout(run: Run) -> dict:
         "zero_stage": run.ds.zero_optimization.stage,
         "bf16": run.ds.bf16.enabled,
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -6,17 +6,21 @@ that DeepSpeed knows and this program does not pass on, with the reason: a setti
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from pretrain.config.recipe import Count, Positive
+from pretrain.config.recipe import Count, Number, Positive
 from pretrain.config.strict import Strict
 from pretrain.subnetwork.methods import MethodName
 from pretrain.subnetwork.path import ResidualScale, Sampler
 
 Auto = Literal["auto"]
 """As Hugging Face's users know it: the value follows from the run and need not be written."""
-NotNegative = Annotated[float, Field(ge=0, strict=False)]
-AboveZero = Annotated[float, Field(gt=0, strict=False)]
+NotNegative = Annotated[Number, Field(ge=0)]
+AboveZero = Annotated[Number, Field(gt=0)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Elements = Annotated[int, Field(gt=0), BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)]
+"""A whole number that DeepSpeed's users like to write as 5e8."""
 
 
 class AdamWParams(Strict):
@@ -24,7 +28,7 @@ class AdamWParams(Strict):
 
     lr: AboveZero
     """Highest learning rate; the scheduler scales it."""
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.95)
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
     """Decay of the two moments."""
     eps: AboveZero = 1e-8
     """Added to the root of the second moment."""
@@ -56,11 +60,11 @@ class SchedulerParams(Strict):
     """Shape of the warm-up; DeepSpeed's default is log."""
     warmup_min_lr: NotNegative | None = None
     """WarmupLR and WarmupDecayLR: learning rate before the warm-up."""
-    warmup_max_lr: Annotated[float, Field(gt=0, strict=False)] | Auto | None = None
+    warmup_max_lr: AboveZero | Auto | None = None
     """WarmupLR and WarmupDecayLR: follows from the optimizer's lr; leave it out or write "auto"."""
-    warmup_min_ratio: NotNegative | None = None
+    warmup_min_ratio: Share | None = None
     """WarmupCosineLR: share of lr before the warm-up."""
-    cos_min_ratio: NotNegative | None = None
+    cos_min_ratio: Share | None = None
     """WarmupCosineLR: share of lr at the end."""
 
 
@@ -102,9 +106,9 @@ class Zero(Strict):
 
     stage: Annotated[int, Field(ge=0, le=3)] = 0
     """0: nothing; 1: optimizer state; 2: and gradients; 3: and weights."""
-    reduce_bucket_size: Annotated[int, Field(gt=0, strict=False)] = 500_000_000
+    reduce_bucket_size: Elements = 500_000_000
     """Elements that are reduced at a time; smaller takes less memory."""
-    allgather_bucket_size: Annotated[int, Field(gt=0, strict=False)] = 500_000_000
+    allgather_bucket_size: Elements = 500_000_000
     """Elements that are gathered at a time."""
     contiguous_gradients: bool | None = None
     """Copy gradients into one buffer before they are reduced. If left out, true in stages 2 and 3 as in DeepSpeed, and false in
@@ -155,9 +159,9 @@ class ProgressiveSubnetwork(Strict):
     """full: all layers in every step, whatever else this block says. raptr: random paths that grow in stages."""
     path_lengths: tuple[int, ...] = ()
     """Active layers of each stage, as a list or "6-8-10-12". The last stage usually trains all layers."""
-    stage_fractions: Annotated[tuple[float, ...], Field(strict=False)] | None = None
+    stage_fractions: Annotated[tuple[Number, ...], Field(strict=False)] | None = None
     """Share of the steps of each stage; equal if left out, as in the paper's BERT runs."""
-    full_model_first_fraction: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.0
+    full_model_first_fraction: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of the steps that train all layers before stage 1, as in the paper's UL2 runs."""
     fixed_layers: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
     """Layers that are always active, counted from 0; the first and the last if left out."""

@@ -4,20 +4,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pretrain.config.strict import Strict, read_yaml
+from pretrain.config.strict import Strict
 from pretrain.errors import UserError
 from pretrain.subnetwork.flops import Shape
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**53)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Model(Strict):
     """A decoder of pre-norm blocks: RMSNorm, rotary positions, SwiGLU, no biases, no dropout."""
 
-    num_layers: Positive
+    num_layers: Annotated[int, Field(gt=0, le=10_000)]
     """Transformer layers, all of which exist during the whole run."""
     hidden_size: Positive
     """Width of the residual stream."""
@@ -34,9 +35,9 @@ class Model(Strict):
     """One matrix for the embedding and the output projection. Untied costs memory, and can be better when large."""
     rotary_base: Positive = 10_000
     """Base of the rotary frequencies; raise it for long sequences."""
-    norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    norm_epsilon: Annotated[Number, Field(gt=0)] = 1e-6
     """Added to the mean square in RMSNorm."""
-    init_std: Annotated[float, Field(gt=0)] = 0.02
+    init_std: Annotated[Number, Field(gt=0)] = 0.02
     """Standard deviation of initial weights; projections back into the residual stream get it over sqrt(2 num_layers)."""
     attention: Literal["sdpa", "flex"] = "sdpa"
     """sdpa runs everywhere with a dense mask; flex skips masked blocks, on GPUs only."""
@@ -52,12 +53,18 @@ class Denoiser(Strict):
     """span: masked spans are the target. prefix: the end of the text is the target."""
     mode: Literal["[NLU]", "[NLG]", "[S2S]"]
     """The token that tells the model which denoiser made the example."""
-    mean_span: Annotated[float, Field(ge=1)] = 3.0
+    mean_span: Annotated[Number, Field(ge=1)] = 3.0
     """Mean length of a masked span in tokens; span only."""
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    rate: Annotated[Number, Field(gt=0, lt=1)] = 0.15
     """Share of the text that is masked (span), mean share that is the target (prefix)."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[Number, Field(gt=0)] = 1.0
     """Examples are made by this denoiser in proportion to its weight."""
+
+    @model_validator(mode="after")
+    def _mean_can_be_had(self) -> "Denoiser":
+        if self.kind == "prefix" and self.rate > 0.5:
+            raise ValueError("a prefix denoiser draws its target uniformly, so its mean share cannot exceed 0.5")
+        return self
 
 
 UL2 = tuple(
@@ -149,8 +156,3 @@ def find_recipe(name: str) -> Path:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
     raise UserError(f'recipe "{name}" is neither a YAML file nor one of {", ".join(shipped)}')
-
-
-def read_recipe(path: Path) -> dict:
-    """The raw keys of a recipe's file."""
-    return read_yaml(path)

@@ -1,7 +1,6 @@
 """A run: recipe, DeepSpeed JSON and command line put together, checked against one another, with what follows from them."""
 
-import json
-import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any, Sequence
 
 from pretrain.config.checks import check
 from pretrain.config.deepspeed import DeepSpeedConfig
-from pretrain.config.recipe import Recipe, find_recipe, read_recipe
-from pretrain.config.strict import COMMAND_LINE, parse, read_json, set_key, yaml_value
+from pretrain.config.recipe import Recipe, find_recipe
+from pretrain.config.strict import COMMAND_LINE, parse, read_json, read_yaml, set_key
 from pretrain.errors import UserError
 from pretrain.subnetwork.methods import Method, make_method
 from pretrain.subnetwork.path import path_of_sample
@@ -120,7 +119,7 @@ def read_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str |
     """
     recipe_path = find_recipe(recipe)
     ds_path = Path(ds_config) if ds_config else DS_CONFIGS / f"{recipe_path.stem}.json"
-    recipe_data, ds_data = read_recipe(recipe_path), read_json(ds_path)
+    recipe_data, ds_data = read_yaml(recipe_path), read_json(ds_path)
     tokens = None
     for option, value in overrides:
         key = option.removeprefix("--").replace("-", "_")
@@ -132,9 +131,11 @@ def read_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str |
             set_key(recipe_data, Recipe, key, value, "--" + key)
     ds = parse(DeepSpeedConfig, ds_data, _source(ds_path, overrides, "--ds."))
     if tokens is not None:
-        length = recipe_data.get("data", {}).get("sequence_length", 1)
-        recipe_data["steps"] = _steps(tokens, ds.train_batch_size * length)
+        recipe_data["steps"] = 1  # until the rest of the recipe is known to be right
     parsed = parse(Recipe, recipe_data, _source(recipe_path, overrides, ""))
+    if tokens is not None:
+        steps = _steps(tokens, ds.train_batch_size * parsed.data.sequence_length)
+        parsed = parsed.model_copy(update={"steps": steps})
     run = Run(recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), world_size)
     check(run)
     return run
@@ -147,25 +148,14 @@ def _source(path: Path, overrides: Sequence[tuple[str, str]], prefix: str) -> st
 
 
 def _steps(tokens: str, tokens_per_step: int) -> int:
-    units = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-    text = tokens.strip().upper()
-    number = yaml_value(text[:-1] if text[-1:] in units else text)
-    if not isinstance(number, (int, float)) or number <= 0:
+    units = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", tokens.strip().upper())
+    if match is None or float(match[1]) == 0:
         raise UserError(f'{COMMAND_LINE}: option "--tokens": {tokens!r} is not a number such as 32B or 500M')
-    return max(1, round(number * units.get(text[-1:], 1) / tokens_per_step))
+    return max(1, round(float(match[1]) * units[match[2]] / tokens_per_step))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
-
-
-def cores_per_rank(local_ranks: int) -> int:
-    """CPU threads for each of a node's ranks."""
-    return max(1, len(os.sched_getaffinity(0)) // local_ranks)
-
-
-def dump_json(value: Any) -> str:
-    """JSON as people read it."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

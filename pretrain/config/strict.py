@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Iterable, TypeVar, get_args
+from typing import Any, ClassVar, Iterable, Sequence, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -37,8 +37,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise UserError(f"{path}: line {mark.line + 1}, column {mark.column + 1}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {error}") from None
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not YAML that can be read: {one_line(error)}") from None
     return _mapping(path, data)
 
 
@@ -60,6 +60,10 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(_text(path), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON that can be read: {one_line(error)}") from None
     return _mapping(path, data)
 
 
@@ -76,58 +80,73 @@ def parse(model: type[M], data: dict[str, Any], source: str) -> M:
 
 
 def set_key(data: dict[str, Any], model: type[Strict], key: str, value: str, option: str) -> None:
-    """Set dotted `key` of `data` to `value`, read as YAML, for `option` of the command line, which ends in `key`.
+    """Set dotted `key` of `data` to `value`, for `option` of the command line, which ends in `key`.
 
     Raises:
         UserError: `model` has no such key.
     """
     names = key.split(".")
     section: type[Strict] | None = model
+    parent = model
     for depth, name in enumerate(names):
         written = option.removesuffix(key) + "".join(part + "." for part in names[:depth])
         if section is None:
             raise UserError(f'{COMMAND_LINE}: unknown option "{option}": "{written[:-1]}" has no keys of its own')
         if name not in section.model_fields:
             raise UserError(f'{COMMAND_LINE}: unknown option "{option}"' + _unknown(name, section, written))
-        section = section_of(section, name)
+        parent, section = section, section_of(section, name)
     for name in names[:-1]:
         data = data.setdefault(name, {})
         if not isinstance(data, dict):
             raise UserError(f'{COMMAND_LINE}: option "{option}": "{name}" is a value in the file, not a section')
-    data[names[-1]] = yaml_value(value)
+    leaf = parent.model_fields[names[-1]].annotation
+    data[names[-1]] = value if leaf is str else _value(value, option)
 
 
-def yaml_value(text: str) -> Any:
-    """A value as written in YAML; 3e-4, which YAML reads as text, is a number."""
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    return value
+def _value(text: str, option: str) -> Any:
+    """A value of the command line: a number, true, false or null as in JSON, a list as in YAML, else text."""
+    try:
+        if text.lstrip()[:1] in ("[", "{"):
+            return yaml.load(text, Loader=_UniqueKeys)
+        return json.loads(text)
+    except yaml.YAMLError as error:
+        raise UserError(f'{COMMAND_LINE}: option "{option}": {one_line(error)}') from None
+    except (ValueError, RecursionError):
+        return text
 
 
 def section_of(model: type[Strict], name: str) -> type[Strict] | None:
-    """The section type of a field, through `X | None`; None for a plain value."""
-    annotation = model.model_fields[name].annotation
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Strict):
-            return candidate
-    return None
+    """The section type of a field, through `X | None` and `tuple[X, ...]`; None for a plain value."""
+
+    def search(annotation: Any) -> type[Strict] | None:
+        if isinstance(annotation, type) and issubclass(annotation, Strict):
+            return annotation
+        return next((found for part in get_args(annotation) if (found := search(part))), None)
+
+    return search(model.model_fields[name].annotation)
 
 
-def did_you_mean(key: str, valid: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean "..."?` where something is close, else the list of what is valid."""
+def did_you_mean(key: str, valid: Iterable[str], prefix: str = "", deeper: Sequence[str] = ()) -> str:
+    """`; did you mean "..."?` where something is close, else the list of what is valid. `deeper`: what follows the key."""
     valid = list(valid)
     close = difflib.get_close_matches(key.lower(), valid, n=1, cutoff=0.6)
-    return f'; did you mean "{prefix}{close[0]}"?' if close else f"; valid here: {', '.join(sorted(valid))}"
+    if close:
+        return f'; did you mean "{prefix}{".".join([close[0], *deeper])}"?'
+    return f"; valid here: {', '.join(sorted(valid))}"
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _unknown(key: str, section: type[Strict], prefix: str = "") -> str:
     """What to say after `unknown key`: why a known stranger is not welcome, or what was probably meant."""
     if key in section.foreign:
         return f"; {section.foreign[key]}"
+    close = difflib.get_close_matches(key.lower(), [*section.model_fields, *section.foreign], n=1, cutoff=0.6)
+    if close and close[0] in section.foreign:
+        return f'; if you mean "{prefix}{close[0]}": {section.foreign[close[0]]}'
     return did_you_mean(key, section.model_fields, prefix)
 
 
@@ -137,6 +156,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f'key "{key}" is written twice; keep one', problem_mark=key_node.start_mark)
@@ -173,7 +194,8 @@ def _explain(error: ValidationError, model: type[Strict], source: str) -> str:
     if problem["type"] == "extra_forbidden":
         section: type[Strict] | None = model
         for name in names[:-1]:
-            section = section_of(section, name) if section and name in section.model_fields else None
+            if not name.isdigit():  # a place in a list
+                section = section_of(section, name) if section and name in section.model_fields else None
         place = f' in "{where}"' if where else ""
         return f'{source}: unknown key "{key}"{place}' + (_unknown(key, section) if section else "")
     if problem["type"] == "missing":
@@ -181,4 +203,5 @@ def _explain(error: ValidationError, model: type[Strict], source: str) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not names:
         return f"{source}: {message}"
-    return f'{source}: key "{".".join(names)}": {message[0].lower() + message[1:]}, got {problem["input"]!r}'
+    got = "" if isinstance(problem["input"], (dict, list, Strict)) else f", got {problem['input']!r}"
+    return f'{source}: key "{".".join(names)}": {message[0].lower() + message[1:]}{got}'

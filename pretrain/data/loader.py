@@ -83,4 +83,10 @@ def open_data(run: Run, rank: int = 0) -> RunData:
         stream = open_tokens(Path(paths[key]), tokenizer.vocab_size, tokenizer.sha256)
         return PackedSamples(stream, mixture, data.sequence_length, data.max_example_tokens, seed)
 
-    return RunData(run, rank, samples("train", run.recipe.seed), samples("valid", 0))
+    valid = samples("valid", 0)
+    if valid.windows < run.recipe.eval_samples:
+        raise UserError(
+            f"recipe {run.name}: eval_samples {run.recipe.eval_samples} exceeds the {valid.windows} samples in {paths['valid']}.bin; "
+            "lower it or hold out more text"
+        )
+    return RunData(run, rank, samples("train", run.recipe.seed), valid)

@@ -60,7 +60,7 @@ def machine_data(vocab_size: int) -> MachineData:
         if not done.exists():
             print(f"Reading this machine's documentation into {home} ...", flush=True)
             for name, text in _split(_collect()).items():
-                (home / f"{name}.jsonl").write_text(text)
+                (home / f"{name}.jsonl").write_text(text, encoding="utf-8")
             if not data.tokenizer.exists():
                 train(str(home / "train.jsonl"), vocab_size, data.tokenizer)
             tokenizer = load_tokenizer(data.tokenizer)

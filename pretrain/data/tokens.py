@@ -44,6 +44,8 @@ def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenSt
             )
     _check_manifest(prefix, vocab_size, tokenizer_sha256)
     _check_index(index)
+    if data.stat().st_size == 0:
+        raise UserError(f"{data}: holds no tokens; encode text that is not empty")
     dataset = IndexedDataset(str(prefix), mmap=True)
     lengths = np.asarray(dataset.index.sequence_lengths, dtype=np.int64)
     documents = np.asarray(dataset.index.document_indices)
@@ -51,8 +53,6 @@ def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenSt
     expected = int(lengths.sum()) * dtype.itemsize
     if data.stat().st_size != expected:
         raise UserError(f"{data}: has {data.stat().st_size} bytes where {index.name} promises {expected}; encode again")
-    if expected == 0:
-        raise UserError(f"{data}: holds no tokens")
     ends = np.concatenate([[0], np.cumsum(lengths)])[documents[1:]]
     return TokenStream(prefix, np.memmap(data, dtype=dtype, mode="r"), ends)
 
@@ -76,6 +76,8 @@ def _check_manifest(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> Non
         return
     try:
         manifest = json.loads(file.read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError("not an object")
     except ValueError as error:
         raise UserError(f"{file}: damaged ({error}); encode again") from None
     if manifest.get("tokenizer_sha256") != tokenizer_sha256:

@@ -1,9 +1,11 @@
 """metrics.jsonl: one JSON object a training step, and one an evaluation. Every step stands once, whatever happened."""
 
+import errno
 import json
 import os
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pretrain.errors import TrainingStopped, UserError
 
@@ -36,14 +38,15 @@ class MetricsFile:
         kept = [(row, end) for row, end in found if row["step"] <= resumed_at]
         self.last_row: dict[str, Any] | None = next((row for row, _ in reversed(kept) if "loss" in row), None)
         """The newest training row that stays."""
-        self._file: BinaryIO = path.open("ab")
+        self._file: RawIOBase = path.open("ab", buffering=0)
         os.truncate(path, kept[-1][1] if kept else 0)
 
     def append(self, row: dict[str, Any]) -> None:
         """Raises TrainingStopped if the row cannot be written, on a full disk for one."""
         try:
-            self._file.write((json.dumps(row) + "\n").encode())
-            self._file.flush()
+            line = (json.dumps(row, allow_nan=False) + "\n").encode()
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise TrainingStopped(f"{self._file.name}: cannot be written ({error.strerror})") from error
 
@@ -60,7 +63,8 @@ def _rows(path: Path):
         end += len(line)
         try:
             row = json.loads(line)
-            row["step"]
+            if not isinstance(row["step"], int):
+                raise TypeError("step")
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{path}: line {number} is not a row; restore the file or start in another run directory") from None
         yield row, end

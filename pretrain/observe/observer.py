@@ -92,15 +92,17 @@ class Observer:
         """Called after a checkpoint; its time belongs to no step."""
         self._mark = time.perf_counter()
 
-    def close(self, finished: bool) -> None:
-        """End of the loop, whatever ended it; a finished run gets its report."""
+    def close(self, step: int) -> None:
+        """End of the loop after `step`, whatever ended it; a finished run gets its report."""
         if not self.is_main:
             return
+        self.console.close()
         self.metrics.close()
         self.board.close()
-        self.console.close()
-        if finished:
+        if step >= self.run.steps:
             print(write_report(self.run, self.directory), flush=True)
+        else:
+            print(f"ended after step {step} of {self.run.steps}; the same command goes on", flush=True)
 
     def _record(self, row: dict[str, Any]) -> None:
         self.metrics.append(row)
@@ -109,12 +111,11 @@ class Observer:
                 self.board.add_scalar(name, value, row["step"])
 
     def _layers_run_before(self, step: int) -> int:
-        """Layers run so far, summed over paths: a whole number, which the newest row holds as a fraction."""
-        row = self.metrics.last_row
-        if row is None or step == 0:
-            return 0
-        slots = row["step"] * len(self.run.method.paths(row["step"])) * self.run.recipe.model.num_layers
-        return round((1 - row["layer_flops_saved"]) * slots)
+        """Layers run up to `step`, summed over paths; the row of that step holds it as a fraction of a whole number."""
+        row, method = self.metrics.last_row, self.run.method
+        if row is not None and row["step"] == step:
+            return round((1 - row["layer_flops_saved"]) * step * len(method.paths(step)) * self.run.recipe.model.num_layers)
+        return sum(path.length for earlier in range(1, step + 1) for path in method.paths(earlier))
 
     def _eta(self, step: int) -> float | None:
         """Remaining operations at the recent pace: later stages take longer a step, and the estimate knows it."""

@@ -106,7 +106,8 @@ class Engine:
         for mode in dict.fromkeys(d.mode for d in denoisers):
             chosen = [i for i, d in enumerate(denoisers) if d.mode == mode]
             count = sum(counts[i] for i in chosen)
-            by_mode[mode] = sum(sums[i] for i in chosen) / count if count else float("nan")
+            if count:
+                by_mode[mode] = sum(sums[i] for i in chosen) / count
         return sum(sums) / sum(counts), by_mode
 
     def _agree(self, step: int, batches: Sequence[Batch], paths: Sequence[Path]) -> int:
@@ -217,9 +218,13 @@ class Engine:
 
     def _set_learning_rate(self, step: int) -> float:
         """Step n takes the schedule's value n, whether or not the run was resumed, and never a warm-up's 0."""
+        groups = self.deepspeed.basic_optimizer.param_groups
         if self.deepspeed.lr_scheduler is not None:
             self.deepspeed.lr_scheduler.step(step)
-        return self.deepspeed.basic_optimizer.param_groups[0]["lr"]
+        else:
+            for group in groups:
+                group["lr"] = self.run.ds.optimizer.params.lr
+        return groups[0]["lr"]
 
     def _update(self) -> float:
         """Reduce, clip, update; returns the gradient's norm before clipping."""

@@ -8,7 +8,7 @@ import signal
 import tempfile
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Callable, Iterator, Literal, TypeVar
 
@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config.recipe import Recipe
-from pretrain.config.run import cores_per_rank
 from pretrain.errors import UserError
 
 T = TypeVar("T")
@@ -33,6 +32,11 @@ class Ranks:
     device: torch.device
     stop_requested: bool = False
     """A signal asked this process to stop; the others may not know yet."""
+    _kept: list[Any] = field(default_factory=list)
+
+    def keep(self, thing: Any) -> None:
+        """Hold on to a lock for the life of the process."""
+        self._kept.append(thing)
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Handler of the stop signals: the loop ends after its step. A second Ctrl-C does not wait for that."""
@@ -131,7 +135,7 @@ def launch(recipe: Recipe, device: torch.device) -> Iterator[Ranks]:
     if recipe.model.attention == "flex" and device.type != "cuda":
         raise UserError("model.attention flex is for GPUs (it has no backward pass on CPU); pass --model.attention sdpa")
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(recipe.threads or cores_per_rank(local_ranks))
+    torch.set_num_threads(recipe.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
     if device.type == "cuda":
         torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -77,8 +77,16 @@ def test_changing_a_token_moves_only_what_may_see_it(decoder):
         assert moved[row][may_see].all()
 
 
-def test_padded_vocabulary_rows_get_no_probability(decoder):
-    batch, logits = decoder
-    out = logits(batch.tokens)
-    assert out.shape[-1] == 640
-    assert torch.isfinite(out).all(), "logits themselves are the model's; the loss alone leaves the padding out"
+def test_padding_the_vocabulary_more_changes_no_loss(project, ranks):
+    losses = []
+    for rows in (640, 1280):
+        run = project.run(f"model.padded_vocab_size={rows}", "model.tied_embeddings=false")
+        data, engine = open_data(run), Engine(run, ranks)
+        weights = dict(engine.whole.named_parameters())
+        for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+            numbers = torch.Generator().manual_seed(1)
+            weights[name].data[:600] = 0.02 * torch.randn(600, 32, generator=numbers)
+            weights[name].data[600:] = 5.0  # padding that would win, if it counted
+        losses.append(engine.evaluate(data.held_out())[0])
+        data.close()
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)

@@ -49,6 +49,7 @@ def test_skipped_layers_still_feel_momentum_and_weight_decay(project, ranks):
     first, second = run.method.paths(1)[0], run.method.paths(2)[0]
     skipped = next(n for n in range(8) if first.active[n] and not second.active[n])
     never = [n for n in range(8) if not first.active[n] and not second.active[n]]
+    assert never, "the test needs a layer that neither step ran"
     weights = dict(engine.whole.named_parameters())
     engine.step(1, data.batch(1), [first])
     before = {n: weights[name.format(n)].detach().clone() for n in [skipped, *never]}

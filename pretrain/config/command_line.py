@@ -1,0 +1,62 @@
+"""Options of the command line that stand for settings: which there are, and pairs of name and value."""
+
+from typing import Iterator, Sequence
+
+from pretrain.config.deepspeed import DeepSpeedConfig
+from pretrain.config.recipe import Recipe
+from pretrain.config.strict import COMMAND_LINE, Strict, did_you_mean, section_of
+from pretrain.errors import UserError
+
+
+def all_settings() -> Iterator[tuple[str, str]]:
+    """Every option that recipe and JSON give rise to, with its meaning."""
+    yield from _settings(Recipe, "--")
+    yield from _settings(DeepSpeedConfig, "--ds.")
+
+
+def option_pairs(words: Sequence[str], fixed: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """`--name value` and `--name=value` as pairs, in order, with a first look at whether they can exist.
+
+    Args:
+        fixed: names of the command's own options, to be suggested where one is misspelt.
+
+    Raises:
+        UserError: no option, an unknown one, one without a value, or one given twice.
+    """
+    known = [name.replace("_", "-") for name in Recipe.model_fields] + ["tokens", "ds", *fixed]
+    pairs: dict[str, str] = {}
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if not option.startswith("--") or option == "--":
+            raise UserError(f'{COMMAND_LINE}: unexpected "{word}"; options are written --name value')
+        top, *deeper = option.removeprefix("--").split(".")
+        top = top.replace("_", "-")
+        if top not in known:
+            full = [key for key, _ in all_settings() if key.endswith("." + top.replace("-", "_"))]
+            hint = f'; did you mean "{full[0]}"?' if full and not deeper else did_you_mean(top, known, "--", deeper)
+            raise UserError(f'{COMMAND_LINE}: unknown option "{option}"{hint}')
+        if not equals:
+            value = next(rest, "--")
+            if value.startswith("--"):
+                raise UserError(f'{COMMAND_LINE}: option "{option}" needs a value')
+        name = "--" + option.removeprefix("--").replace("-", "_")
+        if name in pairs:
+            raise UserError(f'{COMMAND_LINE}: option "{option}" is given twice; give it once')
+        pairs[name] = value
+    if "--tokens" in pairs and "--steps" in pairs:
+        raise UserError(f"{COMMAND_LINE}: --tokens and --steps both set the length of the run; give one")
+    return list(pairs.items())
+
+
+def _settings(model: type[Strict], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, field in model.model_fields.items():
+        section = section_of(model, name)
+        if section is None or field.annotation is not section:
+            yield prefix + name, " ".join((field.description or "").split())
+        if section is not None and not _is_list(model, name):
+            yield from _settings(section, f"{prefix}{name}.")
+
+
+def _is_list(model: type[Strict], name: str) -> bool:
+    return getattr(model.model_fields[name].annotation, "__origin__", None) is tuple

@@ -1,0 +1,116 @@
+"""Time and money of a run on a cluster, and which layouts are worth a try."""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Iterator
+
+from pretrain.config import Run
+from pretrain.config.checks import check
+from pretrain.errors import UserError
+from pretrain.plan.hardware import GPUS, Gpu
+from pretrain.plan.memory import GIB, rank_memory
+from pretrain.subnetwork.flops import expected_active
+from pretrain.subnetwork.makespan import chunk_costs, makespan
+
+USABLE = 0.9
+"""Share of a GPU's memory that a plan may fill; the rest is the allocator's, NCCL's and the driver's."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What `plan` is told about the machines."""
+
+    nodes: int
+    gpus_per_node: int
+    gpu_name: str = "h100"
+    mfu: float = 0.4
+    """Share of peak speed that all layers reach, the pipeline's bubble included."""
+    price_per_gpu_hour: float | None = None
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def gpu(self) -> Gpu:
+        return GPUS[self.gpu_name]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Ideal times of a layout: operations and the schedule alone, communication free."""
+
+    ratio: float
+    """Step time over the run with paths, over that with all layers."""
+    bubble: float
+    """Share of the busiest rank's step with all layers in which it waits."""
+    busiest: float
+    """Share of the replica's operations that its busiest pipeline rank does."""
+
+
+def speed(run: Run) -> Speed:
+    p, shape, n = run.recipe.parallel, run.recipe.shape, run.micro_batches
+    backward = 3.0 if run.recipe.model.recompute == "layer" else 2.0
+
+    def step(active: float) -> float:
+        return makespan(chunk_costs(shape, p.pipeline, p.virtual, active), n, backward)
+
+    full = step(shape.layers)
+    paths = sum(step(float(expected_active(run.method, s))) * s.steps for s in run.method.stages) / run.steps
+    busy = [sum(rank) for rank in chunk_costs(shape, p.pipeline, p.virtual, shape.layers)]
+    return Speed(paths / full, 1 - max(busy) * n * (1 + backward) / full, max(busy) / sum(busy))
+
+
+def hours(run: Run, cluster: Cluster) -> tuple[float, float]:
+    """Hours with all layers in every step, and with the run's method, at the cluster's MFU."""
+    operations = run.recipe.shape.token(run.recipe.model.num_layers) * run.tokens_per_step * run.steps
+    full = operations / (cluster.gpus * cluster.gpu.tflops(run.ds.bf16.enabled) * 1e12 * cluster.mfu) / 3600
+    return full, full * speed(run).ratio
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A layout that can run."""
+
+    run: Run
+    memory_gib: float
+    fits: bool
+    seconds: float
+    """Ideal time of a step with the run's method, on an imagined GPU of one operation a second: only to compare."""
+
+
+def suggest(run: Run, cluster: Cluster) -> list[Suggestion]:
+    """Valid layouts on the cluster, the best first.
+
+    Those that fit come first, then the shortest ideal step; where two are equal, fewer tensor and pipeline ranks, because what is
+    not counted here, communication, is least where the model is split least.
+    """
+    found = [_judge(candidate, cluster) for candidate in _valid(run, cluster)]
+    return sorted(found, key=lambda s: (not s.fits, round(s.seconds, 3), s.run.recipe.parallel.model_ranks, s.run.recipe.parallel.tensor))
+
+
+def _valid(run: Run, cluster: Cluster) -> Iterator[Run]:
+    powers = [2**n for n in range(11)]
+    tensors = [t for t in powers if t <= cluster.gpus_per_node]
+    for tensor, pipeline, virtual in product(tensors, powers, (1, 2, 4)):
+        layout = run.recipe.parallel.model_copy(
+            update={"tensor": tensor, "pipeline": pipeline, "virtual": virtual, "sequence": tensor > 1}
+        )
+        candidate = Run(
+            run.name, run.recipe.model_copy(update={"parallel": layout}), run.ds, run.recipe_file, run.ds_file, cluster.gpus
+        )
+        try:
+            check(candidate)
+        except UserError:
+            continue
+        yield candidate
+
+
+def _judge(run: Run, cluster: Cluster) -> Suggestion:
+    p, shape = run.recipe.parallel, run.recipe.shape
+    memory = max(rank_memory(run, rank).total for rank in range(p.pipeline)) / GIB
+    backward = 3.0 if run.recipe.model.recompute == "layer" else 2.0
+    step = makespan(chunk_costs(shape, p.pipeline, p.virtual, shape.layers), run.micro_batches, backward)
+    seconds = step * speed(run).ratio * run.micro_batch * run.recipe.data.sequence_length / p.tensor
+    normal = shape.token(shape.layers) * run.tokens_per_step / run.world_size
+    return Suggestion(run, memory, memory <= USABLE * cluster.gpu.memory_gib, seconds / normal)
