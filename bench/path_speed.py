@@ -1,9 +1,11 @@
 """Do skipped layers buy the time that their operations promise?
 
     python -m bench.path_speed [--rounds N] [--out DIR] [options of train, as --model.hidden_size 512]
+    torchrun --standalone --nproc-per-node 2 -m bench.path_speed --parallel.pipeline 2
 
-Two questions, in one process. The forward and backward pass with half the layers, over that with all of them, divided by the
-ratio of their operations: 1 is perfect. And a whole step of the engine over a bare loop with the same Megatron-Core
+Two questions. The forward and backward pass with half the layers, over that with all of them, divided by the
+ideal: the ratio of their operations, on a pipeline that of the schedule's makespans; 1 is perfect. On a pipeline also with uniform paths
+(sampler exact), to show what balance buys. And, in one process, a whole step of the engine over a bare loop with the same Megatron-Core
 schedule and PyTorch's AdamW: what all the rest costs. Rounds interleave the contestants and change their order, so that the
 machine's drift falls on all alike; ratios are taken within a round, and the median over rounds is reported.
 """
@@ -13,7 +15,7 @@ import json
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -21,12 +23,13 @@ from typing import Callable
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from pretrain.config import Run, read_run
 from pretrain.config.command_line import option_pairs
 from pretrain.parallel.ranks import Ranks, choose_device, launch, prepare_libraries
-from pretrain.subnetwork import Path as LayerPath
-from pretrain.subnetwork.flops import ideal_ratio
+from pretrain.subnetwork import Path as LayerPath, draw
+from pretrain.subnetwork.makespan import ideal_pipeline_ratio
 
 HOME = Path(__file__).parent
 
@@ -37,12 +40,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HOME / "results")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     args, rest = parser.parse_known_args()
-    run = read_run(str(HOME / "path_speed.yaml"), option_pairs(rest), str(HOME / "path_speed.json"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    run = read_run(str(HOME / "path_speed.yaml"), option_pairs(rest), str(HOME / "path_speed.json"), world_size)
     device = choose_device(args.device)
     prepare_libraries(device)
     with launch(run.recipe, device) as ranks:
         result = measure(run, ranks, args.rounds)
-    write(result, args.out)
+        if ranks.is_main:
+            write(result, args.out)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,9 @@ class Result:
     facts: dict[str, object]
     seconds: dict[str, list[float]]
     ideal: float
-    """Operations of half the layers over those of all."""
+    """Time of half the layers over that of all, if chunks took as long as their operations."""
+    bar: float
+    """Largest ratio of measured to ideal that is good enough."""
 
     def ratio(self, over: str, under: str) -> float:
         return median(a / b for a, b in zip(self.seconds[over], self.seconds[under]))
@@ -61,13 +68,17 @@ class Result:
     def rows(self) -> list[tuple[str, float, float | None]]:
         """(what, measured, bar)"""
         half = self.ratio("half", "all")
-        return [
+        rows = [
             ("forward and backward, half the layers over all", half, None),
             ("the same by operations (ideal)", self.ideal, None),
-            ("measured over ideal", half / self.ideal, 1.05),
-            ("whole step, engine over bare loop, all layers", self.ratio("engine", "bare"), 1.05),
+            ("measured over ideal", half / self.ideal, self.bar),
             ("whole step, half the layers over all", self.ratio("engine half", "engine"), None),
         ]
+        if "half, uniform" in self.seconds:
+            rows.append(("uniform paths (exact): measured over ideal", self.ratio("half, uniform", "all") / self.ideal, None))
+        if "bare" in self.seconds:
+            rows.append(("whole step, engine over bare loop, all layers", self.ratio("engine", "bare"), 1.05))
+        return rows
 
 
 def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
@@ -75,7 +86,9 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
     from pretrain.parallel.engine import Engine, MicroBatch
 
     layers, half = run.recipe.model.num_layers, run.method.stages[0].path_length
-    engine, bare = Engine(run, ranks), bare_loop(run, ranks)
+    layout, engine = run.recipe.parallel, Engine(run, ranks)
+    bare = bare_loop(run, ranks) if ranks.world_size == 1 else None
+    uniform = [replace(scheme, sampler="exact") for scheme in run.method.schemes.values()][0]
     batches = [random_batch(run, index) for index in range(run.micro_batches)]
     whole = LayerPath.full(layers)
     counter = iter(range(1, 10**9))
@@ -86,13 +99,17 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
     def contestants() -> dict[str, Callable[[], object]]:
         step = next(counter)
         (path,) = run.method.paths(step % run.steps + 1)
-        return {
+        calls: dict[str, Callable[[], object]] = {
             "all": lambda: forward_backward(whole),
             "half": lambda: forward_backward(path),
             "engine": lambda: engine.step(step, batches, [whole]),
-            "bare": lambda: bare(batches),
             "engine half": lambda: engine.step(step, batches, [path]),
         }
+        if layout.pipeline > 1:
+            calls["half, uniform"] = lambda: forward_backward(draw(uniform, step, 0))
+        if bare is not None:
+            calls["bare"] = lambda: bare(batches)
+        return calls
 
     seconds: dict[str, list[float]] = {name: [] for name in contestants()}
     for index in range(-2, rounds):
@@ -103,7 +120,8 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
             engine.whole.zero_grad(set_to_none=True)
             if index >= 0:
                 seconds[name].append(took)
-    return Result(facts(run, ranks, half, rounds), seconds, ideal_ratio(run.recipe.shape, half))
+    ideal = ideal_pipeline_ratio(run.recipe.shape, half, layout.pipeline, layout.virtual, run.micro_batches)
+    return Result(facts(run, ranks, half, rounds), seconds, ideal, bar=1.08 if layout.pipeline > 1 else 1.05)
 
 
 def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
@@ -162,10 +180,13 @@ def random_batch(run: Run, seed: int):
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds until the last rank is through."""
+    dist.barrier()
     start = time.perf_counter()
     call()
     if device.type == "cuda":
         torch.cuda.synchronize()
+    dist.barrier()
     return time.perf_counter() - start
 
 
@@ -177,6 +198,7 @@ def facts(run: Run, ranks: Ranks, half: int, rounds: int) -> dict[str, object]:
         "device": torch.cuda.get_device_name() if on_gpu else f"{cpu_name()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "processes": ranks.world_size,
+        "layout": layout_name(run),
         "layers": f"{half} of {model.num_layers}",
         "hidden_size": model.hidden_size,
         "ffn_hidden_size": model.ffn_hidden_size,
@@ -187,6 +209,13 @@ def facts(run: Run, ranks: Ranks, half: int, rounds: int) -> dict[str, object]:
         "zero_stage": run.ds.zero_optimization.stage,
         "rounds": rounds,
     }
+
+
+def layout_name(run: Run) -> str:
+    """`TP2`, `PP2`, `DP2` or a product of them; `one` for one process."""
+    p = run.recipe.parallel
+    parts = [f"{name}{size}" for name, size in (("TP", p.tensor), ("PP", p.pipeline), ("DP", run.data_parallel)) if size > 1]
+    return "x".join(parts) or "one"
 
 
 def cpu_name() -> str:
@@ -203,18 +232,25 @@ def write(result: Result, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     out.mkdir(parents=True, exist_ok=True)
-    name = f"path_speed_{'gpu' if 'threads' not in str(result.facts['device']) else 'cpu'}"
-    (out / f"{name}.json").write_text(json.dumps({"facts": result.facts, "ideal": result.ideal, "seconds": result.seconds}, indent=1) + "\n")
+    device = "gpu" if "threads" not in str(result.facts["device"]) else "cpu"
+    name = f"path_speed_{device}_{result.facts['layout']}"
+    (out / f"{name}.json").write_text(json.dumps({"facts": result.facts, "ideal": result.ideal, "bar": result.bar, "seconds": result.seconds}, indent=1) + "\n")
     lines = ["# Path speed", "", *(f"- {key}: {value}" for key, value in result.facts.items()), ""]
     lines += ["| ratio | measured | at most |", "|---|---|---|"]
     lines += [f"| {what} | {value:.3f} | {bar or ''} |" for what, value, bar in result.rows]
     lines += ["", f"Medians of ratios within a round. `python -m bench.path_speed` writes this file and {name}.png.", ""]
     (out / f"{name}.md").write_text("\n".join(lines))
     figure, axes = plt.subplots(figsize=(8, 4), dpi=120, layout="constrained")
-    pairs = [("half", "all"), ("engine half", "engine"), ("engine", "bare")]
-    data = [[a / b for a, b in zip(result.seconds[over], result.seconds[under])] for over, under in pairs]
-    axes.boxplot(data, tick_labels=["forward and backward:\nhalf over all layers", "whole step:\nhalf over all layers", "whole step:\nengine over bare loop"])
-    axes.plot([0.7, 2.3], [result.ideal] * 2, "--", color="#D55E00", label="ideal: ratio of operations")
+    pairs = {
+        "forward and backward:\nhalf over all layers": ("half", "all"),
+        "the same, uniform paths": ("half, uniform", "all"),
+        "whole step:\nhalf over all layers": ("engine half", "engine"),
+        "whole step:\nengine over bare loop": ("engine", "bare"),
+    }
+    shown = {text: pair for text, pair in pairs.items() if set(pair) <= result.seconds.keys()}
+    data = [[a / b for a, b in zip(result.seconds[over], result.seconds[under])] for over, under in shown.values()]
+    axes.boxplot(data, tick_labels=list(shown))
+    axes.plot([0.7, 2.3], [result.ideal] * 2, "--", color="#D55E00", label="ideal, by operations")
     axes.set_ylabel("ratio of times")
     axes.set_ylim(0, None)
     axes.legend(frameon=False, loc="lower right")

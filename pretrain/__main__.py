@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Sequence
 
 from pretrain.config.command_line import all_settings, option_pairs
-from pretrain.config.run import Run, read_run
+from pretrain.config.run import read_run
 from pretrain.config.strict import COMMAND_LINE
 from pretrain.errors import TrainingStopped, UserError
 
+TRAIN_OPTIONS = ("run-dir", "resume", "stop-at", "device", "ds-config")
+PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", "ds-config")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
 """What a file system says that cannot be written to; it is the user's to mend, and a traceback helps nobody."""
 
@@ -56,7 +58,8 @@ def _tell(text: str) -> None:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
-    run = _read_run(args, rest, fixed=("run-dir", "resume", "stop-at", "device", "ds-config"))
+    pairs = option_pairs(rest, TRAIN_OPTIONS)
+    run = read_run(args.recipe, pairs, args.ds_config, int(os.environ.get("WORLD_SIZE", "1")))
     from pretrain.parallel.ranks import choose_device, prepare_libraries
 
     device = choose_device(args.device)
@@ -69,20 +72,32 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _plan(args: argparse.Namespace, rest: list[str]) -> int:
-    run = _read_run(args, rest, fixed=("ds-config",))
+    from pretrain.plan.hardware import GPUS
+
+    if (args.nodes is None) != (args.gpus_per_node is None):
+        raise UserError(f"{COMMAND_LINE}: --nodes and --gpus-per-node go together")
+    if args.gpu not in GPUS:
+        raise UserError(f'{COMMAND_LINE}: --gpu {args.gpu}: known are {", ".join(GPUS)}')
+    if args.suggest and args.nodes is None:
+        raise UserError(f"{COMMAND_LINE}: --suggest needs --nodes and --gpus-per-node")
+    pairs = option_pairs(rest, PLAN_OPTIONS)
+    if args.nodes is not None:
+        run = read_run(args.recipe, pairs, args.ds_config, args.nodes * args.gpus_per_node)
+    else:
+        run = read_run(args.recipe, pairs, args.ds_config, None)
     import torch
 
     from pretrain.parallel.ranks import prepare_libraries
 
     prepare_libraries(torch.device("cpu"))
-    from pretrain.plan import print_plan
+    from pretrain.plan.cost import Cluster
+    from pretrain.plan.tables import print_plan
 
-    print_plan(run)
+    cluster = None
+    if args.nodes is not None:
+        cluster = Cluster(args.nodes, args.gpus_per_node, args.gpu, args.mfu, args.price_per_gpu_hour)
+    print_plan(run, cluster, args.suggest)
     return 0
-
-
-def _read_run(args: argparse.Namespace, rest: list[str], fixed: Sequence[str]) -> Run:
-    return read_run(args.recipe, option_pairs(rest, fixed), args.ds_config, int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +109,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("recipe", nargs="?", help="name in pretrain/recipes/, or path to a YAML file")
         command.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
         command.add_argument("--explain", action="store_true", help="list every setting of recipe and JSON with its meaning")
+        if name == "plan":
+            command.add_argument("--nodes", type=int, help="of the cluster, for memory, time and money")
+            command.add_argument("--gpus-per-node", type=int)
+            command.add_argument("--gpu", default="h100", help="a100-40gb, a100-80gb, h100, h200, b200, mi300x")
+            command.add_argument("--mfu", type=float, default=0.4, help="share of the GPU's peak that training reaches; 0.4")
+            command.add_argument("--price-per-gpu-hour", type=float)
+            command.add_argument("--suggest", action="store_true", help="rank the layouts that can run there")
         if name == "train":
             command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/RECIPE-METHOD-DATETIME")
             command.add_argument("--resume", default="auto", metavar="auto|never|CHECKPOINT", help="auto: the newest good one of the run directory, if any")

@@ -105,14 +105,14 @@ class Run:
         return {k: v for k, v in keys.items() if not any(k == i or k.startswith(i + ".") for i in indifferent)}
 
 
-def read_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str | None = None, world_size: int = 1) -> Run:
+def read_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str | None = None, world_size: int | None = 1) -> Run:
     """Read and check everything that can be checked without a model or data.
 
     Args:
         recipe: name or path.
         overrides: pairs of an option, as `--parallel.tensor` or `--ds.optimizer.params.lr`, and its value.
         ds_config: path to the JSON; `ds_configs/<recipe>.json` if None.
-        world_size: number of ranks.
+        world_size: number of ranks; None for as many as one replica needs.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -136,7 +136,7 @@ def read_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str |
     if tokens is not None:
         steps = _steps(tokens, ds.train_batch_size * parsed.data.sequence_length)
         parsed = parsed.model_copy(update={"steps": steps})
-    run = Run(recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), world_size)
+    run = Run(recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), world_size or parsed.parallel.model_ranks)
     check(run)
     return run
 

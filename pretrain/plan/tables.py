@@ -1,4 +1,4 @@
-"""`plan`: everything that can be known of a run before it starts, on a laptop."""
+"""What `plan` shows: model, batch, stages, savings, and on a cluster memory, balance, time and money."""
 
 from fractions import Fraction
 from typing import Iterator
@@ -12,18 +12,28 @@ from pretrain.config import Run
 from pretrain.model.decoder import build_chunks, transformer_config
 from pretrain.observe.console import short
 from pretrain.parallel.ranks import destroy_groups, make_groups
+from pretrain.plan.cost import Cluster, hours, speed, suggest
+from pretrain.plan.memory import GIB, rank_memory
 from pretrain.subnetwork.flops import expected_active, savings
 
+MOST_SUGGESTIONS = 12
 UNEVEN = Fraction(1, 4)
 """Relative distance of a layer's probability from the uniform one beyond which `plan` warns."""
 
 
-def print_plan(run: Run) -> None:
+def print_plan(run: Run, cluster: Cluster | None = None, suggestions: bool = False) -> None:
     """Build the model on the meta device, which allocates nothing, and show what the run would do."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=110)
-    for table in (_size(run), _batches(run), _stages(run), _savings(run)):
+    tables = [_size(run), _batches(run), _stages(run), _savings(run)]
+    if run.world_size > 1:
+        tables.append(_ranks(run))
+    if cluster is not None:
+        tables.append(_cost(run, cluster))
+        if suggestions:
+            tables.append(_suggestions(run, cluster))
+    for table in tables:
         console.print(table)
     for warning in warnings(run):
         console.print(f"warning: {warning}")
@@ -31,13 +41,14 @@ def print_plan(run: Run) -> None:
 
 
 def count_parameters(run: Run) -> dict[str, int]:
-    """Parameters by global name, of the model that `train` would build."""
+    """Parameters by global name, of the whole model as one process would build it."""
+    recipe = run.recipe.model_copy(update={"parallel": type(run.recipe.parallel)()})
     device = torch.device("cpu")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        make_groups(run.recipe, device)
+        make_groups(recipe, device)
         with torch.device("meta"):
-            chunks = build_chunks(run.recipe, transformer_config(run.recipe, torch.float32, on_gpu=False))
+            chunks = build_chunks(recipe, transformer_config(recipe, torch.float32, on_gpu=False))
         return {chunk.global_name(name): p.numel() for chunk in chunks for name, p in chunk.named_parameters()}
     finally:
         destroy_groups()
@@ -60,8 +71,52 @@ def warnings(run: Run) -> Iterator[str]:
                 f"stage {stage.index}: layers {far} run with probability {float(keep[far[0]]):.2f}, while "
                 f"{float(even):.2f} would be even; balance_groups or fixed_layers make the groups unequal"
             )
+    yield from _independent_draws(run)
+    yield from _balance(run)
+    warm_up = run.ds.scheduler.params.warmup_num_steps if run.ds.scheduler else 0
+    if warm_up >= run.steps:
+        yield f"the learning rate warms up for {warm_up} steps, longer than the run; lower scheduler.params.warmup_num_steps"
     if method.stages[-1].path_length < layers:
         yield f"the last stage runs {method.stages[-1].path_length} of {layers} layers; RaPTr ends with the full model"
+
+
+def _independent_draws(run: Run) -> Iterator[str]:
+    """bernoulli: replicas that run different paths at a time wait for the longest."""
+    block = run.ds.progressive_subnetwork
+    at_once = min(run.data_parallel, block.paths_per_step)
+    if block.method != "raptr" or block.sampler != "bernoulli" or at_once == 1:
+        return
+    for stage in run.method.stages:
+        keep = [float(p) for p in run.method.keep(stage)]
+        mean, longest = sum(keep), expected_longest(keep, at_once)
+        if longest > 1.05 * mean:
+            yield (
+                f"stage {stage.index}: paths are drawn independently, and the longest of {at_once} at a time has about "
+                f"{longest:.1f} layers where the mean is {mean:g}; the slowest replica sets the pace, exact and balanced avoid it"
+            )
+
+
+def expected_longest(keep: list[float], draws: int) -> float:
+    """Expected length of the longest of `draws` independent paths whose layers are kept with these probabilities."""
+    chance = [1.0]
+    for p in keep:
+        chance = [a * (1 - p) + b * p for a, b in zip([*chance, 0.0], [0.0, *chance])]
+    below = [sum(chance[: length + 1]) ** draws for length in range(len(chance))]
+    return sum(1 - share for share in below[:-1])
+
+
+def _balance(run: Run) -> Iterator[str]:
+    """Pipeline ranks are equally busy in every step if they own whole groups of a balanced sampler."""
+    p, block = run.recipe.parallel, run.ds.progressive_subnetwork
+    if p.pipeline == 1 or run.method.name == "full":
+        return
+    if block.sampler != "balanced" or block.balance_groups % p.pipeline:
+        yield (
+            f"paths are not balanced over {p.pipeline} pipeline ranks, so the busiest one sets the pace; use "
+            f'"sampler": "balanced" with balance_groups a multiple of {p.pipeline}'
+        )
+    elif p.virtual > 1 and any(stage.path_length % block.balance_groups for stage in run.method.stages):
+        yield f"with virtual chunks, paths are balanced only where balance_groups {block.balance_groups} divides their length"
 
 
 def _size(run: Run) -> Table:
@@ -117,6 +172,57 @@ def _savings(run: Run) -> Table:
     table.add_row("model FLOPs = ideal speed-up", f"{saved.model_factor:.2f}x", f"{100 * (1 - saved.model_flops):.1f} %")
     table.add_row("whole run", f"{shape.token(shape.layers * float(saved.layer_flops)) * run.tokens_per_step * run.steps:.2e} FLOP", "")
     return table
+
+
+def _ranks(run: Run) -> Table:
+    p = run.recipe.parallel
+    table = _table(
+        f"each GPU, by pipeline rank: tensor {p.tensor} x pipeline {p.pipeline} x data {run.data_parallel}"
+        + (f", {p.virtual} chunks a rank" if p.virtual > 1 else ""),
+        "rank", "layers", "parameters", "weights", "gradients", "optimizer", "activations", "GiB in all",
+    )  # fmt: skip
+    for rank in range(p.pipeline):
+        m = rank_memory(run, rank)
+        sizes = [f"{size / GIB:.2f}" for size in (m.weights, m.gradients, m.optimizer, m.activations, m.total)]
+        table.add_row(str(rank), _numbers(m.layers), f"{m.parameters:,}", *sizes)
+    return table
+
+
+def _cost(run: Run, cluster: Cluster) -> Table:
+    table = _table(f"{cluster.nodes} nodes of {cluster.gpus_per_node} {cluster.gpu_name}, {100 * cluster.mfu:g} % MFU", "", "all layers", run.method.name)
+    full, paths = hours(run, cluster)
+    pace = speed(run)
+    table.add_row("hours", f"{full:,.1f}", f"{paths:,.1f}")
+    table.add_row("GPU hours", f"{full * cluster.gpus:,.0f}", f"{paths * cluster.gpus:,.0f}")
+    if cluster.price_per_gpu_hour is not None:
+        price = cluster.price_per_gpu_hour * cluster.gpus
+        table.add_row("cost", f"{full * price:,.0f}", f"{paths * price:,.0f}")
+    table.add_row("ideal speed-up of this layout", "1.00x", f"{1 / pace.ratio:.2f}x")
+    table.add_row("busiest pipeline rank's share of the operations", f"{100 * pace.busiest:.1f} %", "")
+    table.add_row("busiest pipeline rank waits (fill and drain)", f"{100 * pace.bubble:.1f} %", "")
+    return table
+
+
+def _suggestions(run: Run, cluster: Cluster) -> Table:
+    table = _table("layouts that can run, the best first", "tensor", "pipeline", "chunks", "data", "GiB a GPU", "fits", "step, relative", "ideal speed-up")
+    found = suggest(run, cluster)
+    for s in found[:MOST_SUGGESTIONS]:
+        p = s.run.recipe.parallel
+        table.add_row(
+            str(p.tensor), str(p.pipeline), str(p.virtual), str(s.run.data_parallel), f"{s.memory_gib:.1f}",
+            "yes" if s.fits else "no", f"{s.seconds / found[0].seconds:.2f}", f"{1 / speed(s.run).ratio:.2f}x",
+        )  # fmt: skip
+    return table
+
+
+def _numbers(layers: tuple[int, ...]) -> str:
+    """`0-3, 8-11`"""
+    parts, first = [], 0
+    for place in range(1, len(layers) + 1):
+        if place == len(layers) or layers[place] != layers[place - 1] + 1:
+            parts.append(f"{layers[first]}-{layers[place - 1]}" if place - 1 > first else str(layers[first]))
+            first = place
+    return ", ".join(parts)
 
 
 def _table(title: str, *columns: str) -> Table:

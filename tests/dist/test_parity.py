@@ -8,6 +8,8 @@ import json
 import pytest
 import torch
 
+from pretrain.config import read_run
+from pretrain.plan.memory import parameters
 from tests.dist.launch import torchrun
 
 pytestmark = pytest.mark.dist
@@ -103,6 +105,23 @@ def test_every_layout_trains_like_one_process(one, several, name):
     assert min(norm for _, norm in one["fp32"]["rows"]) > 0.5, "clipping must act, or the test does not cover it"
     found = distances(several[name], one["apart" if "apart" in name else "fp32"])
     assert max(found.values()) < TOLERANCE, found
+
+
+@pytest.mark.parametrize("name", [*TWO, *FOUR])
+def test_plan_counts_the_parameters_of_every_rank(project, several, name):
+    cases, world = (TWO, 2) if name in TWO else (FOUR, 4)
+    run = read_run(str(project.recipe), [("--" + k, v) for k, v in cases[name].items()], str(project.ds), world)
+    ranks_per_stage = world // run.recipe.parallel.pipeline
+    assert several[name]["parameters"] == [parameters(run, rank // ranks_per_stage) for rank in range(world)]
+
+
+def test_a_skipped_layer_does_no_tensor_parallel_collective(project, tmp_path):
+    cases = {"counted": layout(tensor=2, count="0-1-3-8")}
+    results, errors = train(project, tmp_path, 2, cases)
+    assert results, errors
+    none, one_layer, three, eight = results["counted"]
+    assert one_layer - none == 4, "two in the forward pass, two in the backward pass"
+    assert (three - none, eight - none) == (3 * 4, 8 * 4)
 
 
 def test_bf16_stays_within_its_bound(one, several):

@@ -26,12 +26,12 @@ def main() -> None:
     dist.init_process_group("gloo")
     results = {}
     for name, settings in json.loads(Path(cases).read_text()).items():
-        broken = settings.pop("break", None)
+        broken, lengths = settings.pop("break", None), settings.pop("count", None)
         run = read_run(recipe, [("--" + key, value) for key, value in settings.items()], ds, dist.get_world_size())
         ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
         make_groups(run.recipe, device)
         with BREAKS[broken]() if broken else nullcontext():
-            results[name] = train(run, ranks)
+            results[name] = count_collectives(run, ranks, map(int, lengths.split("-"))) if lengths else train(run, ranks)
         forget_deepspeed_groups()
         destroy_groups()
     if dist.get_rank() == 0:
@@ -110,6 +110,25 @@ def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
     counts = [None] * ranks.world_size
     dist.all_gather_object(counts, count)
     return {"rows": rows, "evaluation": evaluation, "weights": weights, "parameters": counts}
+
+
+def count_collectives(run, ranks: Ranks, lengths) -> list[int]:
+    """All-reduces in a forward and backward pass of one micro-batch, for each number of active layers."""
+    from pretrain.data.loader import open_data
+    from pretrain.parallel.engine import Engine, MicroBatch
+    from pretrain.subnetwork import Path as LayerPath
+
+    data = open_data(run, ranks.data_parallel_rank)
+    engine, batch, layers = Engine(run, ranks), data.batch(1)[0], run.recipe.model.num_layers
+    data.close()
+    counts = []
+    for length in lengths:
+        path = LayerPath(tuple(layer < length for layer in range(layers)), (1.0,) * layers)
+        with patch.object(dist, "all_reduce", wraps=dist.all_reduce) as counted:
+            engine.forward_backward([MicroBatch(batch, path)], scale=1.0)
+        counts.append(counted.call_count)
+        engine.whole.zero_grad()
+    return counts
 
 
 def whole_weights(engine) -> dict[str, torch.Tensor]:

@@ -1,0 +1,80 @@
+"""Several processes as torchrun starts them: killed, resumed, refused."""
+
+import json
+import time
+
+import psutil
+import pytest
+
+from tests.dist.launch import pretrain
+
+pytestmark = pytest.mark.dist
+PP2 = ("--parallel.pipeline", "2", "--device", "cpu")
+
+
+def losses(run_dir) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows if "loss" in row]
+
+
+def wait_for(run_dir, step: int, process) -> None:
+    metrics, deadline = run_dir / "metrics.jsonl", time.time() + 120
+    while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.005)
+
+
+def rank_process(launcher, rank: int) -> psutil.Process:
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    return next(child for child in children if child.environ().get("RANK") == str(rank))
+
+
+@pytest.fixture(scope="module")
+def unbroken(project, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("unbroken") / "run"
+    process = pretrain(project, run_dir, 2, *PP2)
+    out, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert out.count("step 20/20  held-out loss") == 1, "only rank 0 speaks"
+    return run_dir
+
+
+def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(project, unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    process = pretrain(project, run_dir, 2, *PP2)
+    wait_for(run_dir, 12, process)
+    others = psutil.Process(process.pid).children(recursive=True)
+    rank_process(process, 1).kill()
+    died = time.time()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.time() - died < 60
+    assert "rank      : 1" in errors and "SIGKILL" in errors, "the rank is named"
+    assert not any(other.is_running() for other in others), "nothing is left hanging"
+    again = pretrain(project, run_dir, 2, *PP2)
+    out, errors = again.communicate(timeout=180)
+    assert again.returncode == 0, errors
+    assert "resuming after step 10" in out
+    assert losses(run_dir) == losses(unbroken)
+
+
+def test_another_layout_is_refused_on_resume(project, unbroken):
+    process = pretrain(project, unbroken, 2, "--device", "cpu")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.count("error: ") >= 1 and "written on layout" in errors
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (("--parallel.tensor", "4"), "2 processes cannot hold replicas of 4 tensor x 1 pipeline ranks"),
+        (("--data.valid", "nowhere"), "nowhere.bin: no such file"),
+    ],
+)
+def test_bad_input_is_told_once_and_at_once(project, tmp_path, words, complaint):
+    started = time.time()
+    process = pretrain(project, tmp_path / "run", 2, "--device", "cpu", *words)
+    _, errors = process.communicate(timeout=60)
+    told = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert process.returncode != 0 and len(told) == 1 and complaint in told[0]
+    assert time.time() - started < 60

@@ -1,0 +1,86 @@
+"""What `plan` counts against what PyTorch keeps, and peak speeds against the chips' own arithmetic."""
+
+import pytest
+import torch
+
+from pretrain.data.loader import open_data
+from pretrain.parallel.engine import Engine, MicroBatch
+from pretrain.plan.cost import Cluster, hours, speed, suggest
+from pretrain.plan.hardware import GPUS
+from pretrain.plan.memory import layer_activations, parameters, rank_memory
+from pretrain.config import read_run
+from pretrain.subnetwork import Path
+from pretrain.subnetwork.flops import savings
+
+
+def test_activations_of_a_layer_are_those_that_autograd_keeps(project, ranks):
+    run = project.run("model.hidden_size=128", "model.ffn_hidden_size=384", "model.vocab_size=600")
+    data, engine = open_data(run), Engine(run, ranks)
+    batch = data.batch(1)[0]
+    data.close()
+
+    def kept(active: int) -> int:
+        storages: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        path = Path(tuple(layer < active for layer in range(8)), (1.0,) * 8)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            engine.forward_backward([MicroBatch(batch, path)], scale=1.0)
+        engine.whole.zero_grad()
+        weights = {p.untyped_storage().data_ptr() for p in engine.whole.parameters()}
+        return sum(size for pointer, size in storages.items() if pointer not in weights)
+
+    measured = (kept(5) - kept(2)) / 3
+    assert layer_activations(run) * 4 == pytest.approx(measured, rel=0.1)
+
+
+def test_parameters_of_one_process_are_the_models(project, ranks):
+    for setting in ("model.tied_embeddings=true", "model.tied_embeddings=false"):
+        run = project.run(setting)
+        assert parameters(run, 0) == sum(p.numel() for p in Engine(run, ranks).whole.parameters())
+
+
+def test_sharding_divides_what_it_shards(project):
+    sizes = {}
+    for stage in range(4):
+        pairs = [("--ds.zero_optimization.stage", str(stage))]
+        sizes[stage] = rank_memory(read_run(str(project.recipe), pairs, str(project.ds), 2), 0)
+    n = sizes[0].parameters
+    assert [s.weights / n for s in sizes.values()] == [4, 4, 4, 2]
+    assert [s.gradients / n for s in sizes.values()] == [4, 4, 2, 2]
+    assert [s.optimizer / n for s in sizes.values()] == [8, 6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    "name, units, clock, bf16, fp32",
+    [
+        ("a100-80gb", 108, 1.410e9, 2048, 128),  # NVIDIA A100 white paper, table 1: per SM and clock
+        ("h100", 132, 1.830e9, 4096, 277),  # NVIDIA H100 white paper: tensor clock; fp32 256 at its higher 1.98 GHz
+        ("mi300x", 304, 2.100e9, 2048, 256),  # AMD CDNA 3 white paper, per compute unit
+    ],
+)
+def test_peaks_are_units_times_clock_times_operations(name, units, clock, bf16, fp32):
+    assert GPUS[name].bf16_tflops == pytest.approx(units * clock * bf16 / 1e12, rel=0.01)
+    assert GPUS[name].fp32_tflops == pytest.approx(units * clock * fp32 / 1e12, rel=0.01)
+
+
+def test_hours_are_operations_over_speed():
+    run = read_run("ul2_1.6b", [], None, 32)
+    full, paths = hours(run, Cluster(4, 8, "h100", 0.5))
+    tokens = 200_000 * 512 * 2048
+    rough = 6 * 1.6e9 * tokens / (32 * 989e12 * 0.5) / 3600
+    assert full == pytest.approx(rough, rel=0.2)
+    assert paths / full == pytest.approx(savings(run.method, run.recipe.shape).model_flops)
+
+
+def test_pipelines_save_less_than_one_rank_and_suggestions_prefer_what_fits():
+    one = read_run("ul2_1.6b", [], None, 32)
+    four = read_run("ul2_1.6b", [("--parallel.pipeline", "4")], None, 32)
+    assert speed(four).ratio > speed(one).ratio and speed(one).bubble == pytest.approx(0)
+    found = suggest(one, Cluster(4, 8))
+    fits = [s.fits for s in found]
+    assert fits == sorted(fits, reverse=True) and found[0].run.recipe.parallel.model_ranks == 1
+    assert all(s.run.world_size == 32 for s in found)

@@ -1,0 +1,82 @@
+"""`plan` checks what train checks, counts what train builds, and allocates nothing."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pretrain.config import read_run
+from pretrain.parallel.engine import Engine
+from pretrain.plan.tables import expected_longest, warnings
+
+
+def plan(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "pretrain", "plan", *words], capture_output=True, text=True, timeout=120)
+
+
+def test_a_large_recipe_is_planned_on_a_laptop():
+    done = plan("ul2_1.6b")
+    assert done.returncode == 0, done.stderr
+    for text in ("1,602,959,616", "1.20x", "0: 1  1-5: 0.4  6-17: 0.5", "140,501 to 200,000", "everything that can be checked"):
+        assert text in done.stdout
+    assert done.stderr == ""
+
+
+def test_it_counts_the_parameters_that_are_built(project, ranks):
+    built = sum(p.numel() for p in Engine(project.run(), ranks).whole.parameters())
+    assert f"{built:,}" in plan(str(project.recipe), "--ds-config", str(project.ds)).stdout
+
+
+def test_uneven_layers_and_a_short_last_stage_are_warned_of(project):
+    block = "ds.progressive_subnetwork."
+    uneven = project.run(f"{block}path_lengths=5-8", f"{block}fixed_layers=[0]", f"{block}balance_groups=4")
+    assert "stage 1: layers [1] run with probability 0.25, while 0.57 would be even" in next(warnings(uneven))
+    short = project.run("ds.progressive_subnetwork.path_lengths=4-6")
+    assert list(warnings(short)) == ["the last stage runs 6 of 8 layers; RaPTr ends with the full model"]
+    assert list(warnings(project.run())) == []
+
+
+def test_a_cluster_is_planned_with_memory_time_and_money():
+    words = ["--nodes", "4", "--gpus-per-node", "8", "--parallel.tensor", "2", "--parallel.pipeline", "4", "--price-per-gpu-hour", "2"]
+    done = plan("ul2_1.6b", *words, "--suggest")
+    assert done.returncode == 0, done.stderr
+    for text in ("tensor 2 x pipeline 4 x data 4", "228,142,080", "ideal speed-up of this layout", "1.17x", "layouts that can run"):
+        assert text in done.stdout
+
+
+def test_independent_draws_are_told_what_they_cost(project):
+    """METHODS: the longest of 64 independent paths of 12 of 24 layers has about 17.5."""
+    assert expected_longest([1.0] + [10 / 22] * 22 + [1.0], 64) == pytest.approx(17.5, abs=0.3)
+    run = read_run(
+        str(project.recipe),
+        [("--ds.progressive_subnetwork.sampler", "bernoulli"), ("--ds.progressive_subnetwork.paths_per_step", "4")],
+        str(project.ds),
+        4,
+    )
+    assert any("the slowest replica sets the pace" in text for text in warnings(run))
+
+
+def test_unbalanced_pipelines_and_long_warm_ups_are_warned_of(project):
+    run = read_run(str(project.recipe), [("--parallel.pipeline", "4")], str(project.ds), 4)
+    assert any("use \"sampler\": \"balanced\" with balance_groups a multiple of 4" in text for text in warnings(run))
+    assert any("warms up for 4 steps" in text for text in warnings(project.run("steps=4")))
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (["--nodes", "4"], "--nodes and --gpus-per-node go together"),
+        (["--suggest"], "--suggest needs --nodes"),
+        (["--nodes", "1", "--gpus-per-node", "8", "--gpu", "h1000"], "known are a100-40gb"),
+        (["--nodes", "1", "--gpus-per-node", "3", "--parallel.tensor", "2"], "3 processes cannot hold replicas of 2 tensor x 1"),
+    ],
+)
+def test_a_cluster_that_makes_no_sense_is_refused(words, complaint):
+    done = plan("ul2_tiny", *words)
+    assert done.returncode == 2 and complaint in done.stderr
+
+
+@pytest.mark.parametrize("setting", [("--ds.progressive_subnetwork.path_lengths", "4-30"), ("--model.num_layers", "13")])
+def test_it_refuses_what_train_would(setting):
+    done = plan("ul2_1.6b", *setting)
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
