@@ -66,13 +66,13 @@ def parameters(run: Run, rank: int) -> int:
 def layer_activations(run: Run) -> float:
     """Elements that one layer keeps for its backward pass, a micro-batch.
 
-    Both norms' inputs and outputs; q, k, v, their mix and its copy for the projection; the two halves of the
-    feed-forward block, the activated one and the product.
+    As autograd keeps it (a test compares): both norms' inputs and outputs; of attention the fused q, k, v, turned q and k, and
+    three of the mix; of the feed-forward block gate and up, the activated gate, the product and one copy.
     """
     p, m = run.recipe.parallel, run.recipe.model
     tokens = run.micro_batch * run.recipe.data.sequence_length
     stream = m.hidden_size / (p.tensor if p.sequence else 1)
-    return tokens * (4 * stream + (5 * m.hidden_size + 4 * m.ffn_hidden_size) / p.tensor)
+    return tokens * (4 * stream + (8 * m.hidden_size + 5 * m.ffn_hidden_size) / p.tensor)
 
 
 def _activations(run: Run, rank: int, layers: int, element: int) -> float:
