@@ -2,13 +2,17 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := .venv/bin/python
 ARGS ?=
-# torch from the index may be a CUDA build on a machine without a GPU.
-DEVICE := $(if $(shell command -v nvidia-smi),auto,cpu)
+# The quick start runs on the GPUs that there are, 8 at most, else on two CPU processes; two pipeline ranks where possible.
+GPUS := $(shell nvidia-smi -L 2>/dev/null | wc -l)
+PROCESSES := $(shell case $(GPUS) in 0|2|3) echo 2;; 1) echo 1;; [4-7]) echo 4;; *) echo 8;; esac)
+LAYOUT := $(if $(filter 1,$(PROCESSES)),,--parallel.pipeline 2)
+DEVICE := $(if $(filter 0,$(GPUS)),cpu,cuda)
 
 .PHONY: pretrain test test-all bench clean
 
 pretrain: .venv/installed  ## the quick start; ARGS="--steps 50" adds options of train
-	$(RUN) -m pretrain train ul2_tiny --run-dir runs/quickstart --device $(DEVICE) $(ARGS)
+	.venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) -m pretrain train ul2_tiny \
+		--run-dir runs/quickstart --device $(DEVICE) $(LAYOUT) $(ARGS)
 
 test: .venv/installed  ## what CI runs
 	$(RUN) -m pytest -n auto --dist loadfile -m "not slow and not gpu"

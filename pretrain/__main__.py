@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(f"error: {error}")
         return 2
     except TrainingStopped as stopped:
-        _tell(f"stopped: {stopped}")
+        _tell(f"stopped: {stopped}", stopped.everywhere)
         return 1
     except KeyboardInterrupt:
         _tell("interrupted")
@@ -47,14 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        _tell(f"stopped: {error.filename or 'a file'} cannot be written: {error.strerror}")
+        _tell(f"stopped: {error.filename or 'a file'} cannot be written: {error.strerror}", everywhere=False)
         return 1
 
 
-def _tell(text: str) -> None:
-    """Once for all ranks: they all come to the same conclusion."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)
+def _tell(text: str, everywhere: bool = True) -> None:
+    """Once for all ranks where all came to the same conclusion; else each for itself."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not everywhere:
+        print(text if rank == "0" else f"rank {rank}: {text}", file=sys.stderr, flush=True)
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:

@@ -11,3 +11,13 @@ class UserError(ValueError):
 
 class TrainingStopped(RuntimeError):
     """The run cannot go on, for a reason that is told in one line; what was saved before is good. Exit status 1."""
+
+    everywhere = True
+    """All ranks came to this conclusion together, so that one of them tells it."""
+
+    @classmethod
+    def on_this_rank(cls, reason: str) -> "TrainingStopped":
+        """For what the other ranks do not know of."""
+        stopped = cls(reason)
+        stopped.everywhere = False
+        return stopped

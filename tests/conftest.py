@@ -57,10 +57,10 @@ class Project:
     recipe: Path
     ds: Path
 
-    def run(self, *settings: str) -> Run:
+    def run(self, *settings: str, world_size: int = 1) -> Run:
         """The run with `key=value` settings, as the command line would change it."""
         pairs = [tuple(setting.split("=", 1)) for setting in settings]
-        return read_run(str(self.recipe), [(f"--{key}", value) for key, value in pairs], str(self.ds))
+        return read_run(str(self.recipe), [(f"--{key}", value) for key, value in pairs], str(self.ds), world_size)
 
 
 @pytest.fixture(scope="session")

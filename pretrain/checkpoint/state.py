@@ -41,7 +41,7 @@ def save(run: Run, engine: Engine, directory: RunDirectory, step: int) -> None:
         rest = f"the newest good one is {kept}" if kept else "there is no older one"
         free = shutil.disk_usage(directory.path).free / 2**20
         why = f"{one_line(error)}; {free:.0f} MiB free there"
-        raise TrainingStopped(f"checkpoint {folder} could not be written ({why}); {rest}") from error
+        raise TrainingStopped.on_this_rank(f"checkpoint {folder} could not be written ({why}); {rest}") from error
     dist.barrier()
 
 

@@ -54,6 +54,11 @@ class Run:
         return self.batch // (self.micro_batch * self.data_parallel)
 
     @property
+    def backward_cost(self) -> float:
+        """Operations of a backward pass, in forwards; recomputation runs the forward pass once more."""
+        return 3.0 if self.recipe.model.recompute == "layer" else 2.0
+
+    @property
     def tokens_per_step(self) -> int:
         """Positions of all packed samples, whether they hold text, target or padding."""
         return self.batch * self.recipe.data.sequence_length

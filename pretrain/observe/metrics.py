@@ -48,7 +48,7 @@ class MetricsFile:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise TrainingStopped(f"{self._file.name}: cannot be written ({error.strerror})") from error
+            raise TrainingStopped.on_this_rank(f"{self._file.name}: cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
         self._file.close()

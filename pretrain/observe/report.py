@@ -10,6 +10,7 @@ from pretrain.config import Run
 from pretrain.observe.metrics import evaluation_rows, read_rows, training_rows
 from pretrain.observe.plots import draw_plots
 from pretrain.subnetwork.flops import savings
+from pretrain.subnetwork.makespan import ideal_pipeline_ratio
 
 ENDS = 20
 """Steps at either end over which losses are averaged."""
@@ -30,8 +31,12 @@ class Summary:
     @classmethod
     def of(cls, run: Run, rows: list[dict[str, Any]]) -> "Summary":
         steps, evaluations = training_rows(rows), evaluation_rows(rows)
-        shape = run.recipe.shape
-        ideal = shape.token(shape.layers) / fmean(shape.token(row["active_layers"]) for row in steps)
+        shape, layout = run.recipe.shape, run.recipe.parallel
+        ratio = {
+            active: ideal_pipeline_ratio(shape, active, layout.pipeline, layout.virtual, run.micro_batches, run.backward_cost)
+            for active in {row["active_layers"] for row in steps}
+        }
+        ideal = 1 / fmean(ratio[row["active_layers"]] for row in steps)
         timed = _without_first_of_each_start(steps)
         full = [row["step_seconds"] for row in timed if row["active_layers"] == shape.layers]
         realised = median(full) / _mean_of_medians(timed) if full else None

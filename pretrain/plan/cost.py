@@ -50,15 +50,17 @@ class Speed:
 
 def speed(run: Run) -> Speed:
     p, shape, n = run.recipe.parallel, run.recipe.shape, run.micro_batches
-    backward = 3.0 if run.recipe.model.recompute == "layer" else 2.0
-
-    def step(active: float) -> float:
-        return makespan(chunk_costs(shape, p.pipeline, p.virtual, active), n, backward)
-
-    full = step(shape.layers)
-    paths = sum(step(float(expected_active(run.method, s))) * s.steps for s in run.method.stages) / run.steps
+    full = step_time(run, shape.layers)
+    paths = sum(step_time(run, float(expected_active(run.method, s))) * s.steps for s in run.method.stages) / run.steps
     busy = [sum(rank) for rank in chunk_costs(shape, p.pipeline, p.virtual, shape.layers)]
-    return Speed(paths / full, 1 - max(busy) * n * (1 + backward) / full, max(busy) / sum(busy))
+    return Speed(paths / full, 1 - max(busy) * n * (1 + run.backward_cost) / full, max(busy) / sum(busy))
+
+
+def step_time(run: Run, active: float) -> float:
+    """Time of a step's schedule with `active` layers, in operations a token of one rank."""
+    p = run.recipe.parallel
+    costs = chunk_costs(run.recipe.shape, p.pipeline, p.virtual, active)
+    return makespan(costs, run.micro_batches, run.backward_cost)
 
 
 def hours(run: Run, cluster: Cluster) -> tuple[float, float]:
@@ -109,8 +111,6 @@ def _valid(run: Run, cluster: Cluster) -> Iterator[Run]:
 def _judge(run: Run, cluster: Cluster) -> Suggestion:
     p, shape = run.recipe.parallel, run.recipe.shape
     memory = max(rank_memory(run, rank).total for rank in range(p.pipeline)) / GIB
-    backward = 3.0 if run.recipe.model.recompute == "layer" else 2.0
-    step = makespan(chunk_costs(shape, p.pipeline, p.virtual, shape.layers), run.micro_batches, backward)
-    seconds = step * speed(run).ratio * run.micro_batch * run.recipe.data.sequence_length / p.tensor
+    seconds = step_time(run, shape.layers) * speed(run).ratio * run.micro_batch * run.recipe.data.sequence_length / p.tensor
     normal = shape.token(shape.layers) * run.tokens_per_step / run.world_size
     return Suggestion(run, memory, memory <= USABLE * cluster.gpu.memory_gib, seconds / normal)

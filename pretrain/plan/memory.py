@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pretrain.config import Run
+from pretrain.subnetwork.flops import expected_active
 
 GIB = 2**30
 FP32 = 4
@@ -20,12 +21,12 @@ class RankMemory:
     gradients: float
     optimizer: float
     """Masters and moments."""
-    activations: float
-    """At the fullest moment of the schedule, all layers active."""
+    activations: tuple[float, ...]
+    """At the fullest moment of the pipeline's schedule, for each of the method's stages: shorter paths keep less."""
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + max(self.activations)
 
 
 def rank_memory(run: Run, rank: int) -> RankMemory:
@@ -47,7 +48,10 @@ def rank_memory(run: Run, rank: int) -> RankMemory:
         weights=count * element / (replicas if stage == 3 else 1),
         gradients=count * FP32 / (replicas if stage >= 2 else 1),
         optimizer=count * (moments + masters) / (replicas if stage >= 1 else 1),
-        activations=_activations(run, rank, len(layers), element),
+        activations=tuple(
+            _activations(run, rank, len(layers) * float(expected_active(run.method, stage)) / m.num_layers, element)
+            for stage in run.method.stages
+        ),
     )
 
 
@@ -75,7 +79,7 @@ def layer_activations(run: Run) -> float:
     return tokens * (4 * stream + (8 * m.hidden_size + 5 * m.ffn_hidden_size) / p.tensor)
 
 
-def _activations(run: Run, rank: int, layers: int, element: int) -> float:
+def _activations(run: Run, rank: int, layers: float, element: int) -> float:
     p, m = run.recipe.parallel, run.recipe.model
     length = run.recipe.data.sequence_length
     tokens = run.micro_batch * length

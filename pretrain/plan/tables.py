@@ -179,12 +179,13 @@ def _ranks(run: Run) -> Table:
     table = _table(
         f"each GPU, by pipeline rank: tensor {p.tensor} x pipeline {p.pipeline} x data {run.data_parallel}"
         + (f", {p.virtual} chunks a rank" if p.virtual > 1 else ""),
-        "rank", "layers", "parameters", "weights", "gradients", "optimizer", "activations", "GiB in all",
+        "rank", "layers", "parameters", "weights", "gradients", "optimizer", "activations, by stage", "GiB in all",
     )  # fmt: skip
     for rank in range(p.pipeline):
         m = rank_memory(run, rank)
-        sizes = [f"{size / GIB:.2f}" for size in (m.weights, m.gradients, m.optimizer, m.activations, m.total)]
-        table.add_row(str(rank), _numbers(m.layers), f"{m.parameters:,}", *sizes)
+        weights, gradients, optimizer, total = (f"{size / GIB:.2f}" for size in (m.weights, m.gradients, m.optimizer, m.total))
+        activations = " ".join(f"{size / GIB:.2f}" for size in m.activations)
+        table.add_row(str(rank), _numbers(m.layers), f"{m.parameters:,}", weights, gradients, optimizer, activations, total)
     return table
 
 

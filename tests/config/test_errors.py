@@ -62,6 +62,38 @@ def test_a_wrong_setting_is_refused(project, setting, complaint):
     assert complaint in error_of(project, setting)
 
 
+BLOCK = "ds.progressive_subnetwork"
+
+
+@pytest.mark.parametrize(
+    "world, settings, complaint",
+    [
+        (3, ["parallel.tensor=2"], "3 processes cannot hold replicas of 2 tensor x 1 pipeline ranks; start a multiple of 2"),
+        (3, ["parallel.pipeline=3"], "8 layers cannot be split over 3 pipeline ranks x 1 chunk; use 1, 2, 4, 8 in all"),
+        (2, ["parallel.pipeline=2", "parallel.virtual=3"], "over 2 pipeline ranks x 3 chunks"),
+        (1, ["parallel.virtual=2"], "parallel.virtual 2 needs pipeline ranks"),
+        (8, ["parallel.tensor=8"], "model.num_attention_heads 4 cannot be split over parallel.tensor 8"),
+        (2, ["parallel.tensor=2", "model.ffn_hidden_size=49"], "model.ffn_hidden_size 49 cannot be split"),
+        (2, ["parallel.tensor=2", "model.padded_vocab_size=641"], "model.padded_vocab_size 641 cannot be split"),
+        (3, ["parallel.tensor=3", "model.num_attention_heads=3", "model.hidden_size=36", "parallel.sequence=true",
+             "model.padded_vocab_size=642"], "data.sequence_length 64 cannot be split"),
+        (1, ["parallel.sequence=true"], "there is one; set parallel.tensor"),
+        (2, ["parallel.pipeline=2", "ds.zero_optimization.stage=2"], "use 0 or 1 with parallel.pipeline 2"),
+        (2, ["parallel.pipeline=2", "ds.zero_optimization.stage=3"], "reduces gradients during the backward pass"),
+        (2, ["parallel.tensor=2", "parallel.sequence=true", "ds.zero_optimization.stage=3"], "under parallel.sequence"),
+        (2, ["ds.zero_optimization.stage=2", f"{BLOCK}.paths_per_step=4"], "must divide the 2 micro-batches of a rank"),
+        (2, ["parallel.pipeline=2", "parallel.virtual=2", "ds.train_batch_size=6", f"{BLOCK}.paths_per_step=1"],
+         "3 micro-batches a rank are not a multiple of parallel.pipeline 2"),
+        (8, [], "train_batch_size 8 is not a multiple of train_micro_batch_size_per_gpu 2 x 8 data-parallel ranks"),
+        (1, [f"{BLOCK}.paths_per_step=8"], "equal parts of whole micro-batches of 2"),
+    ],
+)  # fmt: skip
+def test_a_layout_that_cannot_run_is_refused(project, world, settings, complaint):
+    with pytest.raises(UserError) as caught:
+        project.run(*settings, world_size=world)
+    assert complaint in str(caught.value)
+
+
 def test_bf16_without_sharding_is_refused(project):
     assert "use stage 1" in error_of(project, "ds.bf16.enabled=true", "ds.zero_optimization.stage=0")
 

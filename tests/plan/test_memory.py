@@ -46,12 +46,12 @@ def test_parameters_of_one_process_are_the_models(project, ranks):
 def test_sharding_divides_what_it_shards(project):
     sizes = {}
     for stage in range(4):
-        pairs = [("--ds.zero_optimization.stage", str(stage))]
-        sizes[stage] = rank_memory(read_run(str(project.recipe), pairs, str(project.ds), 2), 0)
+        sizes[stage] = rank_memory(project.run(f"ds.zero_optimization.stage={stage}", world_size=2), 0)
     n = sizes[0].parameters
     assert [s.weights / n for s in sizes.values()] == [4, 4, 4, 2]
     assert [s.gradients / n for s in sizes.values()] == [4, 4, 2, 2]
     assert [s.optimizer / n for s in sizes.values()] == [8, 6, 6, 6]
+    assert len(sizes[1].activations) == 3 and sizes[1].activations == tuple(sorted(sizes[1].activations)), "by stage"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from pretrain.config import read_run
 from pretrain.parallel.engine import Engine
 from pretrain.plan.tables import expected_longest, warnings
 
@@ -47,17 +46,13 @@ def test_a_cluster_is_planned_with_memory_time_and_money():
 def test_independent_draws_are_told_what_they_cost(project):
     """METHODS: the longest of 64 independent paths of 12 of 24 layers has about 17.5."""
     assert expected_longest([1.0] + [10 / 22] * 22 + [1.0], 64) == pytest.approx(17.5, abs=0.3)
-    run = read_run(
-        str(project.recipe),
-        [("--ds.progressive_subnetwork.sampler", "bernoulli"), ("--ds.progressive_subnetwork.paths_per_step", "4")],
-        str(project.ds),
-        4,
-    )
+    block = "ds.progressive_subnetwork"
+    run = project.run(f"{block}.sampler=bernoulli", f"{block}.paths_per_step=4", world_size=4)
     assert any("the slowest replica sets the pace" in text for text in warnings(run))
 
 
 def test_unbalanced_pipelines_and_long_warm_ups_are_warned_of(project):
-    run = read_run(str(project.recipe), [("--parallel.pipeline", "4")], str(project.ds), 4)
+    run = project.run("parallel.pipeline=4", world_size=4)
     assert any("use \"sampler\": \"balanced\" with balance_groups a multiple of 4" in text for text in warnings(run))
     assert any("warms up for 4 steps" in text for text in warnings(project.run("steps=4")))
 
