@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import resource
 import shutil
 import signal
@@ -224,6 +225,25 @@ def test_interrupted_while_starting(project, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (130, 0) and "Traceback" not in errors
+
+
+def test_a_terminal_shows_a_bar(project, tmp_path):
+    """On a terminal each step updates one line; in a log every line is plain."""
+    main, terminal = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
+    process = subprocess.Popen(command(project, tmp_path / "run", "--stop-at", "3"), stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(main, 65536)
+        except OSError:  # the program has closed its end
+            break
+    os.close(main)
+    assert process.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "step 3/20  stage 1/3 (4 of 8 layers)" in text and "\x1b[" in text and "\u2501" in text
+    assert "ended after step 3 of 20" in text
 
 
 def test_a_failed_start_leaves_the_directory_free(project, tmp_path):

@@ -5,7 +5,7 @@ and learning rate. The schedule runs on the raw chunks, and DeepSpeed sees them 
 """
 
 from dataclasses import dataclass
-from typing import Any, Iterator, Sequence
+from typing import Iterator, Sequence
 
 import deepspeed
 import torch
@@ -86,8 +86,11 @@ class Engine:
         self._complete_gradients()
         lr = self._set_learning_rate(step)
         grad_norm = self._update()
-        if not _is_finite(grad_norm):
-            raise TrainingStopped(f"step {step}: the gradient's norm is {grad_norm}; lower the learning rate or clip harder")
+        if not 0 <= grad_norm < float("inf"):  # ZeRO reports -1 where it is not a number
+            raise TrainingStopped(
+                f"step {step}: the gradient's norm is not finite although the loss is; nothing of this step is saved; lower the "
+                "learning rate and start again, from the newest checkpoint"
+            )
         return StepResult(losses / targets, grad_norm, lr, targets)
 
     @torch.no_grad()
@@ -288,7 +291,3 @@ class ModelParallelUnit:
 def _counts_for_replica() -> bool:
     """Is this the one rank of its replica that speaks for it? The last pipeline rank has the losses."""
     return parallel_state.is_pipeline_last_stage(ignore_virtual=True) and parallel_state.get_tensor_model_parallel_rank() == 0
-
-
-def _is_finite(value: Any) -> bool:
-    return value == value and abs(value) != float("inf")

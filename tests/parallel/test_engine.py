@@ -25,6 +25,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_micro_b
         assert torch.equal(w.nan_to_num(7), before[name].nan_to_num(7)), name
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_gradient_that_is_not_finite_stops_the_run(project, ranks, stage):
+    run = project.run(f"ds.zero_optimization.stage={stage}")
+    data, engine = open_data(run), Engine(run, ranks)
+    weight = dict(engine.whole.named_parameters())["decoder.final_layernorm.weight"]
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingStopped, match="step 1: the gradient's norm is not finite"):
+        engine.step(1, data.batch(1), run.method.paths(1))
+    data.close()
+
+
 def test_bf16_follows_fp32_and_keeps_fp32_masters(project, ranks):
     losses = []
     for settings in ((), ("ds.bf16.enabled=true",), ("ds.bf16.enabled=true", "model.recompute=layer")):
