@@ -5,7 +5,7 @@ ARGS ?=
 # The quick start runs on the GPUs that there are, 8 at most, else on two CPU processes; two pipeline ranks where possible.
 GPUS := $(shell nvidia-smi -L 2>/dev/null | wc -l)
 PROCESSES := $(shell n=$(GPUS); for p in 8 4 2 1; do [ $$n -ge $$p ] && break; done; [ $$n -eq 0 ] && p=2; echo $$p)
-LAYOUT := $(if $(filter 1,$(PROCESSES)),,--parallel.pipeline 2)
+LAYOUT ?= $(if $(filter 1,$(PROCESSES)),,--parallel.pipeline 2)
 DEVICE := $(if $(filter 0,$(GPUS)),cpu,cuda)
 
 .PHONY: pretrain test test-all bench clean

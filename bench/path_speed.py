@@ -238,7 +238,7 @@ def write(result: Result, out: Path) -> None:
     lines = ["# Path speed", "", *(f"- {key}: {value}" for key, value in result.facts.items()), ""]
     lines += ["| ratio | measured | at most |", "|---|---|---|"]
     lines += [f"| {what} | {value:.3f} | {bar or ''} |" for what, value, bar in result.rows]
-    lines += ["", f"Medians of ratios within a round. `python -m bench.path_speed` writes this file and {name}.png.", ""]
+    lines += ["", f"Medians of ratios within a round; bench/path_speed.py says how it is measured.", ""]
     (out / f"{name}.md").write_text("\n".join(lines))
     figure, axes = plt.subplots(figsize=(8, 4), dpi=120, layout="constrained")
     pairs = {

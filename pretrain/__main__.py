@@ -77,6 +77,11 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
 
     if (args.nodes is None) != (args.gpus_per_node is None):
         raise UserError(f"{COMMAND_LINE}: --nodes and --gpus-per-node go together")
+    for name, value, least in (("nodes", args.nodes, 1), ("gpus-per-node", args.gpus_per_node, 1), ("price-per-gpu-hour", args.price_per_gpu_hour, 0)):
+        if value is not None and not least <= value < float("inf"):
+            raise UserError(f"{COMMAND_LINE}: --{name} {value:g} must be at least {least}")
+    if not 0 < args.mfu <= 1:
+        raise UserError(f"{COMMAND_LINE}: --mfu {args.mfu:g} must be above 0 and at most 1")
     if args.gpu not in GPUS:
         raise UserError(f'{COMMAND_LINE}: --gpu {args.gpu}: known are {", ".join(GPUS)}')
     if args.suggest and args.nodes is None:

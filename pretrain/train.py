@@ -16,7 +16,7 @@ def train(run: Run, options: TrainOptions) -> None:
         data = ranks.together(lambda: open_data(run, ranks.data_parallel_rank))
         engine = Engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
         done = resume(run, engine, directory, options.resume)  # 0 when there is nothing to resume
-        watch = Observer(run, directory.path, ranks.is_main, ranks.device, done)
+        watch = ranks.together(lambda: Observer(run, directory.path, ranks.is_main, ranks.device, done))
         last = options.last_step(run)
         try:
             for step in range(done + 1, last + 1):

@@ -36,7 +36,8 @@ def save(run: Run, engine: Engine, directory: RunDirectory, step: int) -> None:
             seal(unfinished, folder, {"step": step, "layout": layout(run), "identity": run.identity(), "versions": provenance()})
             prune(directory, run.recipe.keep_checkpoints)
     except (OSError, RuntimeError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if main:
+            shutil.rmtree(unfinished, ignore_errors=True)
         kept = newest_good(directory, tell=lambda _: None)
         rest = f"the newest good one is {kept}" if kept else "there is no older one"
         free = shutil.disk_usage(directory.path).free / 2**20

@@ -141,7 +141,7 @@ def read_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str |
     if tokens is not None:
         steps = _steps(tokens, ds.train_batch_size * parsed.data.sequence_length)
         parsed = parsed.model_copy(update={"steps": steps})
-    run = Run(recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), world_size or parsed.parallel.model_ranks)
+    run = Run(recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), parsed.parallel.model_ranks if world_size is None else world_size)
     check(run)
     return run
 

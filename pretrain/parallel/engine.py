@@ -104,6 +104,8 @@ class Engine:
         for entry in entries:
             totals += torch.stack([entry["sums"], entry["counts"]])
         self._sum_over_replicas(totals)
+        if not torch.isfinite(totals).all():
+            raise TrainingStopped("the held-out loss is not finite although the training loss is; the newest checkpoint is older")
         sums, counts = totals.tolist()
         by_mode = {}
         for mode in dict.fromkeys(d.mode for d in denoisers):

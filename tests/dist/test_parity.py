@@ -95,7 +95,7 @@ def distances(ours: dict, theirs: dict) -> dict[str, float]:
     return {
         "loss": float((a[:, 0] - b[:, 0]).abs().max()),
         "norm": float(((a[:, 1] - b[:, 1]) / b[:, 1]).abs().max()),
-        "weights": max(float((w - theirs["weights"][name]).abs().max()) for name, w in ours["weights"].items()),
+        "weights": float(torch.stack([(w - theirs["weights"][name]).abs().max() for name, w in ours["weights"].items()]).max()),
         "evaluation": abs(ours["evaluation"][0] - theirs["evaluation"][0]),
     }
 
@@ -104,7 +104,7 @@ def distances(ours: dict, theirs: dict) -> dict[str, float]:
 def test_every_layout_trains_like_one_process(one, several, name):
     assert min(norm for _, norm in one["fp32"]["rows"]) > 0.5, "clipping must act, or the test does not cover it"
     found = distances(several[name], one["apart" if "apart" in name else "fp32"])
-    assert max(found.values()) < TOLERANCE, found
+    assert all(value < TOLERANCE for value in found.values()), found
 
 
 @pytest.mark.parametrize("name", [*TWO, *FOUR])
@@ -148,8 +148,8 @@ def broken(project, tmp_path_factory):
 @pytest.mark.parametrize("name", [*BROKEN_TWO, *BROKEN_FOUR])
 def test_a_broken_joint_is_noticed(one, broken, name):
     results, errors = broken[name]
-    if not results:
-        assert "Error" in errors
+    if not results and name in ("no_zero_filling", "no_clone"):
+        assert "Traceback" in errors and "AttributeError" not in errors, "it must fail in the joint, not in breaking it"
         return
     reference = one["apart" if name == "no_zero_filling" else "fp32"]
     assert max(distances(results[name], reference).values()) > TOLERANCE
