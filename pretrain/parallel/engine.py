@@ -4,6 +4,7 @@ Megatron-Core owns chunks, groups and the forward-backward schedule; DeepSpeed o
 and learning rate. The schedule runs on the raw chunks, and DeepSpeed sees them only when all gradients are there.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Iterator, Sequence
 
@@ -128,7 +129,7 @@ class Engine:
         slots = slots.to(self.ranks.device)
         dist.all_reduce(slots)
         targets, *prints = slots.tolist()
-        common = max(prints, key=prints.count)
+        common = Counter(prints).most_common(1)[0][0]
         odd = [rank for rank, print_ in enumerate(prints) if print_ != common]
         if odd:
             raise TrainingStopped(f"step {step}: rank {', '.join(map(str, odd))} drew other paths than the rest")

@@ -13,7 +13,6 @@ FP32 = 4
 class RankMemory:
     """One pipeline rank's share, in bytes on each GPU; its tensor ranks are alike."""
 
-    pipeline_rank: int
     layers: tuple[int, ...]
     """Global numbers, in the order of the chunks."""
     parameters: int
@@ -42,7 +41,6 @@ def rank_memory(run: Run, rank: int) -> RankMemory:
     moments = 2 * FP32
     masters = FP32 if stage > 0 else 0  # without ZeRO, fp32 weights are their own masters
     return RankMemory(
-        rank,
         layers,
         count,
         weights=count * element / (replicas if stage == 3 else 1),
