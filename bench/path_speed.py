@@ -5,20 +5,22 @@
 
 Two questions. The forward and backward pass with half the layers, over that with all of them, divided by the
 ideal: the ratio of their operations, on a pipeline that of the schedule's makespans; 1 is perfect. On a pipeline also with uniform paths
-(sampler exact), to show what balance buys. And, in one process, a whole step of the engine over a bare loop with the same Megatron-Core
-schedule and PyTorch's AdamW: what all the rest costs. Rounds interleave the contestants and change their order, so that the
-machine's drift falls on all alike; ratios are taken within a round, and the median over rounds is reported.
+(sampler exact), to show what balance buys: another path in every round, with an ideal of its own, so that their mean is
+reported. And, in one process, a whole step of the engine over a bare loop with the same Megatron-Core schedule and PyTorch's AdamW:
+what all the rest costs. Rounds interleave the contestants and change their order, so that the machine's drift falls on all
+alike; ratios are taken within a round, and the median over rounds is reported where nothing but noise differs between them.
 """
 
 import argparse
 import json
 import os
 import platform
+import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Callable
 
 import numpy as np
@@ -27,7 +29,7 @@ import torch.distributed as dist
 
 from pretrain.config import Run, read_run
 from pretrain.config.command_line import option_pairs
-from pretrain.parallel.ranks import Ranks, choose_device, launch, prepare_libraries
+from pretrain.parallel.ranks import Ranks, device_type, join, launch, prepare_libraries
 from pretrain.subnetwork import Path as LayerPath, draw
 from pretrain.subnetwork.makespan import ideal_pipeline_ratio
 
@@ -42,9 +44,8 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     run = read_run(str(HOME / "path_speed.yaml"), option_pairs(rest), str(HOME / "path_speed.json"), world_size)
-    device = choose_device(args.device)
-    prepare_libraries(device)
-    with launch(run.recipe, device) as ranks:
+    prepare_libraries(device_type(args.device))
+    with join(args.device) as ranks, launch(run.recipe, ranks):
         result = measure(run, ranks, args.rounds)
         if ranks.is_main:
             write(result, args.out)
@@ -60,6 +61,8 @@ class Result:
     """Time of half the layers over that of all, if chunks took as long as their operations."""
     bar: float
     """Largest ratio of measured to ideal that is good enough."""
+    uniform_ideal: list[float]
+    """The same for the uniform path of every round; empty without pipeline ranks."""
 
     def ratio(self, over: str, under: str) -> float:
         return median(a / b for a, b in zip(self.seconds[over], self.seconds[under]))
@@ -75,7 +78,10 @@ class Result:
             ("whole step, half the layers over all", self.ratio("engine half", "engine"), None),
         ]
         if "half, uniform" in self.seconds:
-            rows.append(("uniform paths (exact): measured over ideal", self.ratio("half, uniform", "all") / self.ideal, None))
+            uniform = [a / b for a, b in zip(self.seconds["half, uniform"], self.seconds["all"])]
+            rows.append(("uniform paths (exact), mean over paths: half the layers over all", mean(uniform), None))
+            rows.append(("the same by operations (ideal)", mean(self.uniform_ideal), None))
+            rows.append(("uniform over balanced paths, measured", mean(uniform) / half, None))
         if "bare" in self.seconds:
             rows.append(("whole step, engine over bare loop, all layers", self.ratio("engine", "bare"), 1.05))
         return rows
@@ -91,13 +97,14 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
     uniform = [replace(scheme, sampler="exact") for scheme in run.method.schemes.values()][0]
     batches = [random_batch(run, index) for index in range(run.micro_batches)]
     whole = LayerPath.full(layers)
-    counter = iter(range(1, 10**9))
+    drawn: list[int] = []
 
     def forward_backward(path: LayerPath) -> None:
         engine.forward_backward([MicroBatch(batch, path) for batch in batches], scale=1e-6)
 
     def contestants() -> dict[str, Callable[[], object]]:
-        step = next(counter)
+        step = len(drawn) + 1
+        drawn.append(step)
         (path,) = run.method.paths(step % run.steps + 1)
         calls: dict[str, Callable[[], object]] = {
             "all": lambda: forward_backward(whole),
@@ -111,7 +118,14 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
             calls["bare"] = lambda: bare(batches)
         return calls
 
+    def ideal_of(path: LayerPath) -> float:
+        """Time of the schedule with this path over that with all layers."""
+        parts = layout.pipeline * layout.virtual
+        active = [sum(path.active[part * layers // parts : (part + 1) * layers // parts]) for part in range(parts)]
+        return ideal_pipeline_ratio(run.recipe.shape, active, layout.pipeline, layout.virtual, run.micro_batches, run.backward_cost)
+
     seconds: dict[str, list[float]] = {name: [] for name in contestants()}
+    uniform_ideal = []
     for index in range(-2, rounds):
         turn = contestants()
         names = list(turn) if index % 2 else list(reversed(turn))
@@ -120,8 +134,10 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
             engine.whole.zero_grad(set_to_none=True)
             if index >= 0:
                 seconds[name].append(took)
-    ideal = ideal_pipeline_ratio(run.recipe.shape, half, layout.pipeline, layout.virtual, run.micro_batches)
-    return Result(facts(run, ranks, half, rounds), seconds, ideal, bar=1.08 if layout.pipeline > 1 else 1.05)
+        if index >= 0 and layout.pipeline > 1:
+            uniform_ideal.append(ideal_of(draw(uniform, drawn[-1], 0)))
+    ideal = ideal_pipeline_ratio(run.recipe.shape, half, layout.pipeline, layout.virtual, run.micro_batches, run.backward_cost)
+    return Result(facts(run, ranks, half, rounds), seconds, ideal, 1.08 if layout.pipeline > 1 else 1.05, uniform_ideal)
 
 
 def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
@@ -195,6 +211,7 @@ def facts(run: Run, ranks: Ranks, half: int, rounds: int) -> dict[str, object]:
     on_gpu = ranks.device.type == "cuda"
     return {
         "date": date.today().isoformat(),
+        "command": " ".join(["-m bench.path_speed", *sys.argv[1:]]) + f" in {ranks.world_size} process{'es' * (ranks.world_size > 1)}",
         "device": torch.cuda.get_device_name() if on_gpu else f"{cpu_name()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "processes": ranks.world_size,
@@ -234,7 +251,7 @@ def write(result: Result, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     device = "gpu" if "threads" not in str(result.facts["device"]) else "cpu"
     name = f"path_speed_{device}_{result.facts['layout']}"
-    (out / f"{name}.json").write_text(json.dumps({"facts": result.facts, "ideal": result.ideal, "bar": result.bar, "seconds": result.seconds}, indent=1) + "\n")
+    (out / f"{name}.json").write_text(json.dumps(vars(result), indent=1) + "\n")
     lines = ["# Path speed", "", *(f"- {key}: {value}" for key, value in result.facts.items()), ""]
     lines += ["| ratio | measured | at most |", "|---|---|---|"]
     lines += [f"| {what} | {value:.3f} | {bar or ''} |" for what, value, bar in result.rows]

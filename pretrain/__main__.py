@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Sequence
 
 from pretrain.config.command_line import all_settings, option_pairs
-from pretrain.config.run import read_run
+from pretrain.config.checks import check
+from pretrain.config.run import Run, parse_run, read_run
 from pretrain.config.strict import COMMAND_LINE
 from pretrain.errors import TrainingStopped, UserError
 
@@ -60,15 +61,22 @@ def _tell(text: str, everywhere: bool = True) -> None:
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
     pairs = option_pairs(rest, TRAIN_OPTIONS)
-    run = read_run(args.recipe, pairs, args.ds_config, int(os.environ.get("WORLD_SIZE", "1")))
-    from pretrain.parallel.ranks import choose_device, prepare_libraries
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
 
-    device = choose_device(args.device)
-    prepare_libraries(device)  # before the imports below read the environment
-    from pretrain.options import TrainOptions
-    from pretrain.train import train
+    def read() -> Run:
+        return read_run(args.recipe, pairs, args.ds_config, world_size)
 
-    train(run, TrainOptions(args.run_dir, args.resume, args.stop_at, device))
+    if world_size == 1:
+        read()  # a mistake is told at once, before torch is imported
+    from pretrain.parallel.ranks import device_type, join, prepare_libraries
+
+    prepare_libraries(device_type(args.device))  # before the imports below read the environment
+    with join(args.device) as ranks:
+        run = ranks.together(read)
+        from pretrain.options import TrainOptions
+        from pretrain.train import train
+
+        train(run, TrainOptions(args.run_dir, args.resume, args.stop_at), ranks)
     return 0
 
 
@@ -87,23 +95,29 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
     if args.suggest and args.nodes is None:
         raise UserError(f"{COMMAND_LINE}: --suggest needs --nodes and --gpus-per-node")
     pairs = option_pairs(rest, PLAN_OPTIONS)
-    if args.nodes is not None:
-        run = read_run(args.recipe, pairs, args.ds_config, args.nodes * args.gpus_per_node)
-    else:
-        run = read_run(args.recipe, pairs, args.ds_config, None)
-    import torch
-
+    gpus = None if args.nodes is None else args.nodes * args.gpus_per_node
+    run = parse_run(args.recipe, pairs, args.ds_config, gpus)
+    try:
+        check(run)
+        problem = None
+    except UserError as error:
+        if not args.suggest:
+            raise
+        problem = error
     from pretrain.parallel.ranks import prepare_libraries
 
-    prepare_libraries(torch.device("cpu"))
+    prepare_libraries("cpu")
     from pretrain.plan.cost import Cluster
-    from pretrain.plan.tables import print_plan
+    from pretrain.plan.tables import print_plan, print_suggestions
 
     cluster = None
     if args.nodes is not None:
         cluster = Cluster(args.nodes, args.gpus_per_node, args.gpu, args.mfu, args.price_per_gpu_hour)
-    print_plan(run, cluster, args.suggest)
-    return 0
+    if problem is None:
+        print_plan(run, cluster, args.suggest)
+        return 0
+    print(f"this layout cannot run: {problem}\n")
+    return 0 if print_suggestions(run, cluster) else 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,10 +1,8 @@
-"""What `train` is told on its command line beyond recipe and JSON: where, how long, on what."""
+"""What `train` is told on its command line beyond recipe and JSON: where, and how far."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-
-import torch
 
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.config import Run
@@ -21,7 +19,6 @@ class TrainOptions:
     """auto, never, or a checkpoint's path."""
     stop_at: int | None
     """End after this step as if interrupted; schedules stay laid out over all steps."""
-    device: torch.device
 
     def __post_init__(self) -> None:
         if self.stop_at is not None and self.stop_at < 1:

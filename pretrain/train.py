@@ -6,12 +6,12 @@ from pretrain.data.loader import open_data
 from pretrain.observe.observer import Observer
 from pretrain.options import TrainOptions
 from pretrain.parallel.engine import Engine
-from pretrain.parallel.ranks import launch
+from pretrain.parallel.ranks import Ranks, launch
 
 
-def train(run: Run, options: TrainOptions) -> None:
+def train(run: Run, options: TrainOptions, ranks: Ranks) -> None:
     """Train a run from wherever it stands to its end, or until it is asked to stop."""
-    with launch(run.recipe, options.device) as ranks:  # groups, device, signals
+    with launch(run.recipe, ranks):  # groups, device, signals
         directory = options.claim_directory(run, ranks)
         data = ranks.together(lambda: open_data(run, ranks.data_parallel_rank))
         engine = Engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer

@@ -13,7 +13,7 @@ from hypothesis import settings
 from pretrain.config import Run, read_run
 from pretrain.parallel.ranks import Ranks, make_groups, prepare_libraries
 
-prepare_libraries(torch.device("cpu"))
+prepare_libraries("cpu")
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 

@@ -67,14 +67,9 @@ class RunDirectory:
             raise UserError(f"run directory {self.path}: holds a run; choose another with --run-dir, or --resume auto")
         if self.holds_a_run():
             self._require_same(run)
-            return
-        try:
-            self._describe(run)
-        except OSError as error:
-            raise UserError(f"run directory {self.path}: cannot be written: {error.strerror}") from None
 
-    def _describe(self, run: Run) -> None:
-        """The configuration as run, with versions and commit."""
+    def describe(self, run: Run) -> None:
+        """Write down the configuration as run, with versions and commit."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         _write_whole(self.ds_config, dump_json(run.ds.model_dump(mode="json", exclude_none=True)))
         header = "".join(f"# {line}\n" for line in provenance())

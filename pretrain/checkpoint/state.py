@@ -36,6 +36,8 @@ def save(run: Run, engine: Engine, directory: RunDirectory, step: int) -> None:
             seal(unfinished, folder, {"step": step, "layout": layout(run), "identity": run.identity(), "versions": provenance()})
             prune(directory, run.recipe.keep_checkpoints)
     except (OSError, RuntimeError) as error:
+        if _comes_of_another_rank(error):
+            raise TrainingStopped.on_this_rank(f"checkpoint {folder}: another rank could not write its part, and tells why") from error
         if main:
             shutil.rmtree(unfinished, ignore_errors=True)
         kept = newest_good(directory, tell=lambda _: None)
@@ -46,6 +48,11 @@ def save(run: Run, engine: Engine, directory: RunDirectory, step: int) -> None:
     dist.barrier()
 
 
+def _comes_of_another_rank(error: Exception) -> bool:
+    """A rank that fails ends its process, and those that wait for it in a barrier learn that the connection broke."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Connection closed by peer", "Connection reset"))
+
+
 def resume(run: Run, engine: Engine, directory: RunDirectory, choice: str) -> int:
     """Load what `--resume` asks for; returns the step after which training goes on, 0 for the start.
 
@@ -53,6 +60,7 @@ def resume(run: Run, engine: Engine, directory: RunDirectory, choice: str) -> in
         UserError: a checkpoint that was asked for by path is not good, or was written on another layout.
     """
     found = engine.ranks.on_main(lambda: _choose(run, directory, choice))
+    engine.ranks.on_main(lambda: directory.describe(run))  # as it goes on: the layout may be another one than at first
     if found is None:
         return 0
     folder, step = found

@@ -111,7 +111,18 @@ class Run:
 
 
 def read_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str | None = None, world_size: int | None = 1) -> Run:
-    """Read and check everything that can be checked without a model or data.
+    """Read and check everything that can be checked without a model or data; arguments are those of `parse_run`.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    run = parse_run(recipe, overrides, ds_config, world_size)
+    check(run)
+    return run
+
+
+def parse_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str | None, world_size: int | None) -> Run:
+    """A run whose every setting is right by itself; whether they go together is for `check` to say.
 
     Args:
         recipe: name or path.
@@ -141,9 +152,7 @@ def read_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str |
     if tokens is not None:
         steps = _steps(tokens, ds.train_batch_size * parsed.data.sequence_length)
         parsed = parsed.model_copy(update={"steps": steps})
-    run = Run(recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), parsed.parallel.model_ranks if world_size is None else world_size)
-    check(run)
-    return run
+    return Run(recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), parsed.parallel.model_ranks if world_size is None else world_size)
 
 
 def _source(path: Path, overrides: Sequence[tuple[str, str]], prefix: str) -> str:

@@ -129,10 +129,8 @@ class Engine:
         slots = slots.to(self.ranks.device)
         dist.all_reduce(slots)
         targets, *prints = slots.tolist()
-        common = Counter(prints).most_common(1)[0][0]
-        odd = [rank for rank, print_ in enumerate(prints) if print_ != common]
-        if odd:
-            raise TrainingStopped(f"step {step}: rank {', '.join(map(str, odd))} drew other paths than the rest")
+        if len(set(prints)) > 1:
+            raise TrainingStopped(f"step {step}: {disagreement(prints)}; they must run the same code, recipe and seed")
         if targets == 0:
             raise TrainingStopped(f"step {step}: no target token in the whole batch; check data.train")
         return targets
@@ -253,6 +251,14 @@ class Engine:
 
     def _set_mode(self, training: bool) -> None:
         self.deepspeed.train(training)
+
+
+def disagreement(prints: Sequence[int]) -> str:
+    """Who drew other paths; where there is no majority, who drew the same."""
+    parties = [", ".join(str(rank) for rank, p in enumerate(prints) if p == kind) for kind, _ in Counter(prints).most_common()]
+    if Counter(prints).most_common(1)[0][1] * 2 > len(prints):
+        return f"rank {', '.join(parties[1:])} drew other paths than the rest"
+    return f"the ranks drew different paths: {' against '.join(parties)}"
 
 
 @dataclass(frozen=True)

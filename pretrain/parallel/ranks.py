@@ -1,6 +1,7 @@
 """This process among the others: rank, device, groups, and how the run is asked to stop."""
 
 import atexit
+import ctypes
 import logging
 import os
 import shutil
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config.recipe import Recipe
-from pretrain.errors import UserError
+from pretrain.errors import TrainingStopped, UserError
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cuda", "cpu"]
@@ -25,7 +26,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 @dataclass
 class Ranks:
-    """What a process knows of itself once the groups exist."""
+    """What a process knows of itself once it has joined the others."""
 
     rank: int
     world_size: int
@@ -60,10 +61,10 @@ class Ranks:
         if self.is_main:
             try:
                 outcome = [action()]
-            except UserError as error:
-                outcome = [error]
+            except (UserError, OSError) as error:
+                outcome = [_as_told(error)]
         dist.broadcast_object_list(outcome)
-        if isinstance(outcome[0], UserError):
+        if isinstance(outcome[0], (UserError, TrainingStopped)):
             raise outcome[0]
         return outcome[0]
 
@@ -75,14 +76,15 @@ class Ranks:
         result, complaint = None, None
         try:
             result = action()
-        except UserError as error:
-            complaint = str(error)
-        complaints: list[str | None] = [None] * self.world_size
+        except (UserError, OSError) as error:
+            complaint = _as_told(error)
+        complaints: list[Exception | None] = [None] * self.world_size
         dist.all_gather_object(complaints, complaint)
-        failed = [rank for rank, text in enumerate(complaints) if text is not None]
+        failed = [rank for rank, told in enumerate(complaints) if told is not None]
         if failed:
-            everywhere = len(set(complaints)) == 1
-            raise UserError(("" if everywhere else f"rank {', '.join(map(str, failed))}: ") + str(complaints[failed[0]]))
+            first = complaints[failed[0]]
+            everywhere = len({str(told) for told in complaints}) == 1
+            raise type(first)(("" if everywhere else f"rank {', '.join(map(str, failed))}: ") + str(first))
         return result
 
     def agree(self, flag: bool) -> bool:
@@ -94,25 +96,39 @@ class Ranks:
         return bool(votes.item())
 
 
+def _as_told(error: UserError | OSError) -> UserError | TrainingStopped:
+    """As ranks pass it on to each other; an OSError comes of the machine, and may be gone on the next try."""
+    return error if isinstance(error, UserError) else TrainingStopped(f"{error.filename or 'a file'}: {error.strerror}")
+
+
+def device_type(name: DeviceName) -> Literal["cuda", "cpu"]:
+    """`auto` is the CPU only where torch is a CPU build."""
+    return "cpu" if name == "cpu" or (name == "auto" and torch.version.cuda is None) else "cuda"
+
+
 def choose_device(name: DeviceName) -> torch.device:
-    """The device of this rank. `auto` is the CPU only where torch is a CPU build.
+    """The device of this rank.
 
     Raises:
-        UserError: cuda is wanted and there is none.
+        UserError: cuda is wanted and there is none for it.
     """
-    if name == "cpu" or (name == "auto" and torch.version.cuda is None):
+    if device_type(name) == "cpu":
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError("no GPU is visible to this CUDA build of torch; check the driver, or pass --device cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if torch.version.cuda is None:
+        raise UserError("--device cuda: this torch is a CPU build; install a CUDA build, or pass --device cpu")
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= count:
+        seen = f"{count} GPUs are visible, and this is local rank {local}" if count else "no GPU is visible to this CUDA build of torch"
+        raise UserError(f"{seen}; start no more processes than there are GPUs, check the driver, or pass --device cpu")
+    return torch.device("cuda", local)
 
 
-def prepare_libraries(device: torch.device) -> None:
+def prepare_libraries(device: Literal["cuda", "cpu"]) -> None:
     """What DeepSpeed reads when it is imported, and silence for notices that tell a user of this program nothing.
 
     Call it before anything imports DeepSpeed or Megatron-Core.
     """
-    if device.type == "cpu":
+    if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, also where no launcher set it
     # A killed job leaves a lock in the shared cache, on which the next one would wait for ever.
@@ -126,36 +142,57 @@ def prepare_libraries(device: torch.device) -> None:
 
 
 @contextmanager
-def launch(recipe: Recipe, device: torch.device) -> Iterator[Ranks]:
-    """Set up process groups, device and signals; take them down again.
+def join(device: DeviceName) -> Iterator[Ranks]:
+    """Meet the other processes before anything else is done: what only one of them finds wrong can then be told by all.
 
     Raises:
-        UserError: the recipe needs another device.
+        UserError: a rank has no device.
     """
-    if recipe.model.attention == "flex" and device.type != "cuda":
-        raise UserError("model.attention flex is for GPUs (it has no backward pass on CPU); pass --model.attention sdpa")
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(recipe.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "gloo" if device_type(device) == "cpu" or torch.version.cuda is None else "cpu:gloo,cuda:nccl"
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, rank=rank, world_size=world_size)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    ranks = Ranks(rank, world_size, device)
-    former = {s: signal.signal(s, ranks.request_stop) for s in STOP_SIGNALS}
     try:
-        make_groups(recipe, device)
+        ranks = Ranks(rank, world_size, torch.device("cpu"))
+        ranks.device = ranks.together(lambda: choose_device(device))
         yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def launch(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
+    """Set up device, signals and the recipe's groups; take them down again.
+
+    Raises:
+        UserError: the recipe needs another device.
+    """
+    if recipe.model.attention == "flex" and ranks.device.type != "cuda":
+        raise UserError("model.attention flex is for GPUs (it has no backward pass on CPU); pass --model.attention sdpa")
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(recipe.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    former = {s: signal.signal(s, ranks.request_stop) for s in STOP_SIGNALS}
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _outlive_no_launcher()
+    try:
+        make_groups(recipe, ranks.device)
+        yield
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
         destroy_groups()
-        dist.destroy_process_group()
+
+
+def _outlive_no_launcher() -> None:
+    """Have the kernel send SIGTERM when torchrun dies, which SIGKILL or SIGUSR1 make it do without a word to its ranks."""
+    set_parent_death_signal = 1  # linux/prctl.h, PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
 
 
 def make_groups(recipe: Recipe, device: torch.device) -> None:

@@ -1,7 +1,6 @@
 """Time and money of a run on a cluster, and which layouts are worth a try."""
 
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from typing import Iterator
 
 from pretrain.config import Run
@@ -14,6 +13,9 @@ from pretrain.subnetwork.makespan import chunk_costs, makespan
 
 USABLE = 0.9
 """Share of a GPU's memory that a plan may fill; the rest is the allocator's, NCCL's and the driver's."""
+
+MOST_CHUNKS = 4
+"""Chunks of a pipeline rank that are worth a try: each sends its activations on, which is not counted here."""
 
 
 @dataclass(frozen=True)
@@ -84,28 +86,45 @@ class Suggestion:
 def suggest(run: Run, cluster: Cluster) -> list[Suggestion]:
     """Valid layouts on the cluster, the best first.
 
-    Those that fit come first, then the shortest ideal step; where two are equal, fewer tensor and pipeline ranks, because what is
-    not counted here, communication, is least where the model is split least.
+    Those that fit come first, then the shortest ideal step; where two are equal, fewer tensor and pipeline ranks and fewer
+    chunks, because what is not counted here, communication, is least where the model is split least.
     """
     found = [_judge(candidate, cluster) for candidate in _valid(run, cluster)]
-    return sorted(found, key=lambda s: (not s.fits, round(s.seconds, 3), s.run.recipe.parallel.model_ranks, s.run.recipe.parallel.tensor))
+
+    def order(s: Suggestion) -> tuple:
+        p = s.run.recipe.parallel
+        return not s.fits, round(s.seconds, 3), p.model_ranks, p.tensor, p.virtual
+
+    return sorted(found, key=order)
+
+
+def fits(memory_gib: float, cluster: Cluster) -> bool:
+    """Is there room for it, and for what no plan sees?"""
+    return memory_gib <= USABLE * cluster.gpu.memory_gib
 
 
 def _valid(run: Run, cluster: Cluster) -> Iterator[Run]:
-    powers = [2**n for n in range(11)]
-    tensors = [t for t in powers if t <= cluster.gpus_per_node]
-    for tensor, pipeline, virtual in product(tensors, powers, (1, 2, 4)):
-        layout = run.recipe.parallel.model_copy(
-            update={"tensor": tensor, "pipeline": pipeline, "virtual": virtual, "sequence": tensor > 1}
-        )
-        candidate = Run(
-            run.name, run.recipe.model_copy(update={"parallel": layout}), run.ds, run.recipe_file, run.ds_file, cluster.gpus
-        )
-        try:
-            check(candidate)
-        except UserError:
-            continue
-        yield candidate
+    """Tensor ranks stay within a node, where the links are fast, so their number divides it.
+
+    Sequence parallelism, where it is valid, communicates as much as plain tensor parallelism and keeps less: that alone is tried.
+    """
+    for tensor in _divisors(cluster.gpus_per_node):
+        for pipeline in _divisors(cluster.gpus // tensor):
+            for virtual in range(1, MOST_CHUNKS + 1):
+                for sequence in (True, False):
+                    layout = {"tensor": tensor, "pipeline": pipeline, "virtual": virtual, "sequence": sequence}
+                    parallel = run.recipe.parallel.model_copy(update=layout)
+                    candidate = replace(run, recipe=run.recipe.model_copy(update={"parallel": parallel}), world_size=cluster.gpus)
+                    try:
+                        check(candidate)
+                    except UserError:
+                        continue
+                    yield candidate
+                    break
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _judge(run: Run, cluster: Cluster) -> Suggestion:
@@ -113,4 +132,4 @@ def _judge(run: Run, cluster: Cluster) -> Suggestion:
     memory = max(rank_memory(run, rank).total for rank in range(p.pipeline)) / GIB
     seconds = step_time(run, shape.layers) * speed(run).ratio * run.micro_batch * run.recipe.data.sequence_length / p.tensor
     normal = shape.token(shape.layers) * run.tokens_per_step / run.world_size
-    return Suggestion(run, memory, memory <= USABLE * cluster.gpu.memory_gib, seconds / normal)
+    return Suggestion(run, memory, fits(memory, cluster), seconds / normal)

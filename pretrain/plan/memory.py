@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 
 from pretrain.config import Run
-from pretrain.subnetwork.flops import expected_active
+from pretrain.subnetwork.schedule import Stage
 
 GIB = 2**30
 FP32 = 4
+DENSE_BUCKET = 500_000_000
+"""Elements that DeepSpeed flattens at a time without ZeRO (engine.py, MEMORY_OPT_ALLREDUCE_SIZE)."""
+LIVE_PARAMETERS = 1_000_000_000
+"""Gathered weights that ZeRO-3 may hold at a time (its stage3_max_live_parameters, left at the default)."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,15 @@ class RankMemory:
     """Masters and moments."""
     activations: tuple[float, ...]
     """At the fullest moment of the pipeline's schedule, for each of the method's stages: shorter paths keep less."""
+    buffers: float
+    """DeepSpeed's: gradients on their way through a reduction, and ZeRO-3's gathered weights."""
+    buffers_stay: bool
+    """From stage 2 on they exist beside the activations; before, gradients are reduced when activations are gone."""
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + max(self.activations)
+        working = max(self.activations)
+        return self.weights + self.gradients + self.optimizer + (working + self.buffers if self.buffers_stay else max(working, self.buffers))
 
 
 def rank_memory(run: Run, rank: int) -> RankMemory:
@@ -46,11 +55,34 @@ def rank_memory(run: Run, rank: int) -> RankMemory:
         weights=count * element / (replicas if stage == 3 else 1),
         gradients=count * FP32 / (replicas if stage >= 2 else 1),
         optimizer=count * (moments + masters) / (replicas if stage >= 1 else 1),
-        activations=tuple(
-            _activations(run, rank, len(layers) * float(expected_active(run.method, stage)) / m.num_layers, element)
-            for stage in run.method.stages
-        ),
+        activations=tuple(_activations(run, rank, most_active(run, len(layers), s), element) for s in run.method.stages),
+        buffers=_buffers(run, count, stage, element),
+        buffers_stay=stage >= 2,
     )
+
+
+def most_active(run: Run, layers: int, stage: Stage) -> float:
+    """Active layers that a rank with `layers` layers can have in a step of `stage`: its even share if paths are balanced over
+    the pipeline ranks, else the whole path if the rank is that unlucky."""
+    p, block = run.recipe.parallel, run.ds.progressive_subnetwork
+    if stage.path_length == run.recipe.model.num_layers:
+        return layers
+    if block.sampler == "bernoulli":
+        return layers
+    if block.sampler == "balanced" and block.balance_groups % p.pipeline == 0 and p.virtual == 1:
+        groups = block.balance_groups
+        return min(layers, groups // p.pipeline * -(-stage.path_length // groups))
+    return min(layers, stage.path_length)
+
+
+def _buffers(run: Run, count: int, stage: int, element: int) -> float:
+    """Stages 0 and 1 flatten gradients a bucket at a time; 2 and 3 keep a bucket of full size; 3 gathers weights in advance."""
+    zero = run.ds.zero_optimization
+    if stage < 2:
+        return min(count, zero.reduce_bucket_size if stage else DENSE_BUCKET) * FP32 if run.data_parallel > 1 else 0.0
+    contiguous = zero.contiguous_gradients is not False
+    bucket = (zero.reduce_bucket_size if contiguous else min(count, zero.reduce_bucket_size)) * FP32
+    return bucket + (min(count, LIVE_PARAMETERS) * element if stage == 3 else 0)
 
 
 def parameters(run: Run, rank: int) -> int:
@@ -83,10 +115,10 @@ def _activations(run: Run, rank: int, layers: float, element: int) -> float:
     tokens = run.micro_batch * length
     layer = layer_activations(run) * element
     stream = tokens * m.hidden_size / (p.tensor if p.sequence else 1) * element
-    in_flight = min(run.micro_batches * p.virtual, _chunks_in_flight(p.pipeline, p.virtual, rank)) / p.virtual
-    kept = layers * (stream if m.recompute == "layer" else layer) * in_flight
+    passes = min(run.micro_batches * p.virtual, _chunks_in_flight(p.pipeline, p.virtual, rank))
+    kept = layers / p.virtual * (stream if m.recompute == "layer" else layer) * passes
     working = layer if m.recompute == "layer" else 0.0
-    mask = run.micro_batch * length**2 * element * in_flight if m.attention == "sdpa" else 0.0
+    mask = run.micro_batch * length**2 * element * passes if m.attention == "sdpa" else 0.0  # made for every pass of a chunk
     head = tokens * m.padded_vocab_size / p.tensor * (element + 2 * FP32) if rank == p.pipeline - 1 else 0.0
     return kept + working + mask + head
 

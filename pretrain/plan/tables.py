@@ -12,7 +12,7 @@ from pretrain.config import Run
 from pretrain.model.decoder import build_chunks, transformer_config
 from pretrain.observe.console import short
 from pretrain.parallel.ranks import destroy_groups, make_groups
-from pretrain.plan.cost import Cluster, hours, speed, suggest
+from pretrain.plan.cost import USABLE, Cluster, fits, hours, speed, suggest
 from pretrain.plan.memory import GIB, rank_memory
 from pretrain.subnetwork.flops import expected_active, savings
 
@@ -23,21 +23,24 @@ UNEVEN = Fraction(1, 4)
 
 def print_plan(run: Run, cluster: Cluster | None = None, suggestions: bool = False) -> None:
     """Build the model on the meta device, which allocates nothing, and show what the run would do."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=110)
-    tables = [_size(run), _batches(run), _stages(run), _savings(run)]
-    if run.world_size > 1:
-        tables.append(_ranks(run))
+    console = _console()
+    tables = [_size(run), _batches(run), _stages(run), _savings(run), _ranks(run)]
     if cluster is not None:
         tables.append(_cost(run, cluster))
         if suggestions:
             tables.append(_suggestions(run, cluster))
     for table in tables:
         console.print(table)
-    for warning in warnings(run):
+    for warning in [*warnings(run), *([] if cluster is None else _room(run, cluster))]:
         console.print(f"warning: {warning}")
     console.print("everything that can be checked without data holds")
+
+
+def print_suggestions(run: Run, cluster: Cluster) -> bool:
+    """The layouts alone, for a run whose own cannot run; False if there is none."""
+    table = _suggestions(run, cluster)
+    _console().print(table if table.row_count else "no layout of this recipe can run there")
+    return table.row_count > 0
 
 
 def count_parameters(run: Run) -> dict[str, int]:
@@ -78,6 +81,17 @@ def warnings(run: Run) -> Iterator[str]:
         yield f"the learning rate warms up for {warm_up} steps, longer than the run; lower scheduler.params.warmup_num_steps"
     if method.stages[-1].path_length < layers:
         yield f"the last stage runs {method.stages[-1].path_length} of {layers} layers; RaPTr ends with the full model"
+
+
+def _room(run: Run, cluster: Cluster) -> Iterator[str]:
+    memory = {rank: rank_memory(run, rank).total / GIB for rank in range(run.recipe.parallel.pipeline)}
+    fullest = max(memory, key=memory.__getitem__)
+    if not fits(memory[fullest], cluster):
+        yield (
+            f"pipeline rank {fullest} needs about {memory[fullest]:.1f} GiB, and of a {cluster.gpu_name}'s {cluster.gpu.memory_gib} GiB "
+            f"{100 * USABLE:.0f} % can be used; more ranks, a higher zero stage, smaller micro-batches, --model.recompute layer or smaller "
+            "zero_optimization buckets need less; --suggest looks for a layout"
+        )
 
 
 def _independent_draws(run: Run) -> Iterator[str]:
@@ -179,13 +193,13 @@ def _ranks(run: Run) -> Table:
     table = _table(
         f"each GPU, by pipeline rank: tensor {p.tensor} x pipeline {p.pipeline} x data {run.data_parallel}"
         + (f", {p.virtual} chunks a rank" if p.virtual > 1 else ""),
-        "rank", "layers", "parameters", "weights", "gradients", "optimizer", "activations, by stage", "GiB in all",
+        "rank", "layers", "parameters", "weights", "gradients", "optimizer", "activations, by stage", "buffers", "GiB in all",
     )  # fmt: skip
     for rank in range(p.pipeline):
         m = rank_memory(run, rank)
-        weights, gradients, optimizer, total = (f"{size / GIB:.2f}" for size in (m.weights, m.gradients, m.optimizer, m.total))
+        weights, gradients, optimizer, buffers, total = (f"{n / GIB:.2f}" for n in (m.weights, m.gradients, m.optimizer, m.buffers, m.total))
         activations = " ".join(f"{size / GIB:.2f}" for size in m.activations)
-        table.add_row(str(rank), _numbers(m.layers), f"{m.parameters:,}", weights, gradients, optimizer, activations, total)
+        table.add_row(str(rank), _numbers(m.layers), f"{m.parameters:,}", weights, gradients, optimizer, activations, buffers, total)
     return table
 
 
@@ -205,15 +219,20 @@ def _cost(run: Run, cluster: Cluster) -> Table:
 
 
 def _suggestions(run: Run, cluster: Cluster) -> Table:
-    table = _table("layouts that can run, the best first", "tensor", "pipeline", "chunks", "data", "GiB a GPU", "fits", "step, relative", "ideal speed-up")
+    table = _table("layouts that can run, the best first", "tensor", "sequence", "pipeline", "chunks", "data", "GiB a GPU", "fits", "step, relative", "ideal speed-up")
     found = suggest(run, cluster)
     for s in found[:MOST_SUGGESTIONS]:
         p = s.run.recipe.parallel
         table.add_row(
-            str(p.tensor), str(p.pipeline), str(p.virtual), str(s.run.data_parallel), f"{s.memory_gib:.1f}",
+            str(p.tensor), "yes" if p.sequence else "no", str(p.pipeline), str(p.virtual), str(s.run.data_parallel), f"{s.memory_gib:.1f}",
             "yes" if s.fits else "no", f"{s.seconds / found[0].seconds:.2f}", f"{1 / speed(s.run).ratio:.2f}x",
         )  # fmt: skip
     return table
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=110)
 
 
 def _numbers(layers: tuple[int, ...]) -> str:

@@ -91,7 +91,7 @@ def chunk_costs(shape: Shape, ranks: int, chunks: int, active: Sequence[float] |
     return [[costs[chunk * ranks + rank] for chunk in range(chunks)] for rank in range(ranks)]
 
 
-def ideal_pipeline_ratio(shape: Shape, active: float, ranks: int, chunks: int, micro_batches: int, backward: float = 2.0) -> float:
-    """Ideal step time with `active` layers, evenly spread, over that with all; one rank gives the ratio of operations."""
+def ideal_pipeline_ratio(shape: Shape, active: Sequence[float] | float, ranks: int, chunks: int, micro_batches: int, backward: float = 2.0) -> float:
+    """Ideal step time with `active` layers, as `chunk_costs` takes them, over that with all; one rank gives the ratio of operations."""
     few = makespan(chunk_costs(shape, ranks, chunks, active), micro_batches, backward)
     return few / makespan(chunk_costs(shape, ranks, chunks, shape.layers), micro_batches, backward)

@@ -17,47 +17,65 @@ TOLERANCE = 1e-4
 BF16_LOSS, BF16_NORM = 2e-3, 2e-2
 """Against one process in bf16: sums of tensor ranks are rounded to bf16 in another order."""
 
+BATCH = {"ds.train_batch_size": 16, "ds.train_micro_batch_size_per_gpu": 4}
+"""Four micro-batches in a step."""
+REPLICAS = {"ds.train_micro_batch_size_per_gpu": 2}
+"""Four micro-batches for each of two replicas."""
+
 
 def layout(tensor=1, pipeline=1, virtual=1, sequence=False, zero=1, **more) -> dict[str, str]:
     settings = {"parallel.tensor": tensor, "parallel.pipeline": pipeline, "parallel.virtual": virtual}
-    settings |= {"parallel.sequence": str(sequence).lower(), "ds.zero_optimization.stage": zero}
+    settings |= {"parallel.sequence": str(sequence).lower(), "ds.zero_optimization.stage": zero} | BATCH
     return {key: str(value) for key, value in {**settings, **more}.items()}
 
 
+APART = {**REPLICAS, "ds.progressive_subnetwork.paths_per_step": 8}
+"""Of two replicas one runs even paths and the other odd ones, so that they skip different layers."""
 RECOMPUTE = {"model.recompute": "layer"}
-SMALL = {"ds.train_micro_batch_size_per_gpu": 1}
-APART = {"ds.progressive_subnetwork.paths_per_step": 4}
-"""Of two replicas one runs path 0 while the other runs path 1: they skip different layers."""
-ONE = {"fp32": {}, "bf16": layout(**{"ds.bf16.enabled": "true"}), "apart": layout(**APART)}
-TWO = {
-    "TP2": layout(tensor=2),
-    "TP2 with sequence parallelism, recomputed": layout(tensor=2, sequence=True, **RECOMPUTE),
-    "PP2": layout(pipeline=2),
-    "PP2 with two virtual chunks": layout(pipeline=2, virtual=2),
-    "PP2 with two virtual chunks, recomputed": layout(pipeline=2, virtual=2, **RECOMPUTE),
-    "DP2": layout(),
-    "DP2, replicas on paths apart": layout(**APART),
+BF16 = {"ds.bf16.enabled": "true"}
+ONE = {"fp32": layout(), "apart": layout(**APART), "bf16": layout(**BF16), "apart in bf16": layout(**APART, **BF16)}
+
+
+def twice(cases: dict[str, dict]) -> dict[str, dict]:
+    """Each layout as it is and with recomputation."""
+    return {name + suffix: case | more for name, case in cases.items() for suffix, more in (("", {}), (", recomputed", RECOMPUTE))}
+
+
+TWO = twice(
+    {
+        "TP2": layout(tensor=2),
+        "PP2": layout(pipeline=2),
+        "PP2 with two virtual chunks": layout(pipeline=2, virtual=2),
+        "DP2, replicas on paths apart": layout(**APART),
+        "DP2 with ZeRO-2": layout(zero=2, **REPLICAS),
+        "DP2 with ZeRO-3": layout(zero=3, **REPLICAS),
+    }
+) | {
+    "TP2 with sequence parallelism": layout(tensor=2, sequence=True),
+    "DP2": layout(**REPLICAS),
     "DP2 without ZeRO, replicas on paths apart": layout(zero=0, **APART),
-    "DP2 without ZeRO": layout(zero=0),
-    "DP2 with ZeRO-2": layout(zero=2),
-    "DP2 with ZeRO-3": layout(zero=3),
-    "PP2 without ZeRO": layout(pipeline=2, zero=0),
+    "PP2 with two virtual chunks, without ZeRO": layout(pipeline=2, virtual=2, zero=0),
+    "bf16 DP2, replicas on paths apart": layout(**APART, **BF16),
+    "bf16 DP2 with ZeRO-2": layout(zero=2, **REPLICAS, **BF16),
+    "bf16 DP2 with ZeRO-3": layout(zero=3, **REPLICAS, **BF16),
 }
-FOUR = {
-    "PP4": layout(pipeline=4),
-    "TP2 x PP2 with sequence parallelism": layout(tensor=2, pipeline=2, sequence=True),
-    "TP2 x PP2 with sequence parallelism, recomputed": layout(tensor=2, pipeline=2, sequence=True, **RECOMPUTE),
-    "TP2 x PP2 without ZeRO": layout(tensor=2, pipeline=2, zero=0),
-    "DP2 x PP2 with two virtual chunks": layout(pipeline=2, virtual=2, **SMALL),
-    "TP2 x DP2, replicas on paths apart": layout(tensor=2, **APART),
-    "PP2 x DP2, replicas on paths apart": layout(pipeline=2, **APART),
-    "TP2 x DP2 with ZeRO-3, recomputed": layout(tensor=2, zero=3, **RECOMPUTE),
-    "bf16 TP2 x PP2": layout(tensor=2, pipeline=2, **{"ds.bf16.enabled": "true"}),
+FOUR = twice(
+    {
+        "PP4": layout(pipeline=4),
+        "TP2 x PP2 with sequence parallelism": layout(tensor=2, pipeline=2, sequence=True),
+        "DP2 x PP2 with two virtual chunks": layout(pipeline=2, virtual=2, **REPLICAS),
+        "TP2 x DP2, replicas on paths apart": layout(tensor=2, **APART),
+        "PP2 x DP2, replicas on paths apart": layout(pipeline=2, **APART),
+    }
+) | {
+    "TP2 x PP2 with sequence parallelism, without ZeRO": layout(tensor=2, pipeline=2, sequence=True, zero=0),
+    "TP2 x DP2 with ZeRO-2": layout(tensor=2, zero=2, **REPLICAS),
+    "bf16 TP2 x PP2": layout(tensor=2, pipeline=2, **BF16),
 }
 BROKEN_TWO = {
     "no_zero_filling": layout(**APART, **{"break": "no_zero_filling"}),
     "tied_embedding_counted_twice": layout(pipeline=2, **{"break": "tied_embedding_counted_twice"}),
-    "stale_gradient": layout(zero=3, **{"break": "stale_gradient"}),
+    "stale_gradient": layout(zero=3, **REPLICAS, **{"break": "stale_gradient"}),
 }
 BROKEN_FOUR = {"no_clone": layout(pipeline=4, **{"break": "no_clone"})}
 
@@ -100,10 +118,15 @@ def distances(ours: dict, theirs: dict) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("name", [*TWO, *(name for name in FOUR if "bf16" not in name)])
+def counterpart(name: str) -> str:
+    """The case of one process that draws the same paths in the same precision."""
+    return {(False, False): "fp32", (True, False): "apart", (False, True): "bf16", (True, True): "apart in bf16"}["apart" in name, "bf16" in name]
+
+
+@pytest.mark.parametrize("name", [name for name in [*TWO, *FOUR] if "bf16" not in name])
 def test_every_layout_trains_like_one_process(one, several, name):
     assert min(norm for _, norm in one["fp32"]["rows"]) > 0.5, "clipping must act, or the test does not cover it"
-    found = distances(several[name], one["apart" if "apart" in name else "fp32"])
+    found = distances(several[name], one[counterpart(name)])
     assert all(value < TOLERANCE for value in found.values()), found
 
 
@@ -124,8 +147,9 @@ def test_a_skipped_layer_does_no_tensor_parallel_collective(project, tmp_path):
     assert (three - none, eight - none) == (3 * 4, 8 * 4)
 
 
-def test_bf16_stays_within_its_bound(one, several):
-    found = distances(several["bf16 TP2 x PP2"], one["bf16"])
+@pytest.mark.parametrize("name", [name for name in [*TWO, *FOUR] if "bf16" in name])
+def test_bf16_stays_within_its_bound(one, several, name):
+    found = distances(several[name], one[counterpart(name)])
     assert found["loss"] < BF16_LOSS and found["norm"] < BF16_NORM and found["evaluation"] < BF16_LOSS, found
 
 
@@ -133,6 +157,18 @@ def test_chunks_without_an_active_layer_occur(project):
     """Four pipeline ranks hold two layers each; the parity above covers ranks with none of them active."""
     paths = [path for step in range(1, 8) for path in project.run().method.paths(step)]
     assert any(not any(path.active[2 * rank : 2 * rank + 2]) for path in paths for rank in range(4))
+
+
+def test_replicas_that_skip_different_layers_occur(project):
+    """The parity of replicas on paths apart covers layers that have a gradient on one replica and none on the other."""
+    run = project.run(*(f"{key}={value}" for key, value in layout(**APART).items()), world_size=2)
+
+    def layers_run(step: int, replica: int) -> tuple[bool, ...]:
+        paths = run.method.paths(step)
+        taken = [paths[run.path_index(index, replica, len(paths))].active for index in range(run.micro_batches)]
+        return tuple(map(any, zip(*taken)))
+
+    assert sum(layers_run(step, 0) != layers_run(step, 1) for step in range(1, 8)) >= 3
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +191,52 @@ def test_a_broken_joint_is_noticed(one, broken, name):
     assert max(distances(results[name], reference).values()) > TOLERANCE
 
 
-def test_a_rank_with_other_paths_stops_the_job_within_the_step_and_is_named(project, tmp_path):
-    cases = {"shifted": layout(pipeline=2, **{"break": "shifted_path"})}
-    results, errors = train(project, tmp_path, 2, cases)
-    assert not results and "TrainingStopped: step 1: rank 1 drew other paths than the rest" in errors
+@pytest.mark.parametrize(
+    "case, complaint",
+    [
+        (layout(pipeline=2), "step 1: the ranks drew different paths: 0 against 1"),
+        (layout(pipeline=2, tensor=2), "step 1: rank 1 drew other paths than the rest"),
+    ],
+)
+def test_a_rank_with_other_paths_stops_the_job_within_the_step_and_is_named(project, tmp_path, case, complaint):
+    processes = int(case["parallel.tensor"]) * int(case["parallel.pipeline"])
+    results, errors = train(project, tmp_path, processes, {"shifted": {**case, "break": "shifted_path"}})
+    assert not results and f"TrainingStopped: {complaint}" in errors
+
+
+RESUMED_TWO = {
+    "TP2": layout(tensor=2),
+    "TP2 with sequence parallelism, without ZeRO": layout(tensor=2, sequence=True, zero=0),
+    "PP2 with two virtual chunks": layout(pipeline=2, virtual=2),
+    "DP2 without ZeRO": layout(zero=0, **REPLICAS),
+    "DP2 with ZeRO-2": layout(zero=2, **REPLICAS),
+    "DP2 with ZeRO-3": layout(zero=3, **REPLICAS),
+    "bf16 DP2": layout(**REPLICAS, **BF16),
+    "bf16 PP2": layout(pipeline=2, **BF16),
+    "bf16 DP2 with ZeRO-3": layout(zero=3, **REPLICAS, **BF16),
+}
+RESUMED_FOUR = {
+    "TP2 x PP2 with sequence parallelism": layout(tensor=2, pipeline=2, sequence=True),
+    "DP2 x PP2 with two virtual chunks": layout(pipeline=2, virtual=2, **REPLICAS),
+}
+
+
+@pytest.fixture(scope="module")
+def resumed(project, tmp_path_factory):
+    results = {}
+    for processes, cases in ((2, RESUMED_TWO), (4, RESUMED_FOUR)):
+        folder = tmp_path_factory.mktemp(f"resumed{processes}")
+        with_folders = {name: {**case, "resume": str(folder / str(n))} for n, (name, case) in enumerate(cases.items())}
+        part, errors = train(project, folder, processes, with_folders)
+        assert part, errors
+        results |= part
+    return results
+
+
+@pytest.mark.parametrize("name", [*RESUMED_TWO, *RESUMED_FOUR])
+def test_every_layout_goes_on_from_its_checkpoint_bit_for_bit(resumed, name):
+    unbroken, again = resumed[name]["unbroken"], resumed[name]["resumed"]
+    assert (unbroken["from"], again["from"]) == (0, 4)
+    assert unbroken["rows"] == again["rows"] and len(again["rows"]) == 4
+    for parameter, weight in unbroken["weights"].items():
+        assert torch.equal(weight, again["weights"][parameter]), parameter

@@ -1,12 +1,14 @@
 """Several processes as torchrun starts them: killed, resumed, refused."""
 
 import json
+import signal
+import sys
 import time
 
 import psutil
 import pytest
 
-from tests.dist.launch import pretrain
+from tests.dist.launch import pretrain, ranks_of, torchrun
 
 pytestmark = pytest.mark.dist
 PP2 = ("--parallel.pipeline", "2", "--device", "cpu")
@@ -24,11 +26,6 @@ def wait_for(run_dir, step: int, process) -> None:
         time.sleep(0.005)
 
 
-def rank_process(launcher, rank: int) -> psutil.Process:
-    children = psutil.Process(launcher.pid).children(recursive=True)
-    return next(child for child in children if child.environ().get("RANK") == str(rank))
-
-
 @pytest.fixture(scope="module")
 def unbroken(project, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("unbroken") / "run"
@@ -44,7 +41,7 @@ def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
     process = pretrain(project, run_dir, 2, *PP2)
     wait_for(run_dir, 12, process)
     others = psutil.Process(process.pid).children(recursive=True)
-    rank_process(process, 1).kill()
+    ranks_of(process)[1].kill()
     died = time.time()
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and time.time() - died < 60
@@ -55,6 +52,47 @@ def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
     assert again.returncode == 0, errors
     assert "resuming after step 10" in out
     assert losses(run_dir) == losses(unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_launcher_that_is_told_to_go_or_killed_leaves_a_checkpoint_and_no_process(project, unbroken, tmp_path, number):
+    """torchrun passes SIGTERM on, and dies of the others; its ranks take that for a SIGTERM, and save."""
+    run_dir = tmp_path / "run"
+    process = pretrain(project, run_dir, 2, *PP2, "--save-every", "20")
+    wait_for(run_dir, 7, process)
+    ranks = ranks_of(process)
+    assert sorted(ranks) == [0, 1]
+    process.send_signal(number)
+    gone, alive = psutil.wait_procs(ranks.values(), timeout=60)
+    assert not alive
+    process.communicate(timeout=60)
+    (checkpoint,) = (run_dir / "checkpoints").glob("step_*")
+    step = int(checkpoint.name.removeprefix("step_"))
+    assert step >= 7 and losses(run_dir) == losses(unbroken)[:step]
+
+
+def only_on_rank_1(command: str, *words) -> list[str]:
+    """Start two ranks, of which the second runs a shell command first."""
+    script = f'if [ $RANK = 1 ]; then {command}; fi; exec "$@"'
+    train = [sys.executable, "-m", "pretrain", "train", *map(str, words)]
+    return torchrun(2, "", "--no-python", "sh", "-c", script, "sh", *train)
+
+
+def test_what_only_one_rank_finds_wrong_is_told_once_with_its_number(project, tmp_path):
+    process = only_on_rank_1("set -- \"$@\" --steps 0", project.recipe, "--ds-config", project.ds, "--run-dir", tmp_path / "run", *PP2)
+    _, errors = process.communicate(timeout=60)
+    told = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert process.returncode != 0 and len(told) == 1 and told[0].startswith("error: rank 1: ") and "steps" in told[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_that_cannot_write_its_part_tells_why_and_no_other_makes_a_reason_up(project, tmp_path):
+    run_dir = tmp_path / "run"
+    process = only_on_rank_1("ulimit -f 8", project.recipe, "--ds-config", project.ds, "--run-dir", run_dir, *PP2)
+    _, errors = process.communicate(timeout=120)
+    told = [line for line in errors.splitlines() if "could not be written" in line]
+    assert process.returncode != 0 and len(told) == 1 and told[0].startswith("rank 1: stopped: checkpoint "), errors
+    assert not list((run_dir / "checkpoints").glob("step_" + "[0-9]" * 8))
 
 
 def test_another_layout_is_refused_on_resume(project, unbroken):

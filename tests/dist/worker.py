@@ -21,19 +21,23 @@ STEPS = 20
 def main() -> None:
     recipe, ds, out, cases = sys.argv[1:]
     device = torch.device("cpu")
-    prepare_libraries(device)
+    prepare_libraries("cpu")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     results = {}
     for name, settings in json.loads(Path(cases).read_text()).items():
-        broken, lengths = settings.pop("break", None), settings.pop("count", None)
+        broken, lengths, folder = (settings.pop(key, None) for key in ("break", "count", "resume"))
         run = read_run(recipe, [("--" + key, value) for key, value in settings.items()], ds, dist.get_world_size())
         ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
         make_groups(run.recipe, device)
         with BREAKS[broken]() if broken else nullcontext():
-            results[name] = count_collectives(run, ranks, map(int, lengths.split("-"))) if lengths else train(run, ranks)
+            if lengths:
+                results[name] = count_collectives(run, ranks, map(int, lengths.split("-")))
+            else:
+                results[name] = train_and_resume(run, ranks, Path(folder)) if folder else train(run, ranks)
         forget_deepspeed_groups()
         destroy_groups()
+        end_groups()
     if dist.get_rank() == 0:
         torch.save(results, out)
     dist.barrier()
@@ -112,6 +116,28 @@ def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
     return {"rows": rows, "evaluation": evaluation, "weights": weights, "parameters": counts}
 
 
+def train_and_resume(run, ranks: Ranks, folder: Path, steps: int = 8) -> dict:
+    """Rows and weights of the second half, unbroken and from a checkpoint of the first, by a new engine."""
+    from pretrain.checkpoint.directory import RunDirectory
+    from pretrain.checkpoint.state import resume, save
+    from pretrain.data.loader import open_data
+    from pretrain.parallel.engine import Engine
+
+    data, directory, half = open_data(run, ranks.data_parallel_rank), RunDirectory(folder), steps // 2
+    results = {}
+    for part in ("unbroken", "resumed"):
+        engine = Engine(run, ranks)
+        done, rows = resume(run, engine, directory, "auto"), []
+        for step in range(done + 1, steps + 1):
+            result = engine.step(step, data.batch(step), run.method.paths(step))
+            rows.append((result.loss, result.grad_norm, result.lr))
+            if step == half and part == "unbroken":
+                save(run, engine, directory, step)
+        results[part] = {"rows": rows[-half:], "from": done, "weights": whole_weights(engine)}
+    data.close()
+    return results
+
+
 def count_collectives(run, ranks: Ranks, lengths) -> list[int]:
     """All-reduces in a forward and backward pass of one micro-batch, for each number of active layers."""
     from pretrain.data.loader import open_data
@@ -166,6 +192,14 @@ def forget_deepspeed_groups() -> None:
     for name in ("_WORLD_GROUP", "mpu", "_DATA_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP", "_TENSOR_MODEL_PARALLEL_GROUP",
                  "_ZERO_PARAM_INTRA_PARALLEL_GROUP"):  # fmt: skip
         setattr(groups, name, None)
+
+
+def end_groups() -> None:
+    """Every group has threads of its own, and the next layout makes some twenty more."""
+    from torch.distributed.distributed_c10d import _world
+
+    for group in [group for group in _world.pg_map if group is not dist.group.WORLD]:
+        dist.destroy_process_group(group)
 
 
 if __name__ == "__main__":

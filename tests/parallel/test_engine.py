@@ -72,7 +72,7 @@ def test_skipped_layers_still_feel_momentum_and_weight_decay(project, ranks):
         assert torch.allclose(weights[name.format(n)], decayed, atol=1e-9)
 
 
-def test_flex_is_refused_on_a_cpu(project):
+def test_flex_is_refused_on_a_cpu(project, ranks):
     with pytest.raises(UserError, match="pass --model.attention sdpa"):
-        with launch(project.run("model.attention=flex").recipe, torch.device("cpu")):
+        with launch(project.run("model.attention=flex").recipe, ranks):
             pass

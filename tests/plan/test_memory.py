@@ -7,8 +7,8 @@ from pretrain.data.loader import open_data
 from pretrain.parallel.engine import Engine, MicroBatch
 from pretrain.plan.cost import Cluster, hours, speed, suggest
 from pretrain.plan.hardware import GPUS
-from pretrain.plan.memory import layer_activations, parameters, rank_memory
-from pretrain.config import read_run
+from pretrain.plan.memory import layer_activations, most_active, parameters, rank_memory
+from pretrain.config.run import parse_run, read_run
 from pretrain.subnetwork import Path
 from pretrain.subnetwork.flops import savings
 
@@ -84,3 +84,34 @@ def test_pipelines_save_less_than_one_rank_and_suggestions_prefer_what_fits():
     fits = [s.fits for s in found]
     assert fits == sorted(fits, reverse=True) and found[0].run.recipe.parallel.model_ranks == 1
     assert all(s.run.world_size == 32 for s in found)
+
+
+def test_suggestions_know_nodes_of_any_size_and_zero_stages_that_exclude_sequence_parallelism():
+    settings = [("--ds.train_batch_size", "576"), ("--parallel.tensor", "4")]  # 18 GPUs cannot hold replicas of 4
+    run = parse_run("ul2_1.6b", settings, None, 18)
+    layouts = {(s.run.recipe.parallel.tensor, s.run.recipe.parallel.pipeline) for s in suggest(run, Cluster(3, 6))}
+    assert {(1, 1), (2, 1), (2, 3), (1, 3)} <= layouts and not any(6 % tensor for tensor, _ in layouts)
+    sharded = suggest(read_run("ul2_1.6b", [("--ds.zero_optimization.stage", "2")], None, 32), Cluster(4, 8))
+    assert {s.run.recipe.parallel.tensor for s in sharded} >= {1, 2} and all(s.run.recipe.parallel.pipeline == 1 for s in sharded)
+    assert not any(s.run.recipe.parallel.sequence for s in sharded)
+    assert all(s.run.recipe.parallel.sequence for s in suggest(run, Cluster(3, 6)) if s.run.recipe.parallel.tensor > 1)
+
+
+def test_a_rank_may_get_more_of_an_unbalanced_path_than_of_a_balanced_one(project):
+    def active(*settings: str) -> list[float]:
+        run = project.run("parallel.pipeline=2", *settings, world_size=2)
+        return [most_active(run, 4, stage) for stage in run.method.stages]
+
+    assert active() == [2, 3, 4]
+    assert active("ds.progressive_subnetwork.sampler=exact") == [4, 4, 4]
+
+
+def test_buffers_come_beside_activations_only_where_gradients_are_reduced_in_the_backward_pass(project):
+    def memory(*settings: str):
+        return rank_memory(project.run(*settings, world_size=2), 0)
+
+    one, two, three = (memory(f"ds.zero_optimization.stage={stage}", "ds.zero_optimization.reduce_bucket_size=1000000") for stage in (1, 2, 3))
+    assert one.buffers == one.parameters * 4, "no bucket is larger than the model"
+    assert one.total == one.weights + one.gradients + one.optimizer + max(*one.activations, one.buffers)
+    assert two.buffers == 4_000_000 and two.total == two.weights + two.gradients + two.optimizer + max(two.activations) + two.buffers
+    assert three.buffers == 4_000_000 + three.parameters * 4

@@ -43,6 +43,17 @@ def test_a_cluster_is_planned_with_memory_time_and_money():
         assert text in done.stdout
 
 
+def test_a_layout_that_does_not_fit_or_cannot_run_is_told_and_others_are_suggested():
+    small = plan("ul2_1.6b", "--nodes", "1", "--gpus-per-node", "1", "--gpu", "a100-40gb", "--model.recompute", "none")
+    assert small.returncode == 0 and "pipeline rank 0 needs about" in small.stdout and "each GPU, by pipeline rank" in small.stdout
+    odd = plan("ul2_1.6b", "--nodes", "3", "--gpus-per-node", "6", "--parallel.tensor", "4", "--ds.train_batch_size", "576", "--suggest")
+    assert odd.returncode == 0, odd.stderr
+    assert "this layout cannot run" in odd.stdout and "18 processes cannot hold replicas of 4 tensor" in odd.stdout
+    assert "layouts that can run" in odd.stdout
+    none = plan("ul2_1.6b", "--nodes", "3", "--gpus-per-node", "6", "--suggest")
+    assert none.returncode == 2 and "no layout of this recipe can run there" in none.stdout
+
+
 def test_independent_draws_are_told_what_they_cost(project):
     """METHODS: the longest of 64 independent paths of 12 of 24 layers has about 17.5."""
     assert expected_longest([1.0] + [10 / 22] * 22 + [1.0], 64) == pytest.approx(17.5, abs=0.3)
