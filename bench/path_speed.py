@@ -180,7 +180,7 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
 
 def random_batch(run: Run, seed: int):
     """Random tokens, two examples a sample, the first half of each a prefix."""
-    from pretrain.data.packing import Batch
+    from pretrain.data.batch import Batch
 
     length = run.recipe.data.sequence_length
     batch = Batch.empty(run.micro_batch, length, 0)
@@ -191,7 +191,7 @@ def random_batch(run: Run, seed: int):
     batch.segments[:] = place * 2 // length
     batch.prefix[:] = place % (length // 2) < length // 4
     batch.targets[:] = ~batch.prefix
-    batch.denoisers[:] = 0
+    batch.kinds[:] = 0
     return batch
 
 

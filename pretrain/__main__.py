@@ -1,4 +1,4 @@
-"""python -m pretrain train | plan RECIPE [options]"""
+"""python -m pretrain train | plan | inspect batch RECIPE [options]"""
 
 import argparse
 import errno
@@ -15,6 +15,7 @@ from pretrain.errors import TrainingStopped, UserError
 
 TRAIN_OPTIONS = ("run-dir", "resume", "stop-at", "device", "ds-config")
 PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", "ds-config")
+INSPECT_OPTIONS = ("step", "out", "ds-config")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
 """What a file system says that cannot be written to; it is the user's to mend, and a traceback helps nobody."""
 
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"{key:<55} {text}" for key, text in all_settings()))
         return 0
     try:
+        if args.command == "inspect":
+            return _inspect(args, rest)
         words = list(sys.argv[1:] if argv is None else argv)
         if args.recipe and words.index(args.command) + 1 != words.index(args.recipe):
             raise UserError(f"{COMMAND_LINE}: the recipe comes first, as in `python -m pretrain {args.command} ul2_tiny --steps 5`")
@@ -77,6 +80,19 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
         from pretrain.train import train
 
         train(run, TrainOptions(args.run_dir, args.resume, args.stop_at), ranks)
+    return 0
+
+
+def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
+    run = read_run(args.recipe, option_pairs(rest, INSPECT_OPTIONS), args.ds_config, None)
+    if not 1 <= args.step <= run.steps:
+        raise UserError(f"{COMMAND_LINE}: --step {args.step}: the run has steps 1 to {run.steps}")
+    from pretrain.parallel.ranks import prepare_libraries
+
+    prepare_libraries("cpu")
+    from pretrain.inspect.batch import inspect_batch
+
+    inspect_batch(run, args.step, args.out)
     return 0
 
 
@@ -141,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--resume", default="auto", metavar="auto|never|CHECKPOINT", help="auto: the newest good one of the run directory, if any")
             command.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
             command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
+    inspect = commands.add_parser("inspect", help="look at what the model will see", allow_abbrev=False, epilog=settings)
+    inspect.add_argument("what", choices=("batch",))
+    inspect.add_argument("recipe", help="name in pretrain/recipes/, or path to a YAML file")
+    inspect.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
+    inspect.add_argument("--step", type=int, default=1, help="whose batch")
+    inspect.add_argument("--out", type=Path, default=Path("batch.png"), metavar="FILE.png", help="picture of who sees whom")
     return parser
 
 

@@ -13,7 +13,7 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> None:
     """Train a run from wherever it stands to its end, or until it is asked to stop."""
     with launch(run.recipe, ranks):  # groups, device, signals
         directory = options.claim_directory(run, ranks)
-        data = ranks.together(lambda: open_data(run, ranks.data_parallel_rank))
+        data = ranks.together(lambda: open_data(run, ranks.data_parallel_rank, ranks.needs_text))
         engine = Engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
         done = resume(run, engine, directory, options.resume)  # 0 when there is nothing to resume
         watch = ranks.together(lambda: Observer(run, directory.path, ranks.is_main, ranks.device, done))
@@ -26,7 +26,7 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> None:
                 result = engine.step(step, batches, paths)
                 watch.step(step, result, paths)
                 if run.evaluates(step):
-                    watch.evaluation(step, *engine.evaluate(data.held_out()))  # all layers, always
+                    watch.evaluation(step, engine.evaluate(data.held_out()))  # all layers, always
                 stop = ranks.agree(ranks.stop_requested)  # a signal reached some rank
                 if run.saves(step) or stop or step == last:
                     save(run, engine, directory, step)

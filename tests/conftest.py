@@ -48,6 +48,17 @@ DS = {
     "progressive_subnetwork": {"method": "raptr", "path_lengths": "4-6-8", "balance_groups": 2, "paths_per_step": 2},
 }
 
+BERT = {
+    "data.objective": "mlm",
+    "data.max_example_tokens": "37",  # of which 15 % is no whole number, so that micro-batches differ in targets
+    "model.norm": "layernorm",
+    "model.feed_forward": "gelu",
+    "model.biases": "true",
+    "model.position_embedding": "learned",
+    "model.head": "transform",
+}
+"""Turns the test recipe into a BERT."""
+
 
 @dataclass(frozen=True)
 class Project:

@@ -20,6 +20,8 @@ class Reference:
     pieces: int
     """Rows of the embedding that are real; the others only pad it."""
     epsilon: float
+    gelu: bool = False
+    """GELU in the feed-forward block instead of SwiGLU. Whatever else makes a BERT shows in the names of the weights."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     clipping: float = 0.5
@@ -55,28 +57,49 @@ class Reference:
         """[b, s, padded vocabulary]"""
         may = self._mask(batch)
         x = self.weights["embedding.word_embeddings.weight"][torch.from_numpy(batch.tokens)]
+        if self._learned_positions:
+            x = x + self.weights["embedding.position_embeddings.weight"][torch.from_numpy(batch.positions)]
         for layer in range(self.layers):
             if path.active[layer]:
                 x = self._layer(x, f"decoder.layers.{layer}.", may, path.scale[layer])
         x = self._norm(x, "decoder.final_layernorm.weight")
         out = self.weights.get("output_layer.weight", self.weights["embedding.word_embeddings.weight"])
-        return x @ out.T
+        if "head.dense.weight" not in self.weights:
+            return x @ out.T
+        x = torch.nn.functional.gelu(x @ self.weights["head.dense.weight"].T + self.weights["head.dense.bias"])
+        return self._norm(x, "head.norm.weight") @ out.T + self.weights["head.bias"]
+
+    @property
+    def _learned_positions(self) -> bool:
+        return "embedding.position_embeddings.weight" in self.weights
 
     def _layer(self, x: Tensor, name: str, may: Tensor, scale: float) -> Tensor:
         w = {key.removeprefix(name): weight for key, weight in self.weights.items() if key.startswith(name)}
         b, s, h = x.shape
         d = h // self.heads
-        qkv = (self._norm(x, name + "input_layernorm.weight") @ w["self_attention.linear_qkv.weight"].T).view(b, s, self.heads, 3, d)
+
+        def linear(x: Tensor, matrix: str) -> Tensor:
+            return x @ w[matrix + ".weight"].T + w.get(matrix + ".bias", 0.0)
+
+        qkv = linear(self._norm(x, name + "input_layernorm.weight"), "self_attention.linear_qkv").view(b, s, self.heads, 3, d)
         q, k, v = qkv.unbind(3)
-        q, k = self._rotate(q), self._rotate(k)
+        if not self._learned_positions:
+            q, k = self._rotate(q), self._rotate(k)
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(d)
         attention = scores.masked_fill(~may[:, None], -math.inf).softmax(-1)
         mixed = torch.einsum("bhqk,bkhd->bqhd", attention, v).reshape(b, s, h)
-        x = x + scale * (mixed @ w["self_attention.linear_proj.weight"].T)
-        gate, up = (self._norm(x, name + "pre_mlp_layernorm.weight") @ w["mlp.linear_fc1.weight"].T).chunk(2, -1)
-        return x + scale * ((torch.nn.functional.silu(gate) * up) @ w["mlp.linear_fc2.weight"].T)
+        x = x + scale * linear(mixed, "self_attention.linear_proj")
+        inner = linear(self._norm(x, name + "pre_mlp_layernorm.weight"), "mlp.linear_fc1")
+        if self.gelu:
+            return x + scale * linear(torch.nn.functional.gelu(inner), "mlp.linear_fc2")
+        gate, up = inner.chunk(2, -1)
+        return x + scale * linear(torch.nn.functional.silu(gate) * up, "mlp.linear_fc2")
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
+        bias = self.weights.get(name.replace("weight", "bias"))
+        if bias is not None:
+            centred = x - x.mean(-1, keepdim=True)
+            return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + self.epsilon) * self.weights[name] + bias
         return x / torch.sqrt((x**2).mean(-1, keepdim=True) + self.epsilon) * self.weights[name]
 
     @staticmethod

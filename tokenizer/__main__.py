@@ -1,4 +1,7 @@
-"""python -m tokenizer train | encode"""
+"""python -m tokenizer train | encode
+
+`encode` also runs under mpiexec -n N or srun, with the same options.
+"""
 
 import argparse
 import sys
@@ -6,44 +9,67 @@ import warnings
 from pathlib import Path
 
 from pretrain.errors import UserError
+from tokenizer.text import READABLE
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tokenizer", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="train a sentencepiece model", allow_abbrev=False)
-    train.add_argument("--input", required=True, metavar="GLOB", help='JSON lines with a "text" field')
+    train.add_argument("--input", required=True, metavar="GLOB", help=f"{READABLE}; a document a line, of JSON and Parquet its \"text\"")
     train.add_argument("--vocab-size", required=True, type=int, help="pieces, reserved ones included")
     train.add_argument("--out", required=True, type=Path, help="folder to write")
     train.add_argument("--model-type", choices=("unigram", "bpe"), default="unigram")
+    train.add_argument("--sample-mb", type=float, metavar="MB", help="learn from a random part of the documents, of so many megabytes")
 
     encode = commands.add_parser("encode", help="encode documents into PREFIX.bin and PREFIX.idx", allow_abbrev=False)
-    encode.add_argument("--input", required=True, metavar="GLOB", help='JSON lines with a "text" field')
+    encode.add_argument("--input", required=True, metavar="GLOB", help="as for train")
     encode.add_argument("--tokenizer", required=True, type=Path, help="folder written by train")
     encode.add_argument("--out", required=True, type=Path, metavar="PREFIX")
+    encode.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="a document that cannot be read: stop, or count and list it")
 
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module=r"megatron\.")  # notices about extensions that play no part here
+    return _train(args) if args.command == "train" else _encode(args)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from tokenizer.train import train
+
     try:
-        if args.command == "train":
-            from tokenizer.train import train as run_train
+        train(args.input, args.vocab_size, args.out, args.model_type, sample_bytes=None if args.sample_mb is None else round(args.sample_mb * 1e6))
+        print(f"tokenizer of {args.vocab_size} pieces in {args.out}")
+        return 0
+    except (UserError, OSError) as error:
+        return _tell(error)
 
-            run_train(args.input, args.vocab_size, args.out, args.model_type)
-            print(f"tokenizer of {args.vocab_size} pieces in {args.out}")
-        else:
-            from tokenizer.encode import encode as run_encode
-            from tokenizer.pieces import load_tokenizer
 
-            made = run_encode(args.input, load_tokenizer(args.tokenizer), args.out)
-            print(f"{made['documents']} documents, {made['tokens']} tokens in {args.out}.bin")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def _encode(args: argparse.Namespace) -> int:
+    from tokenizer.encode import encode
+    from tokenizer.pieces import load_tokenizer
+    from tokenizer.team import join
+
+    team = None
+    try:
+        team = join()
+        tokenizer = team.on_main(lambda: load_tokenizer(args.tokenizer))
+        encode(args.input, tokenizer, args.out, args.on_error, team, quiet=False)
+        return 0
+    except UserError as error:  # all ranks have come to it
+        return _tell(error) if team is None or team.is_main else 2
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        _tell(error)
+        if team is not None and team.comm is not None:
+            team.comm.Abort(2)  # the others wait
+        return 2
+
+
+def _tell(error: UserError | OSError) -> int:
+    text = str(error) if isinstance(error, UserError) else f"{error.filename or 'a file'}: {error.strerror}"
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,53 +1,158 @@
-"""Documents to Megatron-Core token files: PREFIX.bin, PREFIX.idx, and PREFIX.json, which names the tokenizer."""
+"""Documents to Megatron-Core token files: PREFIX.bin, PREFIX.idx, and PREFIX.json, which names the tokenizer.
+
+The unit of work is a block of documents. Rank 0 reads the input, as a stream where it is compressed, and hands blocks to whoever is free;
+finished blocks lie in PREFIX.parts/ under their numbers, from which the token files are put together in the order of the input.
+So they are the same for any number of processes, and a run that was killed goes on from what is finished.
+"""
 
 import json
 import os
-from itertools import islice
+import time
+from itertools import chain
 from pathlib import Path
+from typing import Iterator, Literal, Sequence
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+from filelock import FileLock, Timeout
 
 from pretrain.errors import UserError
+from tokenizer.parts import Parts, Tally
 from tokenizer.pieces import Tokenizer
-from tokenizer.text import documents, find_inputs
+from tokenizer.progress import Progress
+from tokenizer.team import Team
+from tokenizer.text import BLOCK_BYTES, BadDocument, Block, blocks, find_inputs, text_of
 
-DOCUMENTS_AT_A_TIME = 1024
+OnError = Literal["stop", "skip"]
+BATCH = 256
+"""Documents that sentencepiece gets at a time."""
 
 
-def encode(pattern: str, tokenizer: Tokenizer, prefix: Path) -> dict:
-    """Encode all documents of a glob, one sequence a document, in order; returns the manifest.
+def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError = "stop", team: Team = Team(None, 0, 1), quiet: bool = True) -> dict:
+    """Encode all documents of a glob, one sequence a document, in order; returns the manifest, on every rank.
 
     The three files get their names only when they are complete, the index last: a reader never sees a part.
 
+    Args:
+        on_error: whether a document that cannot be read ends the run or is counted, listed in the manifest and left out.
+        quiet: without progress and summary.
+
     Raises:
-        UserError: no input, or a line that is not a document.
+        UserError: no input, a document that cannot be read, another process at work on the same files, or no text at all.
     """
-    files = find_inputs(pattern)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    parts = {end: prefix.with_name(f".{prefix.name}.{os.getpid()}{end}") for end in (".bin", ".json", ".idx")}
-    tokens = count = 0
+    parts = Parts.of(prefix, tokenizer.vocab_size)
+
+    def begin() -> tuple[list[Path], FileLock]:
+        files = find_inputs(pattern)
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(prefix.with_name(f".{prefix.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"--out {prefix}: another process is writing it") from None
+        held.append(lock)
+        parts.claim(_plan(files, tokenizer))
+        return files, parts.finished()
+
+    held: list[FileLock] = []
     try:
-        builder = IndexedDatasetBuilder(str(parts[".bin"]), dtype=np.uint16 if tokenizer.vocab_size < 2**16 else np.int32)
-        texts = documents(files)
-        while batch := list(islice(texts, DOCUMENTS_AT_A_TIME)):
-            for ids in tokenizer.processor.encode(batch):
-                builder.add_document(np.array(ids), [len(ids)])
-                tokens += len(ids)
-            count += len(batch)
-        if tokens == 0:
+        files, finished = team.on_main(begin)
+        progress = Progress(files, quiet or not team.is_main)
+        damaged: list[tuple[str, int, str]] = []
+        names: list[str] = []
+        jobs = _jobs(files, finished, names, damaged, on_error, progress)
+        team.share(jobs, lambda block: _encode(block, files, tokenizer, parts, on_error), progress.add)
+        progress.finish()
+        names = team.on_main(lambda: names)
+        return _put_together(pattern, prefix, parts, names, damaged, tokenizer, team, progress)
+    finally:
+        for lock in held:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _plan(files: Sequence[Path], tokenizer: Tokenizer) -> dict:
+    """What finished blocks depend on."""
+    facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return {"tokenizer_sha256": tokenizer.sha256, "block_bytes": BLOCK_BYTES, "files": facts}
+
+
+def _jobs(files: Sequence[Path], finished: set[str], names: list[str], damaged: list, on_error: OnError, progress: Progress) -> Iterator[Block]:
+    """Blocks that are not finished; `names` gets those of all, `damaged` the files that could not be read to their end."""
+    for index, file in enumerate(files):
+        try:
+            for block in blocks(index, file):
+                names.append(block.name)
+                if block.name in finished:
+                    progress.skip(block)
+                else:
+                    yield block
+        except BadDocument as error:
+            if on_error == "stop":
+                raise UserError(f"{file}: {error}; --on-error skip uses what can be read") from None
+            damaged.append((str(file), 0, str(error)))
+
+
+def _encode(block: Block, files: Sequence[Path], tokenizer: Tokenizer, parts: Parts, on_error: OnError) -> Tally:
+    """Encode a block and write it down."""
+    tally, texts, file = Tally(), [], files[block.file]
+    for line, document in enumerate(block.documents, start=block.first):
+        try:
+            text = text_of(document, block.is_json)
+        except BadDocument as error:
+            if on_error == "stop":
+                raise UserError(f"{file}: line {line}: {error}; --on-error skip leaves such documents out") from None
+            tally.bad.append((str(file), line, str(error)))
+            continue
+        if text.strip():
+            texts.append(text)
+        else:
+            tally.empty += 1
+    documents: list[list[int]] = []
+    for first in range(0, len(texts), BATCH):
+        documents += tokenizer.processor.encode(texts[first : first + BATCH], num_threads=1)
+    lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
+    tally.documents, tally.tokens = len(documents), int(lengths.sum())
+    tally.text_bytes = sum(len(document or b"") for document in block.documents)
+    parts.write(block.name, np.fromiter(chain.from_iterable(documents), parts.dtype, tally.tokens), lengths, tally)
+    return tally
+
+
+def _put_together(
+    pattern: str, prefix: Path, parts: Parts, names: list[str], damaged: list, tokenizer: Tokenizer, team: Team, progress: Progress
+) -> dict:
+    """The token files from the blocks; every rank copies some."""
+    whole = {end: prefix.with_name(f".{prefix.name}{end}.unfinished") for end in (".bin", ".json", ".idx")}
+    started = time.perf_counter()
+
+    def prepare() -> dict:
+        total = Tally(bad=list(damaged))
+        for name in names:
+            total.add(parts.tally(name))
+        if total.tokens == 0:
+            parts.remove()
             raise UserError(f"--input {pattern}: holds no text")
-        builder.finalize(str(parts[".idx"]))
-        manifest = {
-            "documents": count,
-            "tokens": tokens,
+        with whole[".bin"].open("wb") as file:
+            file.truncate(parts.size(names))
+        return {
+            "documents": total.documents,
+            "tokens": total.tokens,
             "vocab_size": tokenizer.vocab_size,
             "tokenizer_sha256": tokenizer.sha256,
+            "empty_documents": total.empty,
+            "bad_documents": [{"file": file, "line": line, "reason": reason} for file, line, reason in sorted(total.bad)],
         }
-        parts[".json"].write_text(json.dumps(manifest, indent=2) + "\n")
-        for end, part in parts.items():
-            os.replace(part, prefix.with_name(prefix.name + end))
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+
+    manifest = team.on_main(prepare)
+    parts.copy(names, whole[".bin"], team.rank, team.size)
+    team.wait()
+
+    def finish() -> None:
+        parts.write_index(names, whole[".idx"])
+        whole[".json"].write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        for end, file in whole.items():
+            os.replace(file, prefix.with_name(prefix.name + end))
+        parts.remove()
+
+    team.on_main(finish)
+    progress.summary(manifest, prefix, time.perf_counter() - started)
     return manifest

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from pretrain.errors import UserError
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
+CLS, SEP, MASK = "[CLS]", "[SEP]", "[MASK]"
+"""BERT's: before a text, behind it, and in place of what is to be predicted (arXiv 1810.04805, section 3)."""
 MODES = ("[NLU]", "[NLG]", "[S2S]")
 """UL2's mode tokens (arXiv 2205.05131, section 3.1)."""
 SENTINELS = 100
@@ -57,6 +60,16 @@ class Tokenizer:
         if self.processor.id_to_piece(found) != piece:
             raise UserError(f'{self.directory}: the tokenizer has no piece "{piece}"; train one with python -m tokenizer train')
         return found
+
+    def text_ids(self) -> tuple[int, int]:
+        """First and last + 1 of the ids that stand for text; reserved pieces and single bytes come before them."""
+        p = self.processor
+        first = next(i for i in range(self.vocab_size) if not (p.is_control(i) or p.is_unknown(i) or p.is_unused(i) or p.is_byte(i)))
+        return first, self.vocab_size
+
+    def word_starts(self) -> np.ndarray:
+        """[vocabulary] bool: pieces that begin a word, which sentencepiece marks with a lower block."""
+        return np.array([self.processor.id_to_piece(i).startswith("\u2581") for i in range(self.vocab_size)])
 
     def sentinel_ids(self) -> list[int]:
         return [self.id(sentinel(i)) for i in range(self.sentinels)]

@@ -1,11 +1,42 @@
-"""Documents from files: JSON lines with a "text" field."""
+"""Documents from files: lines of JSON or text, compressed or not, and Parquet; in blocks that any process can work on alone."""
 
 import glob
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import BinaryIO, Iterable, Iterator
 
 from pretrain.errors import UserError
+
+BLOCK_BYTES = 2 * 2**20
+"""A block ends with the document that reaches so many bytes: a fraction of a second's work."""
+COMPRESSED = (".gz", ".xz", ".zst")
+KINDS = (".jsonl", ".txt")
+READABLE = ".jsonl or .txt (each also .gz, .xz, .zst) or .parquet"
+
+
+class BadDocument(ValueError):
+    """Says why a line is not a document."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some documents of a file in a row, as they stand there."""
+
+    file: int
+    """Number of the file among the inputs."""
+    number: int
+    """Of the block within the file."""
+    first: int
+    """Line (of Parquet: row) of the first document, counted from 1."""
+    is_json: bool
+    documents: tuple[bytes | None, ...]
+    """None for a row without a text."""
+
+    @property
+    def name(self) -> str:
+        """Sorts as blocks follow one another."""
+        return f"{self.file:06d}-{self.number:08d}"
 
 
 def find_inputs(pattern: str) -> list[Path]:
@@ -14,30 +45,126 @@ def find_inputs(pattern: str) -> list[Path]:
     Raises:
         UserError: no file, or one of a kind that cannot be read.
     """
-    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
     if not files:
         raise UserError(f"--input {pattern}: no such file")
-    wrong = [file for file in files if file.suffix != ".jsonl"]
+    wrong = [file for file in files if kind(file) is None]
     if wrong:
-        raise UserError(f'{wrong[0]}: expected JSON lines (.jsonl) with a "text" field')
+        raise UserError(f"{wrong[0]}: cannot be read; expected {READABLE}")
     return files
 
 
-def documents(files: list[Path]) -> Iterator[str]:
+def kind(file: Path) -> str | None:
+    """`.jsonl`, `.txt` or `.parquet`, whatever compresses it; None for others."""
+    name = file.with_suffix("") if file.suffix in COMPRESSED else file
+    if file.suffix == ".parquet":
+        return ".parquet"
+    return name.suffix if name.suffix in KINDS else None
+
+
+def blocks(index: int, file: Path) -> Iterator[Block]:
+    """The blocks of a file, in order, always the same.
+
+    Raises:
+        BadDocument: the file itself is damaged; what came before it has been given out.
+    """
+    is_json, first, number = kind(file) == ".jsonl", 1, 0
+    held: list[bytes | None] = []
+    size = 0
+    try:
+        for document in _rows(file) if kind(file) == ".parquet" else _lines(file):
+            held.append(document)
+            size += len(document or b"")
+            if size >= BLOCK_BYTES:
+                yield Block(index, number, first, is_json, tuple(held))
+                first, number, held, size = first + len(held), number + 1, [], 0
+    except (UserError, FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # every compression has exceptions of its own for what is damaged
+        if held:
+            yield Block(index, number, first, is_json, tuple(held))
+        raise BadDocument(f"damaged or truncated after line {first + len(held) - 1} ({error or type(error).__name__})") from None
+    if held:
+        yield Block(index, number, first, is_json, tuple(held))
+
+
+def text_of(document: bytes | None, is_json: bool) -> str:
+    """The text of a document, which may be empty.
+
+    Raises:
+        BadDocument: it has none.
+    """
+    if document is None:
+        raise BadDocument('no "text" in this row')
+    try:
+        if not is_json:
+            return document.decode()
+        value = json.loads(document)
+        if not isinstance(value, dict) or "text" not in value:
+            raise BadDocument('not JSON with a "text" field')
+        text = value["text"]
+        if not isinstance(text, str):
+            raise BadDocument(f'"text" is not a string but {type(text).__name__}')
+        text.encode()  # half a surrogate pair is JSON, and not text
+        return text
+    except UnicodeError as error:
+        raise BadDocument(f"not UTF-8: {error.reason}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadDocument(f"not JSON: {error}") from None
+
+
+def documents(files: Iterable[Path]) -> Iterator[str]:
     """Texts of all documents in order; empty ones are passed over.
 
     Raises:
-        UserError: a line that is not JSON with a text, with file and line number.
+        UserError: a line that is not a document, with file and line number.
     """
-    for file in files:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    text = json.loads(line)["text"]
-                    if not isinstance(text, str):
-                        raise TypeError("the text is not a string")
-                    text.encode()  # half a surrogate pair is JSON, and not text
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(f'{file}: line {number}: not JSON with a "text" field: {error}') from None
-                if text.strip():
-                    yield text
+    for index, file in enumerate(files):
+        try:
+            for block in blocks(index, file):
+                for place, document in enumerate(block.documents, start=block.first):
+                    try:
+                        text = text_of(document, block.is_json)
+                    except BadDocument as error:
+                        raise UserError(f"{file}: line {place}: {error}") from None
+                    if text.strip():
+                        yield text
+        except BadDocument as error:
+            raise UserError(f"{file}: {error}") from None
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    with _open(file) as stream:
+        for line in stream:
+            yield line.rstrip(b"\r\n")
+
+
+def _open(file: Path) -> BinaryIO:
+    if file.suffix == ".gz":
+        import gzip
+
+        return gzip.open(file, "rb")
+    if file.suffix == ".xz":
+        import lzma
+
+        return lzma.open(file, "rb")
+    if file.suffix == ".zst":
+        import io
+
+        import zstandard
+
+        return io.BufferedReader(zstandard.open(file, "rb", closefd=True), 2**20)
+    return file.open("rb", buffering=2**20)
+
+
+def _rows(file: Path) -> Iterator[bytes | None]:
+    """The column "text" of a Parquet file, a group of rows at a time."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.ParquetFile(file)
+    if "text" not in table.schema_arrow.names:
+        raise UserError(f'{file}: has no column "text" but {", ".join(table.schema_arrow.names)}')
+    for batch in table.iter_batches(batch_size=256, columns=["text"]):
+        for value in batch.column(0):
+            text = value.as_py()
+            yield text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text

@@ -1,15 +1,18 @@
 """Train a sentencepiece model with UL2's reserved pieces."""
 
+import hashlib
+import heapq
 import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Iterable, Iterator
 
 import sentencepiece
 
 from pretrain.errors import UserError
-from tokenizer.pieces import EOS, MANIFEST, MODEL, MODES, PAD, SENTINELS, UNKNOWN, sentinel, sha256
+from tokenizer.pieces import CLS, EOS, MANIFEST, MASK, MODEL, MODES, PAD, SENTINELS, SEP, UNKNOWN, sentinel, sha256
 from tokenizer.text import documents, find_inputs
 
 
@@ -17,10 +20,15 @@ BYTES = 256
 """Pieces for single bytes, so that no text is unknown."""
 
 
-def train(pattern: str, vocab_size: int, out: Path, model_type: str = "unigram", sentinels: int = SENTINELS) -> None:
+def train(
+    pattern: str, vocab_size: int, out: Path, model_type: str = "unigram", sentinels: int = SENTINELS, sample_bytes: int | None = None
+) -> None:
     """Write a tokenizer folder; it appears whole or not at all.
 
     Reserved pieces are control symbols: text that spells `<extra_id_0>` is text, it never becomes a sentinel.
+
+    Args:
+        sample_bytes: learn from a random part of the documents, which takes that much memory; from all if None.
 
     Raises:
         UserError: no input, a folder that exists, or a vocabulary that the text cannot fill.
@@ -30,7 +38,9 @@ def train(pattern: str, vocab_size: int, out: Path, model_type: str = "unigram",
     files = find_inputs(pattern)
     if next(documents(files), None) is None:
         raise UserError(f"--input {pattern}: holds no text")
-    reserved = [*MODES, *(sentinel(i) for i in range(sentinels))]
+    if sample_bytes is not None and sample_bytes <= 0:
+        raise UserError(f"--sample-mb {sample_bytes / 1e6:g}: must be above 0")
+    reserved = [*MODES, CLS, SEP, MASK, *(sentinel(i) for i in range(sentinels))]
     least = len(reserved) + len((PAD, EOS, UNKNOWN)) + BYTES + 1
     if vocab_size < least:
         raise UserError(f"--vocab-size {vocab_size}: reserved pieces and bytes alone take {least - 1}; use more")
@@ -56,7 +66,7 @@ def train(pattern: str, vocab_size: int, out: Path, model_type: str = "unigram",
         )
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_lines(files),
+                sentence_iterator=_lines(documents(files) if sample_bytes is None else sample(documents(files), sample_bytes)),
                 model_prefix=str(work / Path(MODEL).stem),
                 control_symbols=",".join(reserved),
                 minloglevel=2,
@@ -69,7 +79,8 @@ def train(pattern: str, vocab_size: int, out: Path, model_type: str = "unigram",
             "vocab_size": vocab_size,
             "sentinels": sentinels,
             "model_sha256": sha256(work / MODEL),
-            "inputs": {file.name: sha256(file) for file in files},
+            "inputs": {str(file): sha256(file) for file in files},
+            "sample_bytes": sample_bytes,
             "settings": {key: value for key, value in settings.items() if key != "num_threads"},
             "sentencepiece": sentencepiece.__version__,
         }
@@ -80,9 +91,25 @@ def train(pattern: str, vocab_size: int, out: Path, model_type: str = "unigram",
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _lines(files: list[Path]):
+def sample(texts: Iterable[str], most_bytes: int) -> list[str]:
+    """A part of the documents, all equally likely to be in it, of at most so many bytes: those of the smallest hashes.
+
+    One pass, and the same part every time; a single document is kept even if it is longer.
+    """
+    kept: list[tuple[int, int, str]] = []  # a heap with the largest hash on top
+    size = 0
+    for number, text in enumerate(texts):
+        digest = hashlib.blake2b(text.encode(), digest_size=8, key=number.to_bytes(8, "little")).digest()
+        heapq.heappush(kept, (-int.from_bytes(digest, "little"), number, text))
+        size += len(text.encode())
+        while size > most_bytes and len(kept) > 1:
+            size -= len(heapq.heappop(kept)[2].encode())
+    return [text for _, _, text in sorted(kept, key=lambda entry: entry[1])]
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
     """Sentencepiece learns from lines: the documents' own."""
-    for text in documents(files):
+    for text in texts:
         for line in text.splitlines():
             if line.strip():
                 yield line

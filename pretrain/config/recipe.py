@@ -2,9 +2,9 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pretrain.config.strict import Strict
 from pretrain.errors import UserError
@@ -16,7 +16,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Model(Strict):
-    """A decoder of pre-norm blocks: RMSNorm, rotary positions, SwiGLU, no biases, no dropout."""
+    """Pre-norm blocks without dropout; by default a decoder with RMSNorm, rotary positions, SwiGLU and no biases."""
 
     num_layers: Annotated[int, Field(gt=0, le=10_000)]
     """Transformer layers, all of which exist during the whole run."""
@@ -35,8 +35,18 @@ class Model(Strict):
     """One matrix for the embedding and the output projection. Untied costs memory, and can be better when large."""
     rotary_base: Positive = 10_000
     """Base of the rotary frequencies; raise it for long sequences."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """layernorm has a bias, whatever `biases` says."""
+    feed_forward: Literal["swiglu", "gelu"] = "swiglu"
+    """swiglu has three matrices, gelu two."""
+    biases: bool = False
+    """Whether the layers' matrices have biases."""
+    position_embedding: Literal["rope", "learned"] = "rope"
+    """learned positions restart with every example of a packed sample."""
+    head: Literal["linear", "transform"] = "linear"
+    """What stands before the output projection. transform is BERT's: a matrix, GELU and LayerNorm; the projection then has a bias."""
     norm_epsilon: Annotated[Number, Field(gt=0)] = 1e-6
-    """Added to the mean square in RMSNorm."""
+    """Added to the mean square (rmsnorm) or variance (layernorm)."""
     init_std: Annotated[Number, Field(gt=0)] = 0.02
     """Standard deviation of initial weights; projections back into the residual stream get it over sqrt(2 num_layers)."""
     attention: Literal["sdpa", "flex"] = "sdpa"
@@ -49,10 +59,10 @@ class Model(Strict):
 class Denoiser(Strict):
     """One way to make an example. R and X of UL2 corrupt spans, S cuts the text in two (arXiv 2205.05131, table 1)."""
 
-    kind: Literal["span", "prefix"]
-    """span: masked spans are the target. prefix: the end of the text is the target."""
-    mode: Literal["[NLU]", "[NLG]", "[S2S]"]
-    """The token that tells the model which denoiser made the example."""
+    kind: Literal["span", "prefix", "causal"]
+    """span: masked spans are the target. prefix: the end of the text is the target. causal: all of it is."""
+    mode: Literal["[NLU]", "[NLG]", "[S2S]"] | None = None
+    """The token that tells the model which denoiser made the example; none if left out."""
     mean_span: Annotated[Number, Field(ge=1)] = 3.0
     """Mean length of a masked span in tokens; span only."""
     rate: Annotated[Number, Field(gt=0, lt=1)] = 0.15
@@ -66,35 +76,118 @@ class Denoiser(Strict):
             raise ValueError("a prefix denoiser draws its target uniformly, so its mean share cannot exceed 0.5")
         return self
 
+    @property
+    def name(self) -> str:
+        """`span_3_0.15`, `prefix_0.25`, `causal`: losses are reported by it."""
+        numbers = {"span": (self.mean_span, self.rate), "prefix": (self.rate,), "causal": ()}[self.kind]
+        return "_".join([self.kind, *(f"{number:g}" for number in numbers)])
 
-UL2 = tuple(
-    [Denoiser(kind="span", mode="[NLU]", mean_span=span, rate=0.15) for span in (3.0, 8.0)]
-    + [Denoiser(kind="span", mode="[NLG]", mean_span=s, rate=r) for s, r in ((3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5))]
-    + [Denoiser(kind="prefix", mode="[S2S]", rate=0.25)]
-)
-"""The original mixture: uniform over seven denoisers."""
+
+def _spans(mode: str | None, weight: float, *settings: tuple[float, float]) -> list[Denoiser]:
+    return [Denoiser(kind="span", mode=mode, mean_span=s, rate=r, weight=weight / len(settings)) for s, r in settings]
+
+
+R, X = ((3.0, 0.15), (8.0, 0.15)), ((3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5))
+"""Mean span and rate of UL2's regular and extreme denoisers."""
+MIXTURES = {
+    # Uniform over seven denoisers: arXiv 2205.05131, table 1.
+    "ul2": (*_spans("[NLU]", 2, *R), *_spans("[NLG]", 4, *X), Denoiser(kind="prefix", mode="[S2S]", rate=0.25)),
+    # Half S, a quarter each R and X: arXiv 2210.11399, section 3.1.
+    "ul2r": (*_spans("[NLU]", 0.25, *R), *_spans("[NLG]", 0.25, *X), Denoiser(kind="prefix", mode="[S2S]", rate=0.25, weight=0.5)),
+    # 60 % causal, 20 % prefix, 20 % spans, without mode tokens: arXiv 2302.01398, section 2.2.
+    "60-20-20": (
+        Denoiser(kind="causal", weight=0.6),
+        Denoiser(kind="prefix", rate=0.5, weight=0.2),
+        *_spans(None, 0.2, (3.0, 0.15), (32.0, 0.5)),
+    ),
+}
+"""Mixtures that `data.denoisers` knows by name."""
+UL2 = MIXTURES["ul2"]
+
+
+def _by_name(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value not in MIXTURES:
+        raise ValueError(f'no mixture is called "{value}"; known are {", ".join(MIXTURES)}, or give a list of denoisers')
+    return MIXTURES[value]
+
 
 MACHINE = "machine"
 """In place of a path: text, tokenizer and tokens that the machine makes from what is installed on it."""
 
 
+class Source(Strict):
+    """One of several bodies of text."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    """Losses on held-out text are reported by it."""
+    train: str
+    """Prefix of a .bin/.idx pair written by `python -m tokenizer encode`."""
+    valid: str | None = None
+    """The same for held-out text; if left out, the last documents of `train` are held out (`data.valid_share`)."""
+    weight: Annotated[Number, Field(gt=0)] = 1.0
+    """Samples are taken from this source in proportion to its weight."""
+
+
+class Kind(NamedTuple):
+    """Where an example comes from and how it was made."""
+
+    source: str
+    denoiser: str
+    mode: str | None
+
+
 class Data(Strict):
     """Token files and how batches are made from them."""
 
-    objective: Literal["ul2"] = "ul2"
-    """ul2: prefix and target in one decoder, loss on the target."""
+    objective: Literal["ul2", "causal", "mlm"] = "ul2"
+    """ul2: prefix and target in one decoder, loss on the target. causal: every token predicts the next. mlm: BERT's masked words."""
     tokenizer: str
     """Folder written by `python -m tokenizer train`, or "machine"."""
-    train: str
-    """Prefix of a .bin/.idx pair written by `python -m tokenizer encode`, or "machine"."""
-    valid: str
-    """The same for held-out text."""
+    train: str | None = None
+    """Prefix of a .bin/.idx pair written by `python -m tokenizer encode`, or "machine". For several, `sources`."""
+    valid: str | None = None
+    """The same for held-out text; if left out, the last documents of `train` are held out (`valid_share`)."""
+    sources: Annotated[tuple[Source, ...], Field(strict=False)] = ()
+    """Several bodies of text, blended by weight, in place of `train`."""
+    valid_share: Annotated[Number, Field(gt=0, lt=0.5)] = 0.005
+    """Share of a source's tokens, at its end, that is held out where it has no files for that."""
     sequence_length: Annotated[int, Field(ge=16)]
     """Tokens in a packed sample."""
     max_example_tokens: Annotated[int, Field(ge=8)] = 512
-    """Longest stretch of text that one example is made from."""
-    denoisers: Annotated[tuple[Denoiser, ...], Field(min_length=1, strict=False)] = UL2
-    """What examples are made by, UL2's seven by default."""
+    """Longest stretch of text that one example is made from; causal has no limit but the sample."""
+    denoisers: Annotated[tuple[Denoiser, ...], Field(min_length=1, strict=False), BeforeValidator(_by_name)] = UL2
+    """What ul2 makes examples by: ul2 (the seven of the paper), ul2r, 60-20-20, or a list of denoisers."""
+    mask_rate: Annotated[Number, Field(gt=0, lt=1)] = 0.15
+    """Share of tokens that mlm predicts."""
+    whole_words: bool = False
+    """mlm masks all pieces of a word or none."""
+
+    @model_validator(mode="after")
+    def _one_way_to_say_what(self) -> "Data":
+        if (self.train is None) == (not self.sources):
+            raise ValueError("give either train (one source) or sources (several)")
+        if self.valid is not None and self.sources:
+            raise ValueError("valid goes with train; a source has a valid of its own")
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources have the same name: {', '.join(names)}")
+        return self
+
+    @property
+    def kinds(self) -> tuple["Kind", ...]:
+        """Everything that examples are told apart by in the losses on held-out text, source by source."""
+        made_by = {
+            "ul2": [(denoiser.name, denoiser.mode) for denoiser in self.denoisers],
+            "causal": [("causal", None)],
+            "mlm": [("mlm", None)],
+        }[self.objective]
+        return tuple(Kind(source.name, *how) for source in self.all_sources for how in made_by)
+
+    @property
+    def all_sources(self) -> tuple[Source, ...]:
+        return self.sources or (Source(name="train", train=self.train, valid=self.valid),)
 
 
 class Parallel(Strict):
@@ -140,7 +233,10 @@ class Recipe(Strict):
     @property
     def shape(self) -> Shape:
         m = self.model
-        return Shape(m.num_layers, m.hidden_size, m.ffn_hidden_size, self.data.sequence_length, m.padded_vocab_size)
+        return Shape(
+            m.num_layers, m.hidden_size, m.ffn_hidden_size, self.data.sequence_length, m.padded_vocab_size,
+            gated=m.feed_forward == "swiglu", transform=m.head == "transform",
+        )  # fmt: skip
 
 
 def find_recipe(name: str) -> Path:

@@ -5,13 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pretrain.config import Run
-from pretrain.config.recipe import MACHINE
+from pretrain.config.recipe import MACHINE, Source
+from pretrain.data.batch import Batch
+from pretrain.data.blend import Blend
+from pretrain.data.causal import Causal
 from pretrain.data.machine import machine_data
-from pretrain.data.packing import Batch, PackedSamples
-from pretrain.data.tokens import open_tokens
+from pretrain.data.mlm import MaskedWords
+from pretrain.data.packing import Objective, PackedSamples
+from pretrain.data.tokens import TokenStream, open_tokens
 from pretrain.data.ul2 import Mixture, Special
 from pretrain.errors import UserError
-from tokenizer.pieces import load_tokenizer
+from tokenizer.pieces import Tokenizer, load_tokenizer
 
 
 @dataclass
@@ -21,8 +25,11 @@ class RunData:
     run: Run
     rank: int
     """Data-parallel rank."""
-    train: PackedSamples
-    valid: PackedSamples
+    train: Blend
+    valid: Blend
+    tokenizer: Tokenizer
+    with_text: bool = True
+    """False between the first and the last pipeline rank, which need the tables of examples alone."""
     _ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="data"))
     _next: tuple[int, Future] | None = None
 
@@ -47,12 +54,12 @@ class RunData:
         run = self.run
         first = (step - 1) * run.batch
         return [
-            self.train.batch(first + run.sample(index, self.rank), run.micro_batch) for index in range(run.micro_batches)
+            self.train.batch(first + run.sample(index, self.rank), run.micro_batch, self.with_text) for index in range(run.micro_batches)
         ]
 
     def _held_out(self, first: int, total: int) -> Batch:
         """Samples beyond the last one have no targets: the evaluation must not depend on how it is cut."""
-        batch = self.valid.batch(first, self.run.micro_batch)
+        batch = self.valid.batch(first, self.run.micro_batch, self.with_text)
         batch.targets[max(total - first, 0) :] = False
         return batch
 
@@ -60,33 +67,64 @@ class RunData:
         self._ahead.shutdown(wait=False, cancel_futures=True)
 
 
-def open_data(run: Run, rank: int = 0) -> RunData:
+def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
     """Open tokenizer and token files of a run, and check that they fit together.
 
     Raises:
         UserError: a file is missing or damaged, or tokenizer, token files and recipe do not match.
     """
-    data, model = run.recipe.data, run.recipe.model
-    paths = {"tokenizer": data.tokenizer, "train": data.train, "valid": data.valid}
-    if MACHINE in paths.values():
-        made = machine_data(model.vocab_size)
-        paths = {key: str(getattr(made, key)) if path == MACHINE else path for key, path in paths.items()}
-    tokenizer = load_tokenizer(Path(paths["tokenizer"]))
-    if tokenizer.vocab_size != model.vocab_size:
+    data, sources, folder = run.recipe.data, run.recipe.data.all_sources, run.recipe.data.tokenizer
+    if MACHINE in (folder, *(path for source in sources for path in (source.train, source.valid))):
+        made = machine_data(run.recipe.model.vocab_size)
+        folder = str(made.tokenizer) if folder == MACHINE else folder
+        sources = tuple(_with_machine_paths(source, str(made.train), str(made.valid)) for source in sources)
+    tokenizer = load_tokenizer(Path(folder))
+    if tokenizer.vocab_size != run.recipe.model.vocab_size:
         raise UserError(
-            f"recipe {run.name}: model.vocab_size {model.vocab_size} does not match the {tokenizer.vocab_size} pieces of "
-            f"{paths['tokenizer']}; set model.vocab_size to {tokenizer.vocab_size} or choose another tokenizer"
+            f"recipe {run.name}: model.vocab_size {run.recipe.model.vocab_size} does not match the {tokenizer.vocab_size} pieces of "
+            f"{folder}; set model.vocab_size to {tokenizer.vocab_size} or choose another tokenizer"
         )
-    mixture = Mixture(data.denoisers, Special.of(tokenizer, data.denoisers, data.max_example_tokens))
+    objective = _objective(run, tokenizer)
+    streams = [_train_and_valid(source, data.valid_share, tokenizer) for source in sources]
 
-    def samples(key: str, seed: int) -> PackedSamples:
-        stream = open_tokens(Path(paths[key]), tokenizer.vocab_size, tokenizer.sha256)
-        return PackedSamples(stream, mixture, data.sequence_length, data.max_example_tokens, seed)
+    def blend(part: int, seed: int) -> Blend:
+        samples = tuple(PackedSamples(both[part], objective, data.sequence_length, seed) for both in streams)
+        return Blend(samples, tuple(source.weight for source in sources), seed, len(data.kinds) // len(sources))
 
-    valid = samples("valid", 0)
-    if valid.windows < run.recipe.eval_samples:
-        raise UserError(
-            f"recipe {run.name}: eval_samples {run.recipe.eval_samples} exceeds the {valid.windows} samples in {paths['valid']}.bin; "
-            "lower it or hold out more text"
-        )
-    return RunData(run, rank, samples("train", run.recipe.seed), valid)
+    valid = blend(1, 0)
+    _require_enough(run, valid)
+    return RunData(run, rank, blend(0, run.recipe.seed), valid, tokenizer, with_text)
+
+
+def _with_machine_paths(source: Source, train: str, valid: str) -> Source:
+    paths = {"train": train if source.train == MACHINE else source.train, "valid": valid if source.valid == MACHINE else source.valid}
+    return source.model_copy(update=paths)
+
+
+def _objective(run: Run, tokenizer: Tokenizer) -> Objective:
+    data = run.recipe.data
+    if data.objective == "causal":
+        return Causal.of(tokenizer)
+    if data.objective == "mlm":
+        return MaskedWords.of(tokenizer, data.mask_rate, data.max_example_tokens, data.whole_words)
+    return Mixture(data.denoisers, Special.of(tokenizer, data.denoisers, data.max_example_tokens), data.max_example_tokens)
+
+
+def _train_and_valid(source: Source, valid_share: float, tokenizer: Tokenizer) -> tuple[TokenStream, TokenStream]:
+    stream = open_tokens(Path(source.train), tokenizer.vocab_size, tokenizer.sha256)
+    if source.valid is None:
+        return stream.split(valid_share)
+    return stream, open_tokens(Path(source.valid), tokenizer.vocab_size, tokenizer.sha256)
+
+
+def _require_enough(run: Run, valid: Blend) -> None:
+    """An evaluation shows no sample twice."""
+    needed = [0] * len(valid.sources)
+    for sample in range(run.recipe.eval_samples):
+        needed[valid.place(sample)[0]] += 1
+    for samples, count in zip(valid.sources, needed):
+        if samples.windows < count:
+            raise UserError(
+                f"recipe {run.name}: of eval_samples {run.recipe.eval_samples}, {count} exceed the {samples.windows} samples held out "
+                f"in {samples.stream.prefix}.bin; lower it or hold out more text"
+            )

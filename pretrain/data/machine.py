@@ -49,7 +49,7 @@ def machine_data(vocab_size: int) -> MachineData:
 
     Any number of processes may ask at once: one makes it, the others wait.
     """
-    home = cache_directory() / f"machine-{vocab_size}"
+    home = cache_directory() / f"machine-{vocab_size}-2"
     data = MachineData(home / "tokenizer", home / "train", home / "valid")
     done = home / "complete"
     try:

@@ -1,52 +1,62 @@
-"""Packed samples: several examples side by side, none of which sees another.
+"""Packing: a window of tokens becomes one sample of several examples that do not see each other.
 
-Sample i is a pure function of (seed, i). The token stream is cut into windows of as many tokens as a sample has
-positions, the windows are permuted, and each fills one sample: its text is taken in order, example by example, until
-the sample is full. Sentinels and mode tokens take room, so the end of a window is left over, 9 % with UL2's mixture;
-every epoch shifts the windows, so that it is another part each time.
+Sample i takes window `permute(i mod windows)` of the token stream, shifted by another amount in every epoch, and fills it with
+examples until no further one fits: a pure function of (seed, i), with no index to build, store or race for. What is cut here in
+Python is a handful of examples a sample; what touches every token is vectorised over the batch, in the objectives.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from pretrain.data.batch import Batch, Pieces
+from pretrain.data.draws import Draws
 from pretrain.data.shuffle import permute, stable_hash
 from pretrain.data.tokens import TokenStream
-from pretrain.data.ul2 import SHORTEST, Draws, Mixture, longest_text, positions
 from pretrain.errors import UserError
 
-PADDING = -1
-"""Segment and denoiser of positions that hold nothing."""
+PAIRS = 64
+"""Numbers drawn at a time for the choice of examples."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Packed samples, [b, s] each."""
+class Cut(NamedTuple):
+    """One example's share of the window."""
 
-    tokens: np.ndarray
-    """int64: what the model reads."""
-    labels: np.ndarray
-    """int64: the next token of the example."""
-    targets: np.ndarray
-    """bool: where the label belongs to a target, and so to the loss."""
-    segments: np.ndarray
-    """int32: number of the example within its sample; PADDING where nothing stands."""
-    prefix: np.ndarray
-    """bool: where the token is read both ways."""
-    denoisers: np.ndarray
-    """int8: index of the denoiser that made the example."""
+    take: int
+    """Tokens of text; 0 if nothing more fits into the sample."""
+    kind: int = 0
+    hidden: int = 0
+    spans: int = 0
+    positions: int = 0
+    """0 if the text is too short to make an example of: it is passed over."""
 
-    @classmethod
-    def empty(cls, samples: int, length: int, pad: int) -> "Batch":
-        shape = (samples, length)
-        return cls(
-            tokens=np.full(shape, pad, np.int64),
-            labels=np.full(shape, pad, np.int64),
-            targets=np.zeros(shape, bool),
-            segments=np.full(shape, PADDING, np.int32),
-            prefix=np.zeros(shape, bool),
-            denoisers=np.full(shape, PADDING, np.int8),
-        )
+
+class Objective(Protocol):
+    """Turns text into examples."""
+
+    pad: int
+    """What empty positions hold."""
+
+    def cut(self, room: int, left: int, choice: float, turn: float) -> Cut:
+        """How much of the `left` tokens of a document goes into an example of at most `room` positions.
+
+        Args:
+            choice, turn: uniform in [0, 1).
+        """
+
+    def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
+        """Write tokens, labels and targets.
+
+        Args:
+            text: [tokens], of all pieces one after the other.
+            following: [examples], the token after each piece in the stream.
+            draws: of each sample.
+        """
+
+    def prefix(self, pieces: Pieces) -> np.ndarray:
+        """[examples]: positions that are read both ways, from the example's first on."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,9 @@ class PackedSamples:
     """The endless, shuffled sequence of packed samples of a token stream."""
 
     stream: TokenStream
-    mixture: Mixture
+    objective: Objective
     length: int
     """Positions of a sample."""
-    longest: int
-    """Tokens of text in one example at most."""
     seed: int
 
     def __post_init__(self) -> None:
@@ -73,39 +81,85 @@ class PackedSamples:
         """Samples in an epoch: one window less than fits, to make room for the shift."""
         return len(self.stream) // self.length - 1
 
-    def batch(self, first: int, count: int) -> Batch:
-        """Samples `first` to `first + count - 1`."""
-        batch = Batch.empty(count, self.length, self.mixture.special.pad)
-        for row in range(count):
-            self._fill(batch, row, first + row)
+    def batch(self, samples: list[int], with_text: bool = True) -> Batch:
+        """The samples of these numbers.
+
+        Args:
+            with_text: whether tokens, labels and targets are wanted, or only the tables of examples, as between the first and
+                the last pipeline rank.
+        """
+        draws = [Draws(stable_hash(self.seed), sample) for sample in samples]
+        cuts = [cut for row, sample in enumerate(samples) for cut in self._cut(row, sample, draws[row])]
+        batch = Batch.empty(len(samples), self.length, self.objective.pad)
+        if not cuts:
+            return batch
+        pieces = Pieces(*np.array(cuts, dtype=np.int64).T)
+        self._tables(batch, pieces)
+        if with_text:
+            tokens = self.stream.tokens
+            text = np.concatenate([tokens[at : at + take] for at, take in zip(pieces.at.tolist(), pieces.take.tolist())])
+            following = tokens[np.minimum(pieces.at + pieces.take, len(tokens) - 1)]
+            self.objective.fill(batch, pieces, text, following, draws)
         return batch
 
-    def _fill(self, batch: Batch, row: int, sample: int) -> None:
+    def _cut(self, row: int, sample: int, draws: Draws) -> list[tuple[int, ...]]:
+        """The examples of a sample, as `Pieces` lists them."""
+        length, ends, cut = self.length, self.stream.ends, self.objective.cut
         epoch, place = divmod(sample, self.windows)
-        shift = stable_hash(self.seed, epoch) % self.length
-        at = permute(place, self.windows, self.seed, epoch) * self.length + shift
-        stop = at + self.length
-        document = int(np.searchsorted(self.stream.ends, at, side="right"))
-        draws = Draws(stable_hash(self.seed), sample)
-        used = segment = 0
+        at = permute(place, self.windows, self.seed, epoch) * length + stable_hash(self.seed, epoch) % length
+        stop = at + length
+        document = bisect_right(ends, at)
+        end = int(ends[document])
+        out, used, numbers = [], 0, iter(())
         while at < stop:
-            end = min(int(self.stream.ends[document]), stop)
-            choice, turn = self.mixture.choose(draws)
-            denoiser = self.mixture.denoisers[choice]
-            room = self.length - used
-            if room < positions(denoiser, SHORTEST, turn):
-                return
-            take = min(longest_text(denoiser, room, turn), end - at, self.longest)
-            if take >= SHORTEST:
-                example = self.mixture.make(self.stream.tokens[at : at + take], choice, turn, draws)
-                filled = slice(used, used + len(example.tokens) - 1)
-                batch.tokens[row, filled] = example.tokens[:-1]
-                batch.labels[row, filled] = example.tokens[1:]
-                batch.targets[row, used + example.prefix - 1 : filled.stop] = True
-                batch.prefix[row, used : used + example.prefix] = True
-                batch.segments[row, filled] = segment
-                batch.denoisers[row, filled] = choice
-                used, segment = filled.stop, segment + 1
+            choice = next(numbers, None)
+            if choice is None:
+                numbers = iter(draws.uniform(PAIRS).tolist())
+                choice = next(numbers)
+            left = min(end, stop) - at
+            take, kind, hidden, spans, positions = cut(length - used, left, choice, next(numbers))
+            if take == 0:
+                break
+            if positions:
+                out.append((row, used, at, take, kind, hidden, spans, positions, at + take == end))
+                used += positions
             at += take
-            if at >= self.stream.ends[document]:
+            while at >= end and at < stop:  # the next document that is not empty
                 document += 1
+                end = int(ends[document])
+        return out
+
+    def _tables(self, batch: Batch, pieces: Pieces) -> None:
+        """Segments, positions, prefixes and kinds: runs of equal values, written at once for all samples."""
+        begin = pieces.row * self.length + pieces.used
+        end = begin + pieces.positions
+        first_of_row = np.searchsorted(pieces.row, pieces.row)
+        _runs(batch.segments, begin, end, np.arange(len(pieces)) - first_of_row)
+        _runs(batch.kinds, begin, end, pieces.kind)
+        _runs(batch.prefix, begin, begin + self.objective.prefix(pieces), np.ones(len(pieces), bool))
+        place = np.arange(batch.positions.size)
+        _runs(batch.positions, begin, end, begin)
+        flat = batch.positions.reshape(-1)
+        np.subtract(place, flat, out=flat)
+        flat[batch.segments.reshape(-1) < 0] = 0
+
+
+def _runs(out: np.ndarray, begin: np.ndarray, end: np.ndarray, values: np.ndarray) -> None:
+    """out.flat[begin[i]:end[i]] = values[i]; what lies between keeps its value."""
+    flat = out.reshape(-1)
+    for first, last, value in zip(begin.tolist(), end.tolist(), values.tolist()):
+        flat[first:last] = value
+
+
+def predict_next(batch: Batch, pieces: Pieces, first: np.ndarray, last: np.ndarray) -> None:
+    """Labels and targets of examples whose tokens are written: every token predicts the one after it.
+
+    Args:
+        first: [examples], the position within each example from which on the label counts.
+        last: [examples], what the last position predicts.
+    """
+    length = batch.tokens.shape[1]
+    begin = pieces.row * length + pieces.used
+    batch.labels[:, :-1] = batch.tokens[:, 1:]
+    batch.labels.reshape(-1)[begin + pieces.positions - 1] = last
+    _runs(batch.targets, begin + first, begin + pieces.positions, np.ones(len(pieces), bool))

@@ -29,6 +29,15 @@ class TokenStream:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def split(self, share: float) -> tuple["TokenStream", "TokenStream"]:
+        """All but the last documents, and the last documents, which hold at least `share` of the tokens."""
+        document = int(np.searchsorted(self.ends, len(self) * (1 - share), side="right")) - 1
+        at = int(self.ends[document]) if document >= 0 else 0
+        return (
+            TokenStream(self.prefix, self.tokens[:at], self.ends[: document + 1]),
+            TokenStream(self.prefix, self.tokens[at:], self.ends[document + 1 :] - at),
+        )
+
 
 def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenStream:
     """Open PREFIX.bin and PREFIX.idx.

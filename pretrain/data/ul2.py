@@ -1,34 +1,29 @@
 """UL2's denoisers for a decoder: text in, prefix and target out. Source: arXiv 2205.05131, section 3.1.
 
 An example reads `[mode] prefix target </s>`. In the prefix of a span denoiser every masked span stands as a sentinel;
-the target repeats each sentinel followed by what it hides. A prefix denoiser cuts the text in two. The model predicts
-the target and `</s>`; the last token is predicted and never read, so an example takes one position less than it has
-tokens.
+the target repeats each sentinel followed by what it hides. A prefix denoiser cuts the text in two, a causal one has no prefix at
+all. The model predicts the target and `</s>`; the last token is predicted and never read, so an example takes one position less
+than it has tokens.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Sequence
 
 import numpy as np
 
 from pretrain.config.recipe import Denoiser
+from pretrain.data.batch import Batch, Pieces
+from pretrain.data.draws import Draws
+from pretrain.data.packing import Cut, predict_next
 from pretrain.errors import UserError
 from tokenizer.pieces import EOS, PAD, Tokenizer
 
 SHORTEST = 2
 """Tokens; a text of one token has no room for a prefix and a target. Such tails are passed over."""
 JUST_BELOW_1 = 1 - 2**-53
-
-
-@dataclass(frozen=True)
-class Example:
-    """Tokens that the model reads, and from where on it must predict the next one."""
-
-    tokens: np.ndarray
-    """[positions + 1]: prefix, target, end."""
-    prefix: int
-    """Tokens of the prefix, mode token included; they attend both ways."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Special:
                 f"{tokenizer.directory}: {tokenizer.sentinels} sentinels, but data.max_example_tokens {longest} needs "
                 f"{needed}; lower it or train a tokenizer with more"
             )
-        modes = {mode: tokenizer.id(mode) for mode in {d.mode for d in denoisers}}
+        modes = {mode: tokenizer.id(mode) for mode in {d.mode for d in denoisers} if mode}
         return cls(tokenizer.id(PAD), tokenizer.id(EOS), modes, np.array(tokenizer.sentinel_ids()))
 
 
@@ -59,12 +54,12 @@ def masked(denoiser: Denoiser, length: int) -> int:
 
 
 def spans(denoiser: Denoiser, length: int, turn: float) -> int:
-    """Masked spans in a text of `length` tokens; 0 for a prefix denoiser.
+    """Masked spans in a text of `length` tokens; 0 for the other denoisers.
 
     `turn`, uniform in [0, 1), decides whether a fraction of a span becomes one, so that the mean length is right. T5
     rounds (arXiv 1910.10683): its spans of 64 in 512 tokens are 77 long.
     """
-    if denoiser.kind == "prefix":
+    if denoiser.kind != "span":
         return 0
     noise = masked(denoiser, length)
     return min(max(int(noise / denoiser.mean_span + turn), 1), noise, length - noise)
@@ -72,7 +67,7 @@ def spans(denoiser: Denoiser, length: int, turn: float) -> int:
 
 def positions(denoiser: Denoiser, length: int, turn: float) -> int:
     """Positions that an example made from `length` tokens takes: mode token, text, and each sentinel twice."""
-    return 1 + length + 2 * spans(denoiser, length, turn)
+    return (denoiser.mode is not None) + length + 2 * spans(denoiser, length, turn)
 
 
 def longest_text(denoiser: Denoiser, room: int, turn: float) -> int:
@@ -86,55 +81,154 @@ def longest_text(denoiser: Denoiser, room: int, turn: float) -> int:
     return length
 
 
-class Draws:
-    """Uniform numbers from a counter-based generator: only its raw bits, which never change between versions."""
-
-    def __init__(self, *key: int) -> None:
-        self._bits = np.random.Philox(key=np.array(key, dtype=np.uint64))
-
-    def uniform(self, count: int) -> np.ndarray:
-        """[count] in [0, 1)."""
-        return (self._bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
-
-    def below(self, limit: int) -> int:
-        return int(self.uniform(1)[0] * limit)
-
-    def parts(self, total: int, count: int) -> np.ndarray:
-        """[count] positive whole numbers that add up to `total`, all such partitions equally likely."""
-        cuts = np.sort(np.argsort(self.uniform(total - 1))[: count - 1]) + 1
-        return np.diff(np.concatenate([[0], cuts, [total]]))
-
-
 @dataclass(frozen=True)
 class Mixture:
-    """Denoisers and how often each is used."""
+    """Denoisers and how often each is used: the objective `ul2`."""
 
     denoisers: tuple[Denoiser, ...]
     special: Special
+    longest: int
+    """Tokens of text in one example at most."""
+
+    @property
+    def pad(self) -> int:
+        return self.special.pad
 
     @cached_property
-    def _cumulative(self) -> np.ndarray:
-        weights = np.array([d.weight for d in self.denoisers])
-        return np.cumsum(weights / weights.sum())
+    def _cumulative(self) -> list[float]:
+        total = sum(d.weight for d in self.denoisers)
+        return list(accumulate(d.weight / total for d in self.denoisers[:-1]))
 
-    def choose(self, draws: Draws) -> tuple[int, float]:
-        """Denoiser of the next example, as an index, and its `turn`."""
-        place, turn = draws.uniform(2)
-        return min(int(np.searchsorted(self._cumulative, place, side="right")), len(self.denoisers) - 1), float(turn)
+    def choose(self, place: float) -> int:
+        """The denoiser at `place`, uniform in [0, 1), as an index."""
+        return bisect_right(self._cumulative, place)
 
-    def make(self, text: np.ndarray, index: int, turn: float, draws: Draws) -> Example:
-        """Turn `text`, [length] with length >= 2, into an example of denoiser `index`."""
-        denoiser, length = self.denoisers[index], len(text)
-        mode, eos = self.special.modes[denoiser.mode], self.special.eos
+    def cut(self, room: int, left: int, choice: float, turn: float) -> Cut:
+        """See `Objective`. Of a prefix denoiser `hidden` is the target, uniform up to twice its mean share."""
+        kind = self.choose(choice)
+        denoiser = self.denoisers[kind]
+        if room < positions(denoiser, SHORTEST, turn):
+            return Cut(take=0)
+        take = min(left, self.longest)
+        if positions(denoiser, take, turn) > room:
+            take = longest_text(denoiser, room, turn)
+        if take < SHORTEST:
+            return Cut(take)
+        if denoiser.kind == "span":
+            count = spans(denoiser, take, turn)
+            return Cut(take, kind, masked(denoiser, take), count, (denoiser.mode is not None) + take + 2 * count)
         if denoiser.kind == "prefix":
-            most = min(max(int(2 * denoiser.rate * length) - 1, 1), length - 1)
-            cut = length - 1 - draws.below(most)
-            return Example(np.concatenate([[mode], text, [eos]]), 1 + cut)
-        noise, count = masked(denoiser, length), spans(denoiser, length, turn)
-        kept, hidden = draws.parts(length - noise, count), draws.parts(noise, count)
-        turns = np.stack([kept, hidden], axis=1).ravel()  # text starts with a stretch that is kept
-        is_hidden = np.repeat(np.tile([False, True], count), turns)
-        sentinels = self.special.sentinels[:count]
-        prefix = np.insert(text[~is_hidden].astype(np.int64), np.cumsum(kept), sentinels)
-        target = np.insert(text[is_hidden].astype(np.int64), np.cumsum(hidden) - hidden, sentinels)
-        return Example(np.concatenate([[mode], prefix, target, [eos]]), 1 + len(prefix))
+            hidden = 1 + int(turn * min(max(int(2 * denoiser.rate * take) - 1, 1), take - 1))
+        else:
+            hidden = take
+        return Cut(take, kind, hidden, 0, (denoiser.mode is not None) + take)
+
+    def prefix(self, pieces: Pieces) -> np.ndarray:
+        return self._has_mode[pieces.kind] + pieces.take - pieces.hidden + pieces.spans
+
+    @cached_property
+    def _has_mode(self) -> np.ndarray:
+        return np.array([d.mode is not None for d in self.denoisers], dtype=np.int64)
+
+    @cached_property
+    def _modes(self) -> np.ndarray:
+        return np.array([self.special.modes.get(d.mode, 0) for d in self.denoisers])
+
+    def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
+        """See `Objective`."""
+        out = batch.tokens.reshape(-1)
+        begin = pieces.row * batch.tokens.shape[1] + pieces.used
+        mode = self._has_mode[pieces.kind]
+        out[begin[mode > 0]] = self._modes[pieces.kind[mode > 0]]
+        stretches = Stretches.of(pieces, draws)
+        # Kept stretch s of an example moves on by the mode token and s sentinels, hidden stretch s to behind all that is kept.
+        number, spans = stretches.number, pieces.spans[stretches.piece]
+        sentinel = spans > 0
+        start = begin[stretches.piece] + mode[stretches.piece] + stretches.before
+        start += np.where(stretches.hidden, (pieces.take - pieces.hidden)[stretches.piece] + spans + (number + 1) * sentinel, number)
+        out[_places(start, stretches.size)] = text[_places(stretches.source, stretches.size)]
+        marks = sentinel & stretches.hidden
+        out[start[marks] - 1] = self.special.sentinels[number[marks]]
+        marks = sentinel & ~stretches.hidden
+        out[start[marks] + stretches.size[marks]] = self.special.sentinels[number[marks]]
+        predict_next(batch, pieces, np.maximum(self.prefix(pieces) - 1, 0), np.full(len(pieces), self.special.eos))
+
+
+def _places(start: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """start[0], start[0] + 1, ... start[0] + size[0] - 1, start[1], ..."""
+    before = np.cumsum(size) - size
+    return np.arange(int(size.sum())) + np.repeat(start - before, size)
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Text cut into stretches that are kept and stretches that are hidden, of all pieces; [stretches] each.
+
+    The order is that of the example: all kept stretches of a piece, then its hidden ones.
+    """
+
+    piece: np.ndarray
+    hidden: np.ndarray
+    """bool."""
+    number: np.ndarray
+    """Among the piece's kept or hidden stretches, from 0."""
+    size: np.ndarray
+    """Tokens; 0 only where a whole piece is hidden."""
+    before: np.ndarray
+    """Tokens of the piece's earlier stretches of the same sort."""
+    source: np.ndarray
+    """Where the stretch begins in the pieces' text."""
+
+    @classmethod
+    def of(cls, pieces: Pieces, draws: list[Draws]) -> "Stretches":
+        """A piece with n spans falls into n kept and n hidden stretches in turn, of random sizes that are at least 1 and add up
+        to what is to be kept and hidden, all such cuts equally likely; one without spans into one kept and one hidden."""
+        count = np.maximum(pieces.spans, 1)
+        kinds = np.repeat(count, 2)  # stretches of each sort
+        totals = np.stack([pieces.take - pieces.hidden, pieces.hidden], axis=1).ravel()
+        size = _cut_at_random(pieces, totals, kinds, draws)
+        sort = np.repeat(np.arange(len(kinds)), kinds)
+        first = np.cumsum(kinds) - kinds
+        number = np.arange(len(size)) - first[sort]
+        running = np.cumsum(size) - size
+        before = running - running[first][sort]
+        hidden = (sort & 1).astype(bool)
+        piece = sort >> 1
+        # In the text a kept stretch comes after as many hidden ones, and a hidden one after one more that is kept.
+        other = first[sort ^ 1] + number
+        source = np.cumsum(pieces.take)[piece] - pieces.take[piece] + before + before[other] + np.where(hidden, size[other], 0)
+        return cls(piece, hidden, number, size, before, source)
+
+
+def _cut_at_random(pieces: Pieces, totals: np.ndarray, counts: np.ndarray, draws: list[Draws]) -> np.ndarray:
+    """Sizes of `counts[i]` stretches that add up to `totals[i]`, for each i.
+
+    A stretch begins at the first token and at those of the `count - 1` smallest among random numbers of the others.
+    """
+    sorts = np.repeat(counts > 1, totals)
+    begins = np.cumsum(totals) - totals
+    cut = totals * (counts > 1)
+    if not cut.any():
+        return totals.copy()
+    per_row = np.bincount(pieces.row, weights=cut.reshape(-1, 2).sum(1), minlength=len(draws)).astype(int)
+    keys = np.concatenate([row.uniform(n) for row, n in zip(draws, per_row.tolist())])
+    owner = np.repeat(np.arange(len(totals)), cut)
+    keys += owner
+    firsts = (np.cumsum(cut) - cut)[counts > 1]
+    keys[firsts] = owner[firsts]
+    order = np.argsort(keys)
+    rank = np.arange(len(keys)) - np.repeat(np.cumsum(cut) - cut, cut)
+    is_start = np.zeros(len(keys), bool)
+    is_start[order[rank < counts[owner]]] = True
+    starts = np.zeros(int(totals.sum()), bool)
+    starts[sorts] = is_start
+    whole = (counts == 1) & (totals > 0)
+    starts[begins[whole]] = True
+    places = np.flatnonzero(starts)
+    sizes = np.diff(np.append(places, totals.sum()))
+    if (totals == 0).any():  # a stretch of nothing
+        empty = np.repeat(totals == 0, counts)
+        out = np.zeros(len(empty), np.int64)
+        out[~empty] = sizes
+        return out
+    return sizes

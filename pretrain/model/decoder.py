@@ -1,6 +1,7 @@
 """Megatron-Core's GPTModel as chunks of skippable layers, from a recipe."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
-from pretrain.config.recipe import Recipe
+from pretrain.config.recipe import Model, Recipe
 from pretrain.model.attention import CoreAttention
+from pretrain.model.head import Transform
 from pretrain.model.layer import Route, SkippableLayer
-from pretrain.model.norm import RMSNorm
+from pretrain.model.norm import NORMS
 from pretrain.subnetwork import Path
 
 
@@ -46,11 +48,11 @@ def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> Tran
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        normalization="RMSNorm",
+        normalization="RMSNorm" if model.norm == "rmsnorm" else "LayerNorm",
         layernorm_epsilon=model.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
+        gated_linear_unit=model.feed_forward == "swiglu",
+        activation_func=F.silu if model.feed_forward == "swiglu" else F.gelu,
+        add_bias_linear=model.biases,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         # Weights come from weights.py, the same on every layout; here they are only allocated.
@@ -72,13 +74,14 @@ def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> Tran
     )
 
 
-def layer_spec(route: Route, recompute: bool) -> ModuleSpec:
+def layer_spec(model: Model, route: Route) -> ModuleSpec:
     """One skippable pre-norm layer."""
+    norm = NORMS[model.norm]
     return ModuleSpec(
         module=SkippableLayer,
-        params={"route": route, "recompute": recompute},
+        params={"route": route, "recompute": model.recompute == "layer"},
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.arbitrary},
@@ -91,7 +94,7 @@ def layer_spec(route: Route, recompute: bool) -> ModuleSpec:
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=norm,
             mlp_bda=get_bias_dropout_add,
             mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
         ),
@@ -106,7 +109,7 @@ class Decoder(GPTModel):
         route = Route(Path.full(model.num_layers))
         layers = get_num_layers_to_build(config, vp_stage=vp_stage)
         spec = TransformerBlockSubmodules(
-            layer_specs=[layer_spec(route, model.recompute == "layer")] * layers, layer_norm=RMSNorm
+            layer_specs=[layer_spec(model, route)] * layers, layer_norm=NORMS[model.norm]
         )
         super().__init__(
             config,
@@ -117,19 +120,28 @@ class Decoder(GPTModel):
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             parallel_output=True,
             share_embeddings_and_output_weights=model.tied_embeddings,
-            position_embedding_type="rope",
+            position_embedding_type="rope" if model.position_embedding == "rope" else "learned_absolute",
             rotary_base=model.rotary_base,
             vp_stage=vp_stage,
         )
         self.route = route
         self._pieces = model.vocab_size
+        if self.pre_process and model.position_embedding == "learned":
+            self.embedding.position_embeddings.to(config.params_dtype)  # Megatron-Core leaves it in fp32
+        self.head = Transform(config, model.padded_vocab_size) if self.post_process and model.head == "transform" else None
         self._mark_splits()
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What Megatron-Core does after the last layer; the head comes before its output projection."""
+        return super()._postprocess(hidden_states if self.head is None else self.head(hidden_states), *args, **kwargs)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross entropy over the tokenizer's pieces, [b, s]; logits are [s, b, padded vocabulary of this rank].
 
         Rows that only pad the vocabulary get no probability, so padding changes no loss.
         """
+        if self.head is not None:
+            logits = logits + self.head.bias
         columns = logits.shape[-1]
         first = parallel_state.get_tensor_model_parallel_rank() * columns
         real = max(0, min(columns, self._pieces - first))
@@ -144,6 +156,8 @@ class Decoder(GPTModel):
             if isinstance(module, (ColumnParallelLinear, VocabParallelEmbedding)) and weight is not None:
                 matrices = 2 if name.endswith("linear_fc1") and self.config.gated_linear_unit else 1
                 set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=matrices)
+                if getattr(module, "bias", None) is not None:
+                    module.bias.partition_stride = matrices  # the rest Megatron-Core has marked
             elif isinstance(module, RowParallelLinear):
                 set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=1, stride=1)
 

@@ -12,7 +12,7 @@ from pretrain.model.decoder import Decoder
 
 @torch.no_grad()
 def initialize(chunks: list[Decoder], recipe: Recipe) -> None:
-    """Fill all weights: norms with 1, matrices with normal numbers.
+    """Fill all weights: norms with 1, biases with 0, matrices with normal numbers.
 
     Standard deviation `init_std`, over sqrt(2 layers) for the two projections back into the residual stream, as in
     GPT-2. Drawn on the CPU as whole tensors and cut for tensor parallelism, so that no layout or device changes them.
@@ -21,7 +21,7 @@ def initialize(chunks: list[Decoder], recipe: Recipe) -> None:
         for name, parameter in chunk.named_parameters():
             name = chunk.global_name(name)
             if parameter.dim() == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
             std = recipe.model.init_std
             if name.endswith(("linear_proj.weight", "linear_fc2.weight")):

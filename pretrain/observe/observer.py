@@ -78,15 +78,18 @@ class Observer:
         self._record(row)
         self.console.step(Line(run, row, self._eta(step)))
 
-    def evaluation(self, step: int, loss: float, by_mode: dict[str, float]) -> None:
+    def evaluation(self, step: int, result: Any) -> None:
         """Called with the loss on held-out text, all layers active; its time belongs to no step."""
         self._mark = time.perf_counter()
         if not self.is_main:
             return
-        modes = {f"eval_loss_{mode.strip('[]').lower()}": value for mode, value in by_mode.items()}
-        self._record({"step": step, "eval_loss": loss, **modes})
-        parts = "  ".join(f"{mode} {value:.4f}" for mode, value in by_mode.items())
-        self.console.say(f"step {step}/{self.run.steps}  held-out loss {loss:.4f} (all layers)  {parts}")
+        modes = {f"eval_loss_{mode.strip('[]').lower()}": value for mode, value in result.by_mode.items()}
+        denoisers = {f"eval_loss_{name}": value for name, value in result.by_denoiser.items()}
+        sources = {f"eval_loss_source_{name}": value for name, value in result.by_source.items()} if len(result.by_source) > 1 else {}
+        self._record({"step": step, "eval_loss": result.loss, **modes, **denoisers, **sources})
+        shown = {**(result.by_mode or (result.by_denoiser if len(result.by_denoiser) > 1 else {})), **(result.by_source if sources else {})}
+        parts = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self.console.say(f"step {step}/{self.run.steps}  held-out loss {result.loss:.4f} (all layers)  {parts}".rstrip())
 
     def saved(self, step: int) -> None:
         """Called after a checkpoint; its time belongs to no step."""

@@ -21,7 +21,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from pretrain.config import Run
-from pretrain.data.packing import Batch
+from pretrain.config.recipe import Kind
+from pretrain.data.batch import Batch
 from pretrain.errors import TrainingStopped
 from pretrain.model.attention import block_mask, dense_mask
 from pretrain.model.decoder import Decoder, build_chunks, transformer_config
@@ -29,6 +30,32 @@ from pretrain.model.weights import initialize
 from pretrain.parallel.optimizer import WholeModel, clip, deepspeed_json, global_norm, mark_copies, parameter_groups
 from pretrain.parallel.ranks import Ranks
 from pretrain.subnetwork import Path, fingerprint
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Losses per target token on held-out text with all layers active, the same on every rank."""
+
+    loss: float
+    by_denoiser: dict[str, float]
+    by_mode: dict[str, float]
+    """By UL2's mode token; empty where examples have none."""
+    by_source: dict[str, float]
+
+    @classmethod
+    def of(cls, kinds: Sequence[Kind], sums: Sequence[float], counts: Sequence[float]) -> "Evaluation":
+        """From sums of losses and numbers of targets of each kind."""
+
+        def by(name: str) -> dict[str, float]:
+            values: dict[str, float] = {}
+            for value in dict.fromkeys(getattr(kind, name) for kind in kinds):
+                chosen = [i for i, kind in enumerate(kinds) if value is not None and getattr(kind, name) == value]
+                count = sum(counts[i] for i in chosen)
+                if count:
+                    values[value] = sum(sums[i] for i in chosen) / count
+            return values
+
+        return cls(sum(sums) / sum(counts), by("denoiser"), by("mode"), by("source"))
 
 
 @dataclass(frozen=True)
@@ -95,26 +122,20 @@ class Engine:
         return StepResult(losses / targets, grad_norm, lr, targets)
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, dict[str, float]]:
-        """Loss per target token with all layers active: overall, and for each mode token of the mixture."""
+    def evaluate(self, batches: Sequence[Batch]) -> Evaluation:
+        """Losses with all layers active."""
         full = Path.full(self.run.recipe.model.num_layers)
         self._set_mode(training=False)
         entries = self.forward_backward([MicroBatch(batch, full) for batch in batches], scale=1.0, forward_only=True)
-        denoisers = self.run.recipe.data.denoisers
-        totals = torch.zeros(2, len(denoisers), dtype=torch.float64, device=self.ranks.device)
+        kinds = self.run.recipe.data.kinds
+        totals = torch.zeros(2, len(kinds), dtype=torch.float64, device=self.ranks.device)
         for entry in entries:
             totals += torch.stack([entry["sums"], entry["counts"]])
         self._sum_over_replicas(totals)
         if not torch.isfinite(totals).all():
             raise TrainingStopped("the held-out loss is not finite although the training loss is; the newest checkpoint is older")
         sums, counts = totals.tolist()
-        by_mode = {}
-        for mode in dict.fromkeys(d.mode for d in denoisers):
-            chosen = [i for i, d in enumerate(denoisers) if d.mode == mode]
-            count = sum(counts[i] for i in chosen)
-            if count:
-                by_mode[mode] = sum(sums[i] for i in chosen) / count
-        return sum(sums) / sum(counts), by_mode
+        return Evaluation.of(kinds, sums, counts)
 
     def _agree(self, step: int, batches: Sequence[Batch], paths: Sequence[Path]) -> int:
         """Count the global batch's target tokens and, in the same collective, compare the ranks' paths.
@@ -137,7 +158,7 @@ class Engine:
 
     def forward_backward(self, micro_batches: Sequence["MicroBatch"], scale: float, forward_only: bool = False) -> list[dict[str, Tensor]]:
         """Forward and backward over all micro-batches; entries of the last pipeline rank, none elsewhere."""
-        kinds = len(self.run.recipe.data.denoisers)
+        kinds = len(self.run.recipe.data.kinds)
         flex = self.run.recipe.model.attention == "flex"
 
         def forward(iterator: Iterator[MicroBatch], chunk: Decoder):
@@ -148,11 +169,11 @@ class Engine:
             chunk.route.path = micro.path
             # ZeRO-2 and 3 reduce in the backward pass, which they only notice if their engine ran the forward one.
             model = self.deepspeed if self.stage >= 2 else chunk
-            output = model(on_device["tokens"], None, mask, labels=on_device["labels"])
+            output = model(on_device["tokens"], on_device["positions"], mask, labels=on_device["labels"])
 
             def loss(losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
                 """losses: [b, s]. Returns what is differentiated, the number of targets, and sums by denoiser."""
-                targets, kind = on_device["targets"], on_device["denoisers"].clamp(min=0).flatten().long()
+                targets, kind = on_device["targets"], on_device["kinds"].clamp(min=0).flatten().long()
                 wanted = torch.where(targets, losses, 0.0)
                 zeros = torch.zeros(kinds, dtype=torch.float64, device=losses.device)
                 sums = zeros.index_add(0, kind, wanted.detach().double().flatten())

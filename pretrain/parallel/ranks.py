@@ -55,6 +55,13 @@ class Ranks:
 
         return parallel_state.get_data_parallel_rank()
 
+    @property
+    def needs_text(self) -> bool:
+        """The first pipeline rank reads tokens and the last one labels; those between need neither."""
+        from megatron.core import parallel_state
+
+        return parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
+
     def on_main(self, action: Callable[[], T]) -> T:
         """What `action` gives on rank 0, on every rank; or, on every rank, the error that it raised there."""
         outcome: list[Any] = [None]

@@ -89,10 +89,15 @@ def parameters(run: Run, rank: int) -> int:
     """Parameters on each GPU of pipeline rank `rank`, as Megatron-Core places them."""
     p, m = run.recipe.parallel, run.recipe.model
     h, f, tensor = m.hidden_size, m.ffn_hidden_size, p.tensor
-    layer = (4 * h * h + 3 * h * f) // tensor + 2 * h
+    up = 2 * f if m.feed_forward == "swiglu" else f
+    norm = h if m.norm == "rmsnorm" else 2 * h
+    biases = (3 * h + up) // tensor + 2 * h if m.biases else 0
+    layer = (4 * h * h + (up + f) * h) // tensor + biases + 2 * norm
     embedding = m.padded_vocab_size * h // tensor
     first, last = rank == 0, rank == p.pipeline - 1
-    count = m.num_layers // p.pipeline * layer + (embedding if first else 0) + (h if last else 0)
+    positions = run.recipe.data.sequence_length * h if m.position_embedding == "learned" else 0
+    head = h * h + h + 2 * h + m.padded_vocab_size // tensor if m.head == "transform" else 0
+    count = m.num_layers // p.pipeline * layer + (embedding + positions if first else 0) + (norm + head if last else 0)
     own_output = last and (not first or not m.tied_embeddings)
     return count + (embedding if own_output else 0)
 
@@ -101,12 +106,13 @@ def layer_activations(run: Run) -> float:
     """Elements that one layer keeps for its backward pass, a micro-batch.
 
     As autograd keeps it (a test compares): both norms' inputs and outputs; of attention the fused q, k, v, turned q and k, and
-    three of the mix; of the feed-forward block gate and up, the activated gate, the product and one copy.
+    three of the mix; of a SwiGLU block gate and up, the activated gate, the product and one copy, of a GELU block two.
     """
     p, m = run.recipe.parallel, run.recipe.model
     tokens = run.micro_batch * run.recipe.data.sequence_length
     stream = m.hidden_size / (p.tensor if p.sequence else 1)
-    return tokens * (4 * stream + (8 * m.hidden_size + 5 * m.ffn_hidden_size) / p.tensor)
+    inner = 5 if m.feed_forward == "swiglu" else 2
+    return tokens * (4 * stream + (8 * m.hidden_size + inner * m.ffn_hidden_size) / p.tensor)
 
 
 def _activations(run: Run, rank: int, layers: float, element: int) -> float:

@@ -28,6 +28,8 @@ class Shape:
     """Padded: the output projection computes the padding too."""
     gated: bool = True
     """SwiGLU has three matrices in the feed-forward block, a plain one two."""
+    transform: bool = False
+    """BERT's head has a matrix before the output projection."""
 
     def layer(self) -> int:
         """Forward operations a token in one transformer layer."""
@@ -39,7 +41,8 @@ class Shape:
 
     def outside(self) -> int:
         """Forward operations a token outside the layers: embedding, final norm, output projection."""
-        return self.hidden + 4 * self.hidden + 2 * self.hidden * self.vocab
+        head = 2 * self.hidden**2 if self.transform else 0
+        return self.hidden + 4 * self.hidden + head + 2 * self.hidden * self.vocab
 
     def token(self, active: float) -> float:
         """Training operations a token with `active` layers running."""

@@ -2,12 +2,17 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.data.batch import PADDING
+from pretrain.data.blend import BLOCK, Blend
+from pretrain.data.causal import Causal
 from pretrain.data.loader import open_data
-from pretrain.data.packing import PADDING
+from pretrain.data.packing import PackedSamples
 from pretrain.data.shuffle import permute
+from pretrain.errors import UserError
+from tests.data.conftest import FIRST_TEXT, stream_of
 
 
 @given(st.integers(1, 3000), st.integers(0, 5), st.integers(0, 5))
@@ -56,30 +61,88 @@ def test_batches_made_ahead_are_the_batches_of_their_steps(data):
         assert (np.concatenate([b.tokens for b in ahead]) == directly.tokens).all()
 
 
-def test_packs_are_well_formed_and_full(data):
-    special = data.train.mixture.special
+def test_packs_are_full(data):
     batch = data.train.batch(0, 400)
     assert (batch.segments != PADDING).mean() > 0.98
-    for row in range(400):
-        segments = batch.segments[row]
-        for example in range(segments.max() + 1):
-            places = np.flatnonzero(segments == example)
-            assert (np.diff(places) == 1).all()
-            prefix, targets = batch.prefix[row, places], batch.targets[row, places]
-            length = prefix.sum()
-            assert batch.tokens[row, places[0]] in special.modes.values()
-            assert prefix[:length].all() and not prefix[length:].any()
-            assert targets[length - 1 :].all() and not targets[: length - 1].any(), "loss on the target, from its first token"
-            assert batch.labels[row, places[-1]] == special.eos
-            assert (batch.labels[row, places[:-1]] == batch.tokens[row, places[1:]]).all()
     empty = batch.segments == PADDING
-    assert not batch.targets[empty].any() and (batch.tokens[empty] == special.pad).all()
+    special = data.train.sources[0].objective.special
+    assert not batch.targets[empty].any() and (batch.tokens[empty] == special.pad).all() and (batch.kinds[empty] == PADDING).all()
+
+
+def test_tables_need_no_text(data):
+    """Between the first and the last pipeline rank."""
+    whole, tables = data.train.batch(7, 5), data.train.batch(7, 5, with_text=False)
+    for name in ("segments", "positions", "prefix", "kinds"):
+        assert (getattr(whole, name) == getattr(tables, name)).all()
+    assert not tables.targets.any() and (tables.tokens == 0).all()
+
+
+def test_causal_reads_every_token_of_an_epoch_but_one_window_once():
+    stream = stream_of(70, 1, 500, 33, 2, 394)
+    samples = PackedSamples(stream, Causal(pad=0, eos=1), 50, 0)
+    batch = samples.batch(list(range(samples.windows)))
+    read = batch.tokens[batch.segments >= 0]
+    assert len(set(read.tolist())) == len(read) == samples.windows * 50 and batch.targets.all()
+    ends = set((stream.ends + FIRST_TEXT - 1).tolist())
+    for token, label in zip(batch.tokens.ravel().tolist(), batch.labels.ravel().tolist()):
+        assert label == (1 if token in ends else token + 1)
+    for row in range(samples.windows):
+        begins = np.flatnonzero(np.diff(batch.segments[row])) + 1
+        assert all(int(batch.tokens[row, at]) - 1 in ends for at in begins), "segments change where documents do"
+
+
+def blend(*weights: float) -> Blend:
+    stream = stream_of(5000)
+    sources = tuple(PackedSamples(stream, Causal(0, 1), 50, 0) for _ in weights)
+    return Blend(sources, weights, 3, 1)
+
+
+@settings(max_examples=15)
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=6))
+def test_a_blend_takes_each_sources_samples_in_order_and_by_weight(weights):
+    blended = blend(*weights)
+    seen = [0] * len(weights)
+    for sample in range(2 * BLOCK):
+        source, number = blended.place(sample)
+        assert number == seen[source], "none is left out, none comes twice"
+        seen[source] += 1
+    for count, weight in zip(seen, weights):
+        assert abs(count / (2 * BLOCK) - weight / sum(weights)) <= 1 / BLOCK
+
+
+def test_sources_are_mixed_throughout_and_a_tiny_one_is_refused():
+    blended = blend(0.7, 0.3)
+    places = [blended.place(sample)[0] for sample in range(1000)]
+    for first in range(0, 1000, 100):
+        assert 10 < sum(places[first : first + 100]) < 50
+    with pytest.raises(UserError, match="below 0.0001 of their sum"):
+        blend(1.0, 1e-6)
+
+
+def test_kinds_tell_sources_apart(project, home):
+    sources = f"[{{name: a, train: {home}/train, weight: 3}}, {{name: b, train: {home}/valid, valid: {home}/valid}}]"
+    run = project.run("data.train=null", "data.valid=null", f"data.sources={sources}", "data.valid_share=0.1", "eval_samples=4")
+    data = open_data(run)
+    batch = data.train.batch(0, 200)
+    data.close()
+    kinds = run.recipe.data.kinds
+    of_row = [{kinds[kind].source for kind in set(row[row >= 0].tolist())} for row in batch.kinds]
+    assert all(len(row) == 1 for row in of_row)
+    assert 0.6 < sum(row == {"a"} for row in of_row) / 200 < 0.9
+
+
+def test_the_last_documents_are_held_out():
+    train, valid = stream_of(100, 50, 50, 3, 7).split(0.04)
+    assert (len(train), len(valid)) == (200, 10)
+    assert train.ends.tolist() == [100, 150, 200] and valid.ends.tolist() == [3, 10]
+    assert valid.tokens[0] == FIRST_TEXT + 200
 
 
 def test_an_epoch_shows_nearly_all_text_once_and_the_next_one_other_windows(data):
-    train = data.train
-    first = train.batch(0, train.windows)
-    again = train.batch(train.windows, train.windows)
+    train = data.train.sources[0]
+    batches = lambda first: train.batch(list(range(first, first + train.windows)))
+    first = batches(0)
+    again = batches(train.windows)
     text = lambda batch: np.bincount(batch.tokens[(batch.segments >= 0) & (batch.tokens > 105)], minlength=600)
     whole = np.bincount(train.stream.tokens, minlength=600)
     assert 0.75 < text(first).sum() / whole.sum() < 1.0, "prefixes and targets, less what sentinels took the room of"

@@ -114,7 +114,7 @@ def distances(ours: dict, theirs: dict) -> dict[str, float]:
         "loss": float((a[:, 0] - b[:, 0]).abs().max()),
         "norm": float(((a[:, 1] - b[:, 1]) / b[:, 1]).abs().max()),
         "weights": float(torch.stack([(w - theirs["weights"][name]).abs().max() for name, w in ours["weights"].items()]).max()),
-        "evaluation": abs(ours["evaluation"][0] - theirs["evaluation"][0]),
+        "evaluation": abs(ours["evaluation"] - theirs["evaluation"]),
     }
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     results = {}
     for name, settings in json.loads(Path(cases).read_text()).items():
-        broken, lengths, folder = (settings.pop(key, None) for key in ("break", "count", "resume"))
+        broken, lengths, folder, steps = (settings.pop(key, None) for key in ("break", "count", "resume", "steps of test"))
         run = read_run(recipe, [("--" + key, value) for key, value in settings.items()], ds, dist.get_world_size())
         ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
         make_groups(run.recipe, device)
@@ -34,7 +34,7 @@ def main() -> None:
             if lengths:
                 results[name] = count_collectives(run, ranks, map(int, lengths.split("-")))
             else:
-                results[name] = train_and_resume(run, ranks, Path(folder)) if folder else train(run, ranks)
+                results[name] = train_and_resume(run, ranks, Path(folder)) if folder else train(run, ranks, int(steps or STEPS))
         forget_deepspeed_groups()
         destroy_groups()
         end_groups()
@@ -113,7 +113,7 @@ def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
     count = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in engine.whole.parameters())
     counts = [None] * ranks.world_size
     dist.all_gather_object(counts, count)
-    return {"rows": rows, "evaluation": evaluation, "weights": weights, "parameters": counts}
+    return {"rows": rows, "evaluation": evaluation.loss, "weights": weights, "parameters": counts}
 
 
 def train_and_resume(run, ranks: Ranks, folder: Path, steps: int = 8) -> dict:

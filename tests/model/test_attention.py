@@ -8,6 +8,7 @@ from pretrain.data.loader import open_data
 from pretrain.model.attention import CoreAttention, block_mask, dense_mask
 from pretrain.parallel.engine import Engine
 from pretrain.subnetwork import Path
+from tests.conftest import BERT
 
 
 def a_pack() -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,9 +40,10 @@ def test_flex_equals_sdpa():
     assert torch.allclose(dense, flex, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def decoder(project, ranks):
-    run = project.run()
+@pytest.fixture(scope="module", params=["ul2", "causal", "mlm"])
+def decoder(request, project, ranks):
+    """A batch and the model's logits for its tokens or others."""
+    run = project.run(f"data.objective={request.param}", *(f"{key}={value}" for key, value in BERT.items() if request.param == "mlm"))
     data = open_data(run)
     batch = data.train.batch(3, 2)
     data.close()
@@ -53,7 +55,7 @@ def decoder(project, ranks):
     @torch.no_grad()
     def logits(tokens: np.ndarray) -> torch.Tensor:
         mask = dense_mask(torch.from_numpy(batch.segments), torch.from_numpy(batch.prefix), torch.float32)
-        return chunk(torch.from_numpy(tokens), None, mask)
+        return chunk(torch.from_numpy(tokens), torch.from_numpy(batch.positions), mask)
 
     return batch, logits
 
@@ -87,6 +89,6 @@ def test_padding_the_vocabulary_more_changes_no_loss(project, ranks):
             numbers = torch.Generator().manual_seed(1)
             weights[name].data[:600] = 0.02 * torch.randn(600, 32, generator=numbers)
             weights[name].data[600:] = 5.0  # padding that would win, if it counted
-        losses.append(engine.evaluate(data.held_out())[0])
+        losses.append(engine.evaluate(data.held_out()).loss)
         data.close()
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)

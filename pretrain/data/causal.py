@@ -1,0 +1,35 @@
+"""Causal language modelling: every token predicts the next one of its document."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.data.batch import Batch, Pieces
+from pretrain.data.draws import Draws
+from pretrain.data.packing import Cut, predict_next
+from tokenizer.pieces import EOS, PAD, Tokenizer
+
+
+@dataclass(frozen=True)
+class Causal:
+    """The objective `causal`. Documents in a sample do not see each other; one that the window cuts off goes on in another sample."""
+
+    pad: int
+    eos: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Causal":
+        return cls(tokenizer.id(PAD), tokenizer.id(EOS))
+
+    def cut(self, room: int, left: int, choice: float, turn: float) -> Cut:
+        """See `Objective`: the window's text is as long as a sample, so that all of it has room."""
+        take = min(left, room)
+        return Cut(take, positions=take)
+
+    def prefix(self, pieces: Pieces) -> np.ndarray:
+        return np.zeros(len(pieces), np.int64)
+
+    def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
+        """See `Objective`: the last token predicts the end of its document, or what comes after the window."""
+        batch.tokens.reshape(-1)[batch.segments.reshape(-1) >= 0] = text
+        predict_next(batch, pieces, np.zeros(len(pieces), np.int64), np.where(pieces.ends > 0, self.eos, following))

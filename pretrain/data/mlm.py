@@ -1,0 +1,97 @@
+"""BERT's masked language modelling (arXiv 1810.04805, section 3.1): predict the tokens that were chosen, from both sides."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.data.batch import Batch, Pieces
+from pretrain.data.draws import Draws
+from pretrain.data.packing import Cut
+from tokenizer.pieces import CLS, MASK, PAD, SEP, Tokenizer
+
+AROUND = 2
+"""[CLS] before the text and [SEP] behind it."""
+SHORTEST = 2
+"""Tokens of text; of a single one nothing is left to predict it from."""
+MASKED, RANDOM = 0.8, 0.1
+"""Of the chosen tokens, so many become [MASK] and so many another piece; the rest stay as they are."""
+
+
+@dataclass(frozen=True)
+class MaskedWords:
+    """The objective `mlm`."""
+
+    pad: int
+    cls: int
+    sep: int
+    mask: int
+    rate: float
+    """Share of the text's tokens that is chosen."""
+    longest: int
+    """Tokens of text in one example at most."""
+    pieces: tuple[int, int]
+    """First and last + 1 of the ids that stand for text: another piece is drawn from these."""
+    word_starts: np.ndarray | None = None
+    """[vocabulary] bool: pieces that begin a word; where given, words are chosen whole."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, rate: float, longest: int, whole_words: bool) -> "MaskedWords":
+        special = (tokenizer.id(piece) for piece in (PAD, CLS, SEP, MASK))
+        return cls(*special, rate, longest, tokenizer.text_ids(), tokenizer.word_starts() if whole_words else None)
+
+    def cut(self, room: int, left: int, choice: float, turn: float) -> Cut:
+        """See `Objective`. `hidden` is the number of chosen tokens; a fraction becomes one by chance, so that the rate is right."""
+        if room < AROUND + SHORTEST:
+            return Cut(take=0)
+        take = min(left, self.longest, room - AROUND)
+        if take < SHORTEST:
+            return Cut(take)
+        hidden = min(max(int(take * self.rate + turn), 1), take - 1)
+        return Cut(take, hidden=hidden, positions=take + AROUND)
+
+    def prefix(self, pieces: Pieces) -> np.ndarray:
+        return pieces.positions
+
+    def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
+        """See `Objective`. Labels are the text itself."""
+        begin = pieces.row * batch.tokens.shape[1] + pieces.used
+        tokens, labels = batch.tokens.reshape(-1), batch.labels.reshape(-1)
+        inside = batch.segments.reshape(-1) >= 0
+        tokens[begin], tokens[begin + pieces.positions - 1] = self.cls, self.sep
+        inside[begin] = inside[begin + pieces.positions - 1] = False
+        places = np.flatnonzero(inside)
+        per_row = np.bincount(pieces.row, weights=pieces.take, minlength=len(draws)).astype(int).tolist()
+        numbers = np.concatenate([row.uniform(3 * n).reshape(3, n) for row, n in zip(draws, per_row)], axis=1)
+        chosen = self._choose(pieces, text, numbers[0])
+        first, last = self.pieces
+        other = first + (numbers[2] * (last - first)).astype(np.int64)
+        shown = np.where(numbers[1] < MASKED, self.mask, np.where(numbers[1] < MASKED + RANDOM, other, text))
+        tokens[places] = np.where(chosen, shown, text)
+        labels[inside] = text
+        batch.targets.reshape(-1)[places[chosen]] = True
+
+    def _choose(self, pieces: Pieces, text: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """[tokens] bool: the tokens to predict: those of the smallest numbers, or whole words of the smallest numbers of their first."""
+        owner = np.repeat(np.arange(len(pieces)), pieces.take)
+        begin = np.cumsum(pieces.take) - pieces.take
+        if self.word_starts is None:
+            order = np.argsort(numbers + owner)
+            rank = np.arange(len(text)) - begin[owner]
+            chosen = np.zeros(len(text), bool)
+            chosen[order[rank < pieces.hidden[owner]]] = True
+            return chosen
+        starts = self.word_starts[text]
+        starts[begin] = True
+        word = np.cumsum(starts) - 1
+        size = np.bincount(word)
+        of_piece = owner[starts]
+        order = np.argsort(numbers[starts] + of_piece)
+        ordered = size[order]
+        running = np.cumsum(ordered)
+        taken = running - np.append(0, running)[np.searchsorted(of_piece, of_piece)]
+        # A word that would go beyond the number is taken if more than half of it is within: right on average.
+        fits = taken - ordered / 2 <= pieces.hidden[of_piece]
+        fits[np.searchsorted(of_piece, np.arange(len(pieces)))] = True
+        picked = np.zeros(len(size), bool)
+        picked[order[fits]] = True
+        return picked[word]

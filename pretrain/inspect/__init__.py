@@ -1,0 +1,1 @@
+"""What a run is made of, shown to a person."""

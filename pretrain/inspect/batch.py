@@ -1,0 +1,118 @@
+"""`inspect batch`: what the model will see, as coloured text and as a picture of who sees whom."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from pretrain.config import Run
+from pretrain.data.batch import Batch
+from pretrain.data.loader import open_data
+from pretrain.model.attention import allowed
+from tokenizer.pieces import Tokenizer
+
+STYLES = {"reserved": "bold magenta", "prefix": "cyan", "target": "green", "masked": "bold black on yellow", "read": "default"}
+LEGEND = {
+    "reserved": "reserved piece",
+    "prefix": "read both ways",
+    "target": "predicted from what is left of it",
+    "masked": "shown, and what is predicted in its place",
+    "read": "read only",
+}
+MOST_SHOWN = 4
+"""Samples in the picture."""
+
+
+def inspect_batch(run: Run, step: int, out: Path) -> None:
+    """Show the first micro-batch of a step, and write its attention mask to `out`.
+
+    Raises:
+        UserError: the data cannot be opened.
+    """
+    data = open_data(run)
+    batch, tokenizer = data.train.batch((step - 1) * run.batch, run.micro_batch), data.tokenizer
+    data.close()
+    in_place, kinds, console = run.recipe.data.objective == "mlm", run.recipe.data.kinds, Console(highlight=False)
+    console.print(Text("  ").join(Text(LEGEND[name], style) for name, style in STYLES.items()))
+    for row in range(len(batch.tokens)):
+        filled, wanted = int((batch.segments[row] >= 0).sum()), int(batch.targets[row].sum())
+        console.rule(f"step {step}, sample {row}: {filled} of {batch.tokens.shape[1]} positions filled, {wanted} predicted", characters="-")
+        for example in range(batch.segments[row].max() + 1):
+            places = np.flatnonzero(batch.segments[row] == example)
+            kind = kinds[batch.kinds[row, places[0]]]
+            console.print(f"example {example}: {kind.denoiser} of {kind.source}, positions {places[0]} to {places[-1]}", style="dim")
+            console.print(as_text(batch, row, example, tokenizer, in_place))
+    draw(batch, out)
+    console.print(f"who sees whom: {out}")
+
+
+def roles(batch: Batch, row: int, example: int, first_text: int, in_place: bool) -> list[str]:
+    """What each position of an example is, a key of STYLES.
+
+    Args:
+        first_text: id from which on pieces are text.
+        in_place: labels belong to their own position (mlm), not to the next one.
+    """
+    places = np.flatnonzero(batch.segments[row] == example)
+    found = []
+    for place in places:
+        predicted = batch.targets[row, place] if in_place else place > places[0] and batch.targets[row, place - 1]
+        if in_place and predicted:
+            found.append("masked")
+        elif batch.tokens[row, place] < first_text - BYTES:
+            found.append("reserved")
+        elif predicted:
+            found.append("target")
+        else:
+            found.append("prefix" if batch.prefix[row, place] else "read")
+    return found
+
+
+BYTES = 256
+"""Pieces of single bytes, which stand right before the text's."""
+
+
+def as_text(batch: Batch, row: int, example: int, tokenizer: Tokenizer, in_place: bool) -> Text:
+    """One example, piece by piece, each in the colour of its role, and the token after the last one, which is never read."""
+    text, places = Text(), np.flatnonzero(batch.segments[row] == example)
+    for place, role in zip(places, roles(batch, row, example, tokenizer.text_ids()[0], in_place)):
+        shown = _piece(tokenizer, int(batch.tokens[row, place]))
+        text.append(f"{shown}→{_piece(tokenizer, int(batch.labels[row, place]))}" if role == "masked" else shown, STYLES[role])
+    if not in_place and batch.targets[row, places[-1]]:
+        text.append(_piece(tokenizer, int(batch.labels[row, places[-1]])), "dim " + STYLES["target"])
+    return text
+
+
+def _piece(tokenizer: Tokenizer, token: int) -> str:
+    piece = tokenizer.processor.id_to_piece(token).replace("\u2581", " ")
+    return {"<0x0A>": "⏎\n", "<0x09>": "⇥"}.get(piece, piece)
+
+
+def draw(batch: Batch, out: Path) -> None:
+    """The attention mask of the first samples: a dot where the row's position reads the column's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import ListedColormap
+
+    count, length = min(MOST_SHOWN, len(batch.tokens)), batch.tokens.shape[1]
+    may = allowed(torch.from_numpy(batch.segments), torch.from_numpy(batch.prefix))
+    place = torch.arange(length)
+    figure, axes = plt.subplots(1, count, figsize=(4.2 * count, 4.6), dpi=110, layout="constrained", squeeze=False)
+    colours = ListedColormap(["white", "#0072B2", "#E69F00", "#D9D9D9"])
+    for row, axis in enumerate(axes[0]):
+        sample = torch.tensor(row)
+        picture = may(sample, torch.tensor(0), place[:, None], place[None, :]).numpy().astype(int)
+        picture[(picture == 1) & (place[None, :] > place[:, None]).numpy()] = 2
+        picture[batch.segments[row] < 0] = 3
+        axis.imshow(picture, cmap=colours, vmin=0, vmax=3, interpolation="nearest")
+        axis.set_title(f"sample {row}: {batch.segments[row].max() + 1} examples", fontsize=10)
+        axis.set_xlabel("position that is read")
+    axes[0, 0].set_ylabel("position that reads")
+    figure.suptitle("blue: backwards, orange: forwards (within a prefix), grey: padding", fontsize=10)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+    plt.close(figure)

@@ -1,0 +1,215 @@
+"""Many processes, killed ones, skewed and damaged input: always the same token files, or none."""
+
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+from pretrain.errors import UserError
+from tokenizer import load_tokenizer
+from tokenizer.encode import encode
+from tokenizer.text import blocks, documents, find_inputs
+from tokenizer.train import sample
+
+MPIEXEC = Path(sys.executable).with_name("mpiexec")
+
+
+@pytest.fixture(scope="module")
+def texts(home) -> list[str]:
+    """Some 9 MB, one document much longer than a block."""
+    own = [json.loads(line)["text"] for line in (home / "train.jsonl").read_text().splitlines()]
+    many = [f"{number} {own[number % len(own)]}" for number in range(1600)]
+    return [*many[:300], "".join(many[:450]), *many[300:]]
+
+
+@pytest.fixture(scope="module")
+def corpus(texts, tmp_path_factory) -> Path:
+    """The texts over files of very different sizes and of every kind."""
+    import pyarrow
+    import pyarrow.parquet
+    import zstandard
+
+    folder = tmp_path_factory.mktemp("corpus")
+    cuts = [0, 20, 40, 1100, 1150, 1300, 1450, len(texts)]
+    parts = [texts[a:b] for a, b in zip(cuts, cuts[1:])]
+    rows = ["".join(json.dumps({"id": 1, "text": text}) + "\n" for text in part).encode() for part in parts]
+    (folder / "a.jsonl").write_bytes(rows[0])
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(rows[1]))
+    (folder / "c.jsonl.xz").write_bytes(lzma.compress(rows[2], preset=0))
+    (folder / "d.jsonl.zst").write_bytes(zstandard.compress(rows[3]))
+    pyarrow.parquet.write_table(pyarrow.table({"n": range(len(parts[4])), "text": parts[4]}), folder / "e.parquet", row_group_size=37)
+    (folder / "f.txt").write_text("".join(" ".join(text.split()) + "\n" for text in parts[5]))
+    (folder / "g.txt.gz").write_bytes(gzip.compress("".join(" ".join(text.split()) + "\n" for text in parts[6]).encode()))
+    return folder
+
+
+def command(corpus: Path, home: Path, out: Path, ranks: int = 1, *words: str) -> list[str]:
+    launcher = [str(MPIEXEC), "-n", str(ranks)] if ranks > 1 else []
+    encode = ["-m", "tokenizer", "encode", "--input", f"{corpus}/*", "--tokenizer", str(home / "tokenizer"), "--out", str(out)]
+    return [*launcher, sys.executable, *encode, *words]
+
+
+def digests(prefix: Path) -> dict[str, str]:
+    return {end: hashlib.sha256(prefix.with_name(prefix.name + end).read_bytes()).hexdigest() for end in (".bin", ".idx", ".json")}
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, home, tmp_path_factory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("alone") / "x"
+    done = subprocess.run(command(corpus, home, out), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "1,601 documents" in done.stdout and "0 empty and 0 bad documents" in done.stdout
+    assert sorted(p.name for p in out.parent.iterdir()) == ["x.bin", "x.idx", "x.json"]
+    return digests(out)
+
+
+def test_every_kind_of_file_gives_its_documents(corpus, texts):
+    assert list(documents(find_inputs(f"{corpus}/*"))) == [*texts[:1300], *(" ".join(text.split()) for text in texts[1300:])]
+
+
+def test_the_files_are_megatrons_own(corpus, home, alone, tmp_path):
+    processor = load_tokenizer(home / "tokenizer").processor
+    builder = IndexedDatasetBuilder(str(tmp_path / "m.bin"), dtype=np.uint16)
+    for text in documents(find_inputs(f"{corpus}/*")):
+        ids = processor.encode(text)
+        builder.add_document(np.array(ids), [len(ids)])
+    builder.finalize(str(tmp_path / "m.idx"))
+    for end in (".bin", ".idx"):
+        assert hashlib.sha256((tmp_path / f"m{end}").read_bytes()).hexdigest() == alone[end]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_any_number_of_ranks_writes_the_same_bytes(corpus, home, alone, tmp_path, ranks):
+    done = subprocess.run(command(corpus, home, tmp_path / "x", ranks), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1,601 documents") == 1, "one rank speaks"
+    assert digests(tmp_path / "x") == alone
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.idx", "x.json"]
+
+
+def encoders(process: subprocess.Popen) -> list[psutil.Process]:
+    return [p for p in psutil.Process(process.pid).children(recursive=True) if "tokenizer" in p.cmdline() and "python" in p.name()]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("round", range(3))
+def test_a_killed_rank_leaves_nothing_whole_and_the_same_command_goes_on(corpus, home, alone, tmp_path, round):
+    out, chance = tmp_path / "x", random.Random(f"{round} {os.getpid()}")
+    process = subprocess.Popen(command(corpus, home, out, 4), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    parts, enough = tmp_path / "x.parts", chance.randrange(1, 5)
+    while not parts.exists() or len(list(parts.glob("*.len"))) < enough:
+        assert process.poll() is None
+        time.sleep(0.002)
+    chance.choice(encoders(process)).kill()
+    process.communicate(timeout=60)
+    assert process.returncode != 0, "the others go down with it"
+    assert not any(out.with_name("x" + end).exists() for end in (".bin", ".idx", ".json"))
+    before = {file.name: file.stat().st_mtime_ns for file in parts.glob("*.bin")}
+    done = subprocess.run(command(corpus, home, out, chance.choice([1, 2])), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert before and "MB were finished before" in done.stdout
+    assert digests(out) == alone
+
+
+def write(folder: Path, name: str, content: bytes) -> str:
+    (folder / name).write_bytes(content)
+    return str(folder / name)
+
+
+GOOD = b'{"text": "fine"}\n'
+
+
+@pytest.mark.parametrize(
+    "name, content, reason, kept",
+    [
+        ("x.jsonl", GOOD + b'{"txt": "no"}\n' + GOOD, 'line 2: not JSON with a "text" field', 2),
+        ("x.jsonl", GOOD + b'{"text": 3}\n' + GOOD, 'line 2: "text" is not a string but int', 2),
+        ("x.jsonl", GOOD + b'{"text": \n' + GOOD, "line 2: not JSON", 2),
+        ("x.jsonl", GOOD + b'{"text": "\xff"}\n' + GOOD, "line 2: not UTF-8", 2),
+        ("x.jsonl", GOOD + rb'{"text": "\ud800"}' + b"\n" + GOOD, "line 2: not UTF-8", 2),
+        ("x.txt", b"fine\n\xff\xfe\nfine\n", "line 2: not UTF-8", 2),
+        ("x.jsonl.gz", gzip.compress(GOOD * 40_000)[:-20], "damaged or truncated after line", None),
+        ("x.jsonl.xz", lzma.compress(GOOD * 40_000)[:-20], "damaged or truncated after line", None),
+        ("x.parquet", b"PAR1 but not really", "damaged or truncated after line 0", 0),
+    ],
+)
+def test_what_cannot_be_read_is_told_or_counted(home, tmp_path, name, content, reason, kept):
+    tokenizer = load_tokenizer(home / "tokenizer")
+    file = write(tmp_path, name, content)
+    with pytest.raises(UserError) as told:
+        encode(file, tokenizer, tmp_path / "out")
+    assert f"{file}: " in str(told.value) and reason in str(told.value) and "--on-error skip" in str(told.value)
+    assert not (tmp_path / "out.bin").exists()
+    if kept == 0:
+        with pytest.raises(UserError, match="holds no text"):
+            encode(file, tokenizer, tmp_path / "out", "skip")
+        return
+    manifest = encode(file, tokenizer, tmp_path / "out", "skip")
+    (bad,) = manifest["bad_documents"]
+    assert bad["file"] == file and reason in (f"line {bad['line']}: " if bad["line"] else "") + bad["reason"]
+    assert manifest["documents"] == kept if kept is not None else 1000 < manifest["documents"] <= 40_000
+
+
+def test_empty_documents_are_counted_and_left_out(home, tmp_path):
+    file = write(tmp_path, "x.jsonl", GOOD + b'{"text": ""}\n{"text": " \\n"}\n' + GOOD)
+    manifest = encode(file, load_tokenizer(home / "tokenizer"), tmp_path / "out")
+    assert (manifest["documents"], manifest["empty_documents"], manifest["bad_documents"]) == (2, 2, [])
+
+
+def test_finished_blocks_of_a_changed_file_are_not_used(home, tmp_path):
+    tokenizer, pattern = load_tokenizer(home / "tokenizer"), f"{tmp_path}/*.jsonl"
+    write(tmp_path, "x.jsonl", GOOD)
+    write(tmp_path, "y.jsonl", GOOD + b"{}\n")
+    with pytest.raises(UserError, match="y.jsonl: line 2"):
+        encode(pattern, tokenizer, tmp_path / "out")
+    kept = (tmp_path / "out.parts" / "000000-00000000.bin").stat().st_mtime_ns
+    write(tmp_path, "y.jsonl", GOOD * 3)
+    write(tmp_path, "z.jsonl", b"{}\n")
+    with pytest.raises(UserError, match="out.parts: left by a run on other inputs"):
+        encode(pattern, tokenizer, tmp_path / "out")
+    (tmp_path / "z.jsonl").unlink()
+    assert (tmp_path / "out.parts" / "000000-00000000.bin").stat().st_mtime_ns == kept
+    assert encode(pattern, tokenizer, tmp_path / "out")["documents"] == 4
+    write(tmp_path, "y.jsonl", GOOD * 2 + b"{}\n")
+    with pytest.raises(UserError, match="y.jsonl: line 3"):
+        encode(pattern, tokenizer, tmp_path / "out")
+    write(tmp_path, "x.jsonl", GOOD * 5)
+    assert encode(pattern, tokenizer, tmp_path / "out", "skip")["documents"] == 7
+
+
+def test_blocks_are_the_same_every_time_and_hold_every_line(corpus):
+    for index, file in enumerate(find_inputs(f"{corpus}/*")):
+        found = list(blocks(index, file))
+        assert [b.number for b in found] == list(range(len(found)))
+        assert [b.first for b in found] == [1 + sum(len(b.documents) for b in found[:n]) for n in range(len(found))]
+        assert found == list(blocks(index, file))
+    assert any(len(list(blocks(0, file))) > 2 for file in find_inputs(f"{corpus}/*.xz"))
+
+
+@pytest.mark.dist
+def test_a_bad_line_under_mpi_is_told_once(home, tmp_path):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in", "x.jsonl", GOOD * 300_000 + b"{}\n" + GOOD)
+    done = subprocess.run(command(tmp_path / "in", home, tmp_path / "x", 3), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "line 300001" in done.stderr, done.stderr
+
+
+def test_a_sample_is_of_the_stated_size_the_same_every_time_and_from_everywhere(texts):
+    some = sample(texts, 1_000_000)
+    assert some == sample(texts, 1_000_000)
+    assert 800_000 < sum(len(text.encode()) for text in some) <= 1_000_000
+    places = [texts.index(text) for text in some]
+    assert places == sorted(places) and min(places) < 300 and max(places) > 1300
+    assert sample(["x" * 50], 10) == ["x" * 50]

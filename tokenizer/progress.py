@@ -1,0 +1,68 @@
+"""What `encode` shows while it works, and when it is done."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Sequence
+
+from tokenizer.parts import Tally
+from tokenizer.text import COMPRESSED, Block
+
+EVERY_SECONDS = {True: 0.2, False: 15.0}
+"""Between lines, on a terminal and in a log."""
+MOST_SHOWN = 10
+SEEN_PER_COMPRESSED = 3.5
+"""Text from a byte of a compressed file, until a file is through and it is known."""
+
+
+class Progress:
+    """Documents, MB a second and the time that is left."""
+
+    def __init__(self, files: Sequence[Path], quiet: bool) -> None:
+        self.quiet, self.files = quiet, files
+        self.terminal = sys.stderr.isatty()
+        self.total = sum(file.stat().st_size * (SEEN_PER_COMPRESSED if file.suffix in (*COMPRESSED, ".parquet") else 1) for file in files)
+        self.tally, self.before = Tally(), 0
+        self.started = self.shown = time.perf_counter()
+
+    def skip(self, block: Block) -> None:
+        """A block that an earlier run has finished."""
+        self.before += sum(len(document or b"") for document in block.documents)
+
+    def add(self, tally: Tally) -> None:
+        self.tally.add(tally)
+        now = time.perf_counter()
+        if not self.quiet and now - self.shown >= EVERY_SECONDS[self.terminal]:
+            self.shown = now
+            self._line(now - self.started)
+
+    def _line(self, seconds: float) -> None:
+        speed = self.tally.text_bytes / max(seconds, 1e-9)
+        done = self.tally.text_bytes + self.before
+        left = max(self.total - done, 0) / max(speed, 1e-9)
+        share = min(done / max(self.total, 1), 0.99)
+        text = (
+            f"{100 * share:3.0f} %  {self.tally.documents:,} documents  {speed / 1e6:.1f} MB/s  "
+            f"about {left / 60:.0f} min left  {len(self.tally.bad)} bad"
+        )
+        print(("\r" if self.terminal else "") + text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        self.seconds = time.perf_counter() - self.started
+        if self.terminal and not self.quiet:
+            print(file=sys.stderr)
+
+    def summary(self, manifest: dict, prefix: Path, copying: float) -> None:
+        """The end of the story, with the first documents that could not be read."""
+        if self.quiet:
+            return
+        speed = self.tally.text_bytes / 1e6 / max(self.seconds, 1e-9)
+        print(
+            f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens in {prefix}.bin: {self.seconds:.0f} s of encoding at "
+            f"{speed:.1f} MB/s, {copying:.0f} s of putting together"
+            + (f"; {self.before / 1e6:.0f} MB were finished before" if self.before else "")
+        )
+        bad = manifest["bad_documents"]
+        print(f"{manifest['empty_documents']} empty and {len(bad)} bad documents left out" + (f"; all are in {prefix}.json:" if bad else ""))
+        for entry in bad[:MOST_SHOWN]:
+            print(f"  {entry['file']}: " + (f"line {entry['line']}: " if entry["line"] else "") + entry["reason"])

@@ -1,0 +1,138 @@
+"""Processes that encode together: alone, or under mpiexec or srun with the same command."""
+
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any, Callable, Iterable, Iterator
+
+from pretrain.errors import UserError
+
+LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")
+"""Variables that an MPI launcher sets for its processes."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among the others. Rank 0 reads, and the others work; alone it does both."""
+
+    comm: Any
+    """mpi4py's communicator; None alone."""
+    rank: int
+    size: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, jobs: Iterable[Any], work: Callable[[Any], Any], told: Callable[[Any], None]) -> None:
+        """Have every job worked on by somebody; `told` gets each result, on rank 0. Jobs are made there too, one ahead of need.
+
+        An exception of `work` ends the sharing and is raised on every rank.
+        """
+        if self.comm is None:
+            for job in jobs:
+                told(work(job))
+        elif self.is_main:
+            self._raise_together(self._hand_out(jobs, told))
+        else:
+            self._raise_together(self._take(work))
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """What `action` gives on rank 0, on every rank, or its UserError."""
+        outcome: Any = None
+        if self.is_main:
+            try:
+                outcome = action()
+            except UserError as error:
+                outcome = error
+        if self.comm is not None:
+            outcome = self.comm.bcast(outcome)
+        if isinstance(outcome, UserError):
+            raise outcome
+        return outcome
+
+    def wait(self) -> None:
+        if self.comm is not None:
+            self.comm.barrier()
+
+    def _hand_out(self, jobs: Iterable[Any], told: Callable[[Any], None]) -> UserError | None:
+        from mpi4py import MPI
+
+        working, failure, status = self.size - 1, None, MPI.Status()
+        upcoming: Iterator[Any] = iter(jobs)
+        job = _next(upcoming)
+        while working:
+            result = self.comm.recv(source=MPI.ANY_SOURCE, status=status)
+            if isinstance(result, UserError):
+                failure = failure or result
+            elif result is not None and failure is None:
+                try:
+                    told(result)
+                except UserError as error:
+                    failure = error
+            if isinstance(job, UserError):
+                failure, job = failure or job, None
+            if failure is not None:
+                job = None
+            self.comm.send(job, dest=status.Get_source())
+            if job is None:
+                working -= 1
+            else:
+                job = _next(upcoming)
+        return failure
+
+    def _take(self, work: Callable[[Any], Any]) -> UserError | None:
+        self.comm.send(None, dest=0)
+        failed = None
+        while (job := self.comm.recv(source=0)) is not None:
+            try:
+                result = work(job)
+            except UserError as error:
+                result = failed = error
+            self.comm.send(result, dest=0)
+        return failed
+
+    def _raise_together(self, failure: UserError | None) -> None:
+        failures = self.comm.allgather(failure)
+        first = next((error for error in failures if error is not None), None)
+        if first is not None:
+            raise first
+
+
+def _next(jobs: Iterator[Any]) -> Any:
+    """The next job, None at the end, or the error that making it raised."""
+    try:
+        return next(jobs, None)
+    except UserError as error:
+        return error
+
+
+def join() -> Team:
+    """Meet the other processes, if an MPI launcher started any.
+
+    Raises:
+        UserError: there is a launcher and no MPI, or srun started tasks that know nothing of each other.
+    """
+    tasks = int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
+    if not any(name in os.environ for name in LAUNCHED) and tasks == 1:
+        return Team(None, 0, 1)
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"started by an MPI launcher, but MPI cannot be loaded ({error}); pip install mpich, or load a module") from None
+    comm = MPI.COMM_WORLD
+    if comm.size == 1 and tasks > 1:
+        raise UserError(f"srun started {tasks} tasks that do not know of each other; srun --mpi=list shows what to pass as --mpi, as pmi2 or pmix")
+    if comm.size > 1:
+        sys.excepthook = _abort
+    return Team(comm if comm.size > 1 else None, comm.rank, comm.size)
+
+
+def _abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """A rank that fails takes the others down; they would wait for it for ever."""
+    from mpi4py import MPI
+
+    traceback.print_exception(kind, error, trace)
+    sys.stderr.flush()
+    MPI.COMM_WORLD.Abort(1)
