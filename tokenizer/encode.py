@@ -8,7 +8,6 @@ So they are the same for any number of processes, and a run that was killed goes
 import json
 import os
 import time
-from itertools import chain
 from pathlib import Path
 from typing import Iterator, Literal, Sequence
 
@@ -107,13 +106,13 @@ def _encode(block: Block, files: Sequence[Path], tokenizer: Tokenizer, parts: Pa
             texts.append(text)
         else:
             tally.empty += 1
-    documents: list[list[int]] = []
+    documents: list[np.ndarray] = []
     for first in range(0, len(texts), BATCH):
-        documents += tokenizer.processor.encode(texts[first : first + BATCH], num_threads=1)
+        documents += tokenizer.processor.encode(texts[first : first + BATCH], return_type="numpy", num_threads=1)
     lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
     tally.documents, tally.tokens = len(documents), int(lengths.sum())
     tally.text_bytes = sum(len(document or b"") for document in block.documents)
-    parts.write(block.name, np.fromiter(chain.from_iterable(documents), parts.dtype, tally.tokens), lengths, tally)
+    parts.write(block.name, np.concatenate(documents) if documents else np.empty(0), lengths, tally)
     return tally
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
@@ -10,6 +11,9 @@ from pretrain.errors import UserError
 
 LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")
 """Variables that an MPI launcher sets for its processes."""
+
+IDLE_SECONDS = 0.001
+"""Between two looks for a message; a block takes some hundred times longer."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Team:
                 outcome = action()
             except UserError as error:
                 outcome = error
+        self.wait()
         if self.comm is not None:
             outcome = self.comm.bcast(outcome)
         if isinstance(outcome, UserError):
@@ -53,8 +58,11 @@ class Team:
         return outcome
 
     def wait(self) -> None:
+        """Until all ranks are here. MPI would wait at full speed; a sleeping rank leaves its core to those that work."""
         if self.comm is not None:
-            self.comm.barrier()
+            arrived = self.comm.Ibarrier()
+            while not arrived.Test():
+                time.sleep(IDLE_SECONDS)
 
     def _hand_out(self, jobs: Iterable[Any], told: Callable[[Any], None]) -> UserError | None:
         from mpi4py import MPI
@@ -63,7 +71,7 @@ class Team:
         upcoming: Iterator[Any] = iter(jobs)
         job = _next(upcoming)
         while working:
-            result = self.comm.recv(source=MPI.ANY_SOURCE, status=status)
+            result = self._receive(MPI.ANY_SOURCE, status)
             if isinstance(result, UserError):
                 failure = failure or result
             elif result is not None and failure is None:
@@ -85,7 +93,7 @@ class Team:
     def _take(self, work: Callable[[Any], Any]) -> UserError | None:
         self.comm.send(None, dest=0)
         failed = None
-        while (job := self.comm.recv(source=0)) is not None:
+        while (job := self._receive(0)) is not None:
             try:
                 result = work(job)
             except UserError as error:
@@ -93,7 +101,14 @@ class Team:
             self.comm.send(result, dest=0)
         return failed
 
+    def _receive(self, source: int, status: Any = None) -> Any:
+        """As `wait`, for a message."""
+        while not self.comm.iprobe(source=source):
+            time.sleep(IDLE_SECONDS)
+        return self.comm.recv(source=source, status=status)
+
     def _raise_together(self, failure: UserError | None) -> None:
+        self.wait()
         failures = self.comm.allgather(failure)
         first = next((error for error in failures if error is not None), None)
         if first is not None:
