@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from pretrain.config import Run, read_run
 from pretrain.config.command_line import option_pairs
+from pretrain.errors import UserError
 from pretrain.parallel.ranks import Ranks, device_type, join, launch, prepare_libraries
 from pretrain.subnetwork import Path as LayerPath, draw
 from pretrain.subnetwork.makespan import ideal_pipeline_ratio
@@ -38,12 +39,15 @@ HOME = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--rounds", type=int, choices=range(1, 1000), metavar="N", default=24)
     parser.add_argument("--out", type=Path, default=HOME / "results")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     args, rest = parser.parse_known_args()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    run = read_run(str(HOME / "path_speed.yaml"), option_pairs(rest), str(HOME / "path_speed.json"), world_size)
+    try:
+        run = read_run(str(HOME / "path_speed.yaml"), option_pairs(rest), str(HOME / "path_speed.json"), world_size)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     prepare_libraries(device_type(args.device))
     with join(args.device) as ranks, launch(run.recipe, ranks):
         result = measure(run, ranks, args.rounds)
@@ -229,10 +233,12 @@ def facts(run: Run, ranks: Ranks, half: int, rounds: int) -> dict[str, object]:
 
 
 def layout_name(run: Run) -> str:
-    """`TP2`, `PP2`, `DP2` or a product of them; `one` for one process."""
-    p = run.recipe.parallel
-    parts = [f"{name}{size}" for name, size in (("TP", p.tensor), ("PP", p.pipeline), ("DP", run.data_parallel)) if size > 1]
-    return "x".join(parts) or "one"
+    """`TP2`, `PP2`, `DP2` or a product of them, with what else is not the default; `one` for one process."""
+    p, stage = run.recipe.parallel, run.ds.zero_optimization.stage
+    sizes = (("TP", p.tensor), ("PP", p.pipeline), ("V", p.virtual), ("DP", run.data_parallel))
+    name = "x".join(f"{name}{size}" for name, size in sizes if size > 1) or "one"
+    extra = {"sp": p.sequence, f"zero{stage}": stage != 1, "bf16": run.ds.bf16.enabled, "recompute": run.recipe.model.recompute == "layer"}
+    return "_".join([name, *(word for word, used in extra.items() if used)])
 
 
 def cpu_name() -> str:

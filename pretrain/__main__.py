@@ -1,17 +1,19 @@
 """python -m pretrain train | plan | inspect batch RECIPE [options]"""
 
 import argparse
+import ctypes
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Sequence
+from typing import NoReturn, Sequence
 
 from pretrain.config.command_line import all_settings, option_pairs
 from pretrain.config.checks import check
 from pretrain.config.run import Run, parse_run, read_run
-from pretrain.config.strict import COMMAND_LINE
-from pretrain.errors import TrainingStopped, UserError
+from pretrain.config.strict import COMMAND_LINE, one_line
+from pretrain.errors import TrainingStopped, UserError, lost_a_peer
 
 TRAIN_OPTIONS = ("run-dir", "resume", "stop-at", "device", "ds-config")
 PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", "ds-config")
@@ -23,14 +25,14 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it ended well, 2 for a mistake of the user's, 1 for a run that could not go on."""
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if args.command is None:
-        parser.print_help()
-        return 2
-    if getattr(args, "explain", False):
-        print("\n".join(f"{key:<55} {text}" for key, text in all_settings()))
-        return 0
     try:
+        args, rest = parser.parse_known_args(argv)
+        if args.command is None:
+            parser.print_help()
+            return 2
+        if getattr(args, "explain", False):
+            print("\n".join(f"{key:<55} {text}" for key, text in all_settings()))
+            return 0
         if args.command == "inspect":
             return _inspect(args, rest)
         words = list(sys.argv[1:] if argv is None else argv)
@@ -48,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _tell("interrupted")
         return 130
+    except RuntimeError as error:
+        if not lost_a_peer(error):
+            raise
+        _tell(f"stopped: another rank is gone ({one_line(error)}); it, or the launcher, tells why", everywhere=False)
+        return 1
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -63,6 +70,8 @@ def _tell(text: str, everywhere: bool = True) -> None:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _outlive_no_launcher()
     pairs = option_pairs(rest, TRAIN_OPTIONS)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -81,6 +90,21 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
         train(run, TrainOptions(args.run_dir, args.resume, args.stop_at), ranks)
     return 0
+
+
+def _outlive_no_launcher() -> None:
+    """Have the kernel send SIGTERM when torchrun dies, which SIGKILL or SIGUSR1 make it do without a word to its ranks."""
+    set_parent_death_signal = 1  # linux/prctl.h, PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
+    if os.getppid() == 1:
+        raise TrainingStopped("the launcher is gone")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong as everything else here does: once, not on every rank."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{COMMAND_LINE}: {message}; `{self.prog} --help` shows what there is")
 
 
 def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
@@ -137,7 +161,7 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pretrain", allow_abbrev=False, description=__doc__)
+    parser = _Parser(prog="python -m pretrain", allow_abbrev=False, description=__doc__)
     commands = parser.add_subparsers(dest="command")
     settings = "Any field of the recipe is an option, as --steps or --model.num_layers; any key of the JSON after --ds., as --ds.zero_optimization.stage."
     for name, text in (("train", "train a recipe, or go on with it"), ("plan", "check everything and show what a run would do")):

@@ -5,7 +5,8 @@ class UserError(ValueError):
     """Says what is wrong, where (file and key), and what to write instead.
 
     The command line prints the message alone, without a traceback, and exits with status 2. A job script can
-    rely on that status: such an error comes back on every restart, so the job must not be requeued.
+    rely on that status of a rank (torchrun itself answers 1 to any): such an error comes back on every restart, so the job must
+    not be requeued.
     """
 
 
@@ -21,3 +22,10 @@ class TrainingStopped(RuntimeError):
         stopped = cls(reason)
         stopped.everywhere = False
         return stopped
+
+
+def lost_a_peer(error: BaseException) -> bool:
+    """Did a collective fail because another rank is gone? That one, or the launcher, tells why."""
+    is_of_torch = any(kind.__name__ == "DistError" for kind in type(error).__mro__)
+    words = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return is_of_torch or isinstance(error, RuntimeError) and any(word in str(error) for word in words)

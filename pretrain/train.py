@@ -34,6 +34,7 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> None:
                 done = step
                 if stop:
                     break
+            watch.ended(done)
         finally:
             data.close()
-            watch.close(done)
+            watch.close()

@@ -147,7 +147,7 @@ def test_a_full_disk_while_saving_leaves_the_last_good_checkpoint(project, unbro
     limit = max(p.stat().st_size for p in (run_dir / "checkpoints").rglob("*.pt")) // 2
     done = train(project, run_dir, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert done.returncode == 1
-    assert "stopped: checkpoint" in done.stderr and "could not be written" in done.stderr
+    assert "stopped: checkpoint" in done.stderr and "could not be completed" in done.stderr
     assert f"the newest good one is {run_dir}/checkpoints/step_00000005" in done.stderr
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["LATEST", "step_00000005"]
     assert train(project, run_dir).returncode == 0

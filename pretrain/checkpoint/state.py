@@ -9,7 +9,7 @@ import torch.distributed as dist
 from pretrain.checkpoint.directory import MANIFEST, RunDirectory, damage, differences, newest_good, provenance, prune, seal
 from pretrain.config import Run
 from pretrain.config.strict import one_line
-from pretrain.errors import TrainingStopped, UserError
+from pretrain.errors import TrainingStopped, UserError, lost_a_peer
 from pretrain.parallel.engine import Engine
 
 STATE = "state"
@@ -35,8 +35,9 @@ def save(run: Run, engine: Engine, directory: RunDirectory, step: int) -> None:
         if main:
             seal(unfinished, folder, {"step": step, "layout": layout(run), "identity": run.identity(), "versions": provenance()})
             prune(directory, run.recipe.keep_checkpoints)
+        dist.barrier()
     except (OSError, RuntimeError) as error:
-        if _comes_of_another_rank(error):
+        if lost_a_peer(error):
             raise TrainingStopped.on_this_rank(f"checkpoint {folder}: another rank could not write its part, and tells why") from error
         if main:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -44,13 +45,7 @@ def save(run: Run, engine: Engine, directory: RunDirectory, step: int) -> None:
         rest = f"the newest good one is {kept}" if kept else "there is no older one"
         free = shutil.disk_usage(directory.path).free / 2**20
         why = f"{one_line(error)}; {free:.0f} MiB free there"
-        raise TrainingStopped.on_this_rank(f"checkpoint {folder} could not be written ({why}); {rest}") from error
-    dist.barrier()
-
-
-def _comes_of_another_rank(error: Exception) -> bool:
-    """A rank that fails ends its process, and those that wait for it in a barrier learn that the connection broke."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Connection closed by peer", "Connection reset"))
+        raise TrainingStopped.on_this_rank(f"checkpoint {folder} could not be completed ({why}); {rest}") from error
 
 
 def resume(run: Run, engine: Engine, directory: RunDirectory, choice: str) -> int:
@@ -64,10 +59,17 @@ def resume(run: Run, engine: Engine, directory: RunDirectory, choice: str) -> in
     if found is None:
         return 0
     folder, step = found
-    engine.deepspeed.load_checkpoint(str(folder), tag=STATE)
+    engine.ranks.together(lambda: _load(engine, folder))
     if engine.ranks.is_main:
         directory.abandon_after(step)
     return step
+
+
+def _load(engine: Engine, folder: Path) -> None:
+    """DeepSpeed says nothing where it finds nothing."""
+    loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=STATE)
+    if loaded is None:
+        raise UserError(f"{folder}: this rank sees no files of it; the run directory must be on a file system that all nodes share")
 
 
 def _choose(run: Run, directory: RunDirectory, choice: str) -> tuple[Path, int] | None:

@@ -95,13 +95,18 @@ class Observer:
         """Called after a checkpoint; its time belongs to no step."""
         self._mark = time.perf_counter()
 
-    def close(self, step: int) -> None:
-        """End of the loop after `step`, whatever ended it; a finished run gets its report."""
+    def close(self) -> None:
+        """Whatever ended the loop."""
+        if self.is_main:
+            self.console.close()
+            self.metrics.close()
+            self.board.close()
+
+    def ended(self, step: int) -> None:
+        """Called when the loop has ended well after `step`, which is saved; a finished run gets its report."""
         if not self.is_main:
             return
         self.console.close()
-        self.metrics.close()
-        self.board.close()
         if step >= self.run.steps:
             print(write_report(self.run, self.directory), flush=True)
         else:

@@ -1,7 +1,6 @@
 """This process among the others: rank, device, groups, and how the run is asked to stop."""
 
 import atexit
-import ctypes
 import logging
 import os
 import shutil
@@ -153,10 +152,12 @@ def join(device: DeviceName) -> Iterator[Ranks]:
     """Meet the other processes before anything else is done: what only one of them finds wrong can then be told by all.
 
     Raises:
-        UserError: a rank has no device.
+        UserError: a rank has no device, or there are several and no address to meet at.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     backend = "gloo" if device_type(device) == "cpu" or torch.version.cuda is None else "cpu:gloo,cuda:nccl"
+    if world_size > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(f"WORLD_SIZE is {world_size} and MASTER_ADDR is not set; start the processes with torchrun")
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, rank=rank, world_size=world_size)
     else:
@@ -185,8 +186,6 @@ def launch(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     former = {s: signal.signal(s, ranks.request_stop) for s in STOP_SIGNALS}
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        _outlive_no_launcher()
     try:
         make_groups(recipe, ranks.device)
         yield
@@ -194,12 +193,6 @@ def launch(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
         for number, handler in former.items():
             signal.signal(number, handler)
         destroy_groups()
-
-
-def _outlive_no_launcher() -> None:
-    """Have the kernel send SIGTERM when torchrun dies, which SIGKILL or SIGUSR1 make it do without a word to its ranks."""
-    set_parent_death_signal = 1  # linux/prctl.h, PR_SET_PDEATHSIG
-    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
 
 
 def make_groups(recipe: Recipe, device: torch.device) -> None:

@@ -6,10 +6,11 @@ from typing import Iterator
 from pretrain.config import Run
 from pretrain.config.checks import check
 from pretrain.errors import UserError
+from pretrain.plan.balance import full_time, stage_time
 from pretrain.plan.hardware import GPUS, Gpu
 from pretrain.plan.memory import GIB, rank_memory
-from pretrain.subnetwork.flops import expected_active
-from pretrain.subnetwork.makespan import chunk_costs, makespan
+from pretrain.subnetwork.flops import savings
+from pretrain.subnetwork.makespan import chunk_costs
 
 USABLE = 0.9
 """Share of a GPU's memory that a plan may fill; the rest is the allocator's, NCCL's and the driver's."""
@@ -51,18 +52,15 @@ class Speed:
 
 
 def speed(run: Run) -> Speed:
-    p, shape, n = run.recipe.parallel, run.recipe.shape, run.micro_batches
-    full = step_time(run, shape.layers)
-    paths = sum(step_time(run, float(expected_active(run.method, s))) * s.steps for s in run.method.stages) / run.steps
+    """From paths as the run will draw them; on one pipeline rank, where only their mean length matters, from that."""
+    p, shape = run.recipe.parallel, run.recipe.shape
+    full = full_time(run)
+    if p.pipeline == 1:
+        ratio = savings(run.method, shape).model_flops
+    else:
+        ratio = sum(stage_time(run, stage) * stage.steps for stage in run.method.stages) / run.steps / full
     busy = [sum(rank) for rank in chunk_costs(shape, p.pipeline, p.virtual, shape.layers)]
-    return Speed(paths / full, 1 - max(busy) * n * (1 + run.backward_cost) / full, max(busy) / sum(busy))
-
-
-def step_time(run: Run, active: float) -> float:
-    """Time of a step's schedule with `active` layers, in operations a token of one rank."""
-    p = run.recipe.parallel
-    costs = chunk_costs(run.recipe.shape, p.pipeline, p.virtual, active)
-    return makespan(costs, run.micro_batches, run.backward_cost)
+    return Speed(ratio, 1 - max(busy) * run.micro_batches * (1 + run.backward_cost) / full, max(busy) / sum(busy))
 
 
 def hours(run: Run, cluster: Cluster) -> tuple[float, float]:
@@ -130,6 +128,6 @@ def _divisors(number: int) -> list[int]:
 def _judge(run: Run, cluster: Cluster) -> Suggestion:
     p, shape = run.recipe.parallel, run.recipe.shape
     memory = max(rank_memory(run, rank).total for rank in range(p.pipeline)) / GIB
-    seconds = step_time(run, shape.layers) * speed(run).ratio * run.micro_batch * run.recipe.data.sequence_length / p.tensor
+    seconds = full_time(run) * speed(run).ratio * run.micro_batch * run.recipe.data.sequence_length / p.tensor
     normal = shape.token(shape.layers) * run.tokens_per_step / run.world_size
     return Suggestion(run, memory, fits(memory, cluster), seconds / normal)

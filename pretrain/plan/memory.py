@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pretrain.config import Run
-from pretrain.subnetwork.schedule import Stage
+from pretrain.plan.balance import spread
 
 GIB = 2**30
 FP32 = 4
@@ -25,7 +25,8 @@ class RankMemory:
     optimizer: float
     """Masters and moments."""
     activations: tuple[float, ...]
-    """At the fullest moment of the pipeline's schedule, for each of the method's stages: shorter paths keep less."""
+    """At the fullest moment of the pipeline's schedule, for each of the method's stages, on the path that gives this rank the most layers
+    among those looked at (plan/balance.py)."""
     buffers: float
     """DeepSpeed's: gradients on their way through a reduction, and ZeRO-3's gathered weights."""
     buffers_stay: bool
@@ -55,24 +56,10 @@ def rank_memory(run: Run, rank: int) -> RankMemory:
         weights=count * element / (replicas if stage == 3 else 1),
         gradients=count * FP32 / (replicas if stage >= 2 else 1),
         optimizer=count * (moments + masters) / (replicas if stage >= 1 else 1),
-        activations=tuple(_activations(run, rank, most_active(run, len(layers), s), element) for s in run.method.stages),
+        activations=tuple(_activations(run, rank, max(spread(run, s).of_rank(rank, p.pipeline)), element) for s in run.method.stages),
         buffers=_buffers(run, count, stage, element),
         buffers_stay=stage >= 2,
     )
-
-
-def most_active(run: Run, layers: int, stage: Stage) -> float:
-    """Active layers that a rank with `layers` layers can have in a step of `stage`: its even share if paths are balanced over
-    the pipeline ranks, else the whole path if the rank is that unlucky."""
-    p, block = run.recipe.parallel, run.ds.progressive_subnetwork
-    if stage.path_length == run.recipe.model.num_layers:
-        return layers
-    if block.sampler == "bernoulli":
-        return layers
-    if block.sampler == "balanced" and block.balance_groups % p.pipeline == 0 and p.virtual == 1:
-        groups = block.balance_groups
-        return min(layers, groups // p.pipeline * -(-stage.path_length // groups))
-    return min(layers, stage.path_length)
 
 
 def _buffers(run: Run, count: int, stage: int, element: int) -> float:

@@ -12,11 +12,14 @@ from pretrain.config import Run
 from pretrain.model.decoder import build_chunks, transformer_config
 from pretrain.observe.console import short
 from pretrain.parallel.ranks import destroy_groups, make_groups
+from pretrain.plan.balance import spread
 from pretrain.plan.cost import USABLE, Cluster, fits, hours, speed, suggest
 from pretrain.plan.memory import GIB, rank_memory
 from pretrain.subnetwork.flops import expected_active, savings
 
 MOST_SUGGESTIONS = 12
+UNBALANCED = 1.02
+"""Active layers of the busiest pipeline rank over the mean beyond which `plan` warns."""
 UNEVEN = Fraction(1, 4)
 """Relative distance of a layer's probability from the uniform one beyond which `plan` warns."""
 
@@ -120,17 +123,17 @@ def expected_longest(keep: list[float], draws: int) -> float:
 
 
 def _balance(run: Run) -> Iterator[str]:
-    """Pipeline ranks are equally busy in every step if they own whole groups of a balanced sampler."""
-    p, block = run.recipe.parallel, run.ds.progressive_subnetwork
+    """Pipeline ranks are equally busy in every step if they own whole groups of a balanced sampler, and the groups are alike."""
+    p = run.recipe.parallel
     if p.pipeline == 1 or run.method.name == "full":
         return
-    if block.sampler != "balanced" or block.balance_groups % p.pipeline:
+    uneven = {stage.index: spread(run, stage).busiest(p.pipeline) for stage in run.method.stages}
+    worst = max(uneven, key=uneven.__getitem__)
+    if uneven[worst] > UNBALANCED:
         yield (
-            f"paths are not balanced over {p.pipeline} pipeline ranks, so the busiest one sets the pace; use "
-            f'"sampler": "balanced" with balance_groups a multiple of {p.pipeline}'
+            f"paths are not balanced over {p.pipeline} pipeline ranks: in stage {worst} the busiest one runs {uneven[worst]:.2f} times the "
+            f'mean, and sets the pace; use "sampler": "balanced" with balance_groups a multiple of {p.pipeline} that divides the path lengths'
         )
-    elif p.virtual > 1 and any(stage.path_length % block.balance_groups for stage in run.method.stages):
-        yield f"with virtual chunks, paths are balanced only where balance_groups {block.balance_groups} divides their length"
 
 
 def _size(run: Run) -> Table:
@@ -204,16 +207,19 @@ def _ranks(run: Run) -> Table:
 
 
 def _cost(run: Run, cluster: Cluster) -> Table:
-    table = _table(f"{cluster.nodes} nodes of {cluster.gpus_per_node} {cluster.gpu_name}, {100 * cluster.mfu:g} % MFU", "", "all layers", run.method.name)
+    table = _table(f"{cluster.nodes} node{'s' * (cluster.nodes > 1)} of {cluster.gpus_per_node} {cluster.gpu_name}, {100 * cluster.mfu:g} % MFU", "", "all layers", run.method.name)
     full, paths = hours(run, cluster)
     pace = speed(run)
     table.add_row("hours", f"{full:,.1f}", f"{paths:,.1f}")
-    table.add_row("GPU hours", f"{full * cluster.gpus:,.0f}", f"{paths * cluster.gpus:,.0f}")
+    table.add_row("GPU hours", f"{full * cluster.gpus:,.1f}", f"{paths * cluster.gpus:,.1f}")
     if cluster.price_per_gpu_hour is not None:
         price = cluster.price_per_gpu_hour * cluster.gpus
         table.add_row("cost", f"{full * price:,.0f}", f"{paths * price:,.0f}")
     table.add_row("ideal speed-up of this layout", "1.00x", f"{1 / pace.ratio:.2f}x")
     table.add_row("busiest pipeline rank's share of the operations", f"{100 * pace.busiest:.1f} %", "")
+    if run.recipe.parallel.pipeline > 1:
+        even = [spread(run, stage).busiest(run.recipe.parallel.pipeline) for stage in run.method.stages]
+        table.add_row("busiest pipeline rank's active layers over the mean, by stage", "1.00", " ".join(f"{ratio:.2f}" for ratio in even))
     table.add_row("busiest pipeline rank waits (fill and drain)", f"{100 * pace.bubble:.1f} %", "")
     return table
 

@@ -43,10 +43,11 @@ def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
     others = psutil.Process(process.pid).children(recursive=True)
     ranks_of(process)[1].kill()
     died = time.time()
-    _, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and time.time() - died < 60
     assert "rank      : 1" in errors and "SIGKILL" in errors, "the rank is named"
     assert not any(other.is_running() for other in others), "nothing is left hanging"
+    assert "another rank is gone" in errors and "ended after" not in out, "no word of a good end"
     again = pretrain(project, run_dir, 2, *PP2)
     out, errors = again.communicate(timeout=180)
     assert again.returncode == 0, errors
@@ -71,6 +72,19 @@ def test_a_launcher_that_is_told_to_go_or_killed_leaves_a_checkpoint_and_no_proc
     assert step >= 7 and losses(run_dir) == losses(unbroken)[:step]
 
 
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0])
+def test_a_launcher_that_is_killed_while_its_ranks_start_leaves_none(project, tmp_path, seconds):
+    process = pretrain(project, tmp_path / "run", 2, *PP2)
+    deadline = time.time() + 60
+    while len(ranks := ranks_of(process)) < 2:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+    time.sleep(seconds)
+    process.kill()
+    assert not psutil.wait_procs(ranks.values(), timeout=60)[1]
+    process.communicate(timeout=60)
+
+
 def only_on_rank_1(command: str, *words) -> list[str]:
     """Start two ranks, of which the second runs a shell command first."""
     script = f'if [ $RANK = 1 ]; then {command}; fi; exec "$@"'
@@ -90,7 +104,7 @@ def test_a_rank_that_cannot_write_its_part_tells_why_and_no_other_makes_a_reason
     run_dir = tmp_path / "run"
     process = only_on_rank_1("ulimit -f 8", project.recipe, "--ds-config", project.ds, "--run-dir", run_dir, *PP2)
     _, errors = process.communicate(timeout=120)
-    told = [line for line in errors.splitlines() if "could not be written" in line]
+    told = [line for line in errors.splitlines() if "could not be completed" in line]
     assert process.returncode != 0 and len(told) == 1 and told[0].startswith("rank 1: stopped: checkpoint "), errors
     assert not list((run_dir / "checkpoints").glob("step_" + "[0-9]" * 8))
 
@@ -108,6 +122,7 @@ def test_another_layout_is_refused_on_resume(project, unbroken):
     [
         (("--parallel.tensor", "4"), "2 processes cannot hold replicas of 4 tensor x 1 pipeline ranks"),
         (("--data.valid", "nowhere"), "nowhere.bin: no such file"),
+        (("--stop-at", "abc"), "argument --stop-at: invalid int value: 'abc'"),
     ],
 )
 def test_bad_input_is_told_once_and_at_once(project, tmp_path, words, complaint):

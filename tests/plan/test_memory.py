@@ -7,10 +7,12 @@ from pretrain.data.loader import open_data
 from pretrain.parallel.engine import Engine, MicroBatch
 from pretrain.plan.cost import Cluster, hours, speed, suggest
 from pretrain.plan.hardware import GPUS
-from pretrain.plan.memory import layer_activations, most_active, parameters, rank_memory
+from pretrain.plan.balance import spread
+from pretrain.plan.memory import layer_activations, parameters, rank_memory
 from pretrain.config.run import parse_run, read_run
 from pretrain.subnetwork import Path
 from pretrain.subnetwork.flops import savings
+from pretrain.subnetwork.makespan import ideal_pipeline_ratio
 
 
 def test_activations_of_a_layer_are_those_that_autograd_keeps(project, ranks):
@@ -58,13 +60,14 @@ def test_sharding_divides_what_it_shards(project):
     "name, units, clock, bf16, fp32",
     [
         ("a100-80gb", 108, 1.410e9, 2048, 128),  # NVIDIA A100 white paper, table 1: per SM and clock
-        ("h100", 132, 1.830e9, 4096, 277),  # NVIDIA H100 white paper: tensor clock; fp32 256 at its higher 1.98 GHz
+        ("h100", 132, (1.830e9, 1.980e9), 4096, 256),  # NVIDIA H100 white paper: tensor cores run at a lower clock
         ("mi300x", 304, 2.100e9, 2048, 256),  # AMD CDNA 3 white paper, per compute unit
     ],
 )
 def test_peaks_are_units_times_clock_times_operations(name, units, clock, bf16, fp32):
-    assert GPUS[name].bf16_tflops == pytest.approx(units * clock * bf16 / 1e12, rel=0.01)
-    assert GPUS[name].fp32_tflops == pytest.approx(units * clock * fp32 / 1e12, rel=0.01)
+    tensor, plain = clock if isinstance(clock, tuple) else (clock, clock)
+    assert GPUS[name].bf16_tflops == pytest.approx(units * tensor * bf16 / 1e12, rel=0.01)
+    assert GPUS[name].fp32_tflops == pytest.approx(units * plain * fp32 / 1e12, rel=0.01)
 
 
 def test_hours_are_operations_over_speed():
@@ -97,13 +100,33 @@ def test_suggestions_know_nodes_of_any_size_and_zero_stages_that_exclude_sequenc
     assert all(s.run.recipe.parallel.sequence for s in suggest(run, Cluster(3, 6)) if s.run.recipe.parallel.tensor > 1)
 
 
-def test_a_rank_may_get_more_of_an_unbalanced_path_than_of_a_balanced_one(project):
-    def active(*settings: str) -> list[float]:
-        run = project.run("parallel.pipeline=2", *settings, world_size=2)
-        return [most_active(run, 4, stage) for stage in run.method.stages]
+def test_balance_and_speed_are_those_of_the_paths_that_are_drawn(project):
+    """Against all paths of all steps, each with its own makespan."""
 
-    assert active() == [2, 3, 4]
-    assert active("ds.progressive_subnetwork.sampler=exact") == [4, 4, 4]
+    def true_and_planned(*settings: str) -> tuple[float, float, float]:
+        run = project.run("parallel.pipeline=4", "steps=600", "ds.progressive_subnetwork.paths_per_step=1", *settings, world_size=4)
+        layers = run.recipe.model.num_layers
+        ratios = []
+        for step in range(1, run.steps + 1):
+            active = run.method.paths(step)[0].active
+            each = [sum(active[part * layers // 4 : (part + 1) * layers // 4]) for part in range(4)]
+            ratios.append(ideal_pipeline_ratio(run.recipe.shape, each, 4, 1, run.micro_batches))
+        return sum(ratios) / len(ratios), speed(run).ratio, max(spread(run, stage).busiest(4) for stage in run.method.stages)
+
+    exact = true_and_planned("ds.progressive_subnetwork.sampler=exact")
+    balanced = true_and_planned(*(f"ds.progressive_subnetwork.{s}" for s in ("balance_groups=4", "path_lengths=4-8", "fixed_layers=[]")))
+    for true, planned, _ in (exact, balanced):
+        assert planned == pytest.approx(true, rel=0.03)
+    assert balanced[2] == 1 and exact[2] > 1.1
+
+
+def test_activations_are_those_of_the_path_that_gives_a_rank_the_most(project):
+    def most(*settings: str) -> list[int]:
+        run = project.run("parallel.pipeline=2", "steps=600", *settings, world_size=2)
+        return [max(spread(run, stage).of_rank(0, 2)) for stage in run.method.stages]
+
+    assert most() == [2, 3, 4]
+    assert most("ds.progressive_subnetwork.sampler=exact")[0] > 2
 
 
 def test_buffers_come_beside_activations_only_where_gradients_are_reduced_in_the_backward_pass(project):

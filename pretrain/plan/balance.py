@@ -1,0 +1,67 @@
+"""How evenly paths spread over pipeline ranks, from paths as the run will draw them."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Iterator
+
+from pretrain.config import Run
+from pretrain.subnetwork.makespan import chunk_costs, makespan
+from pretrain.subnetwork.schedule import Stage
+
+STEPS = 24
+"""Steps of a stage whose paths are looked at, evenly spaced over it."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Active layers in some steps of a stage: for each looked-at path, of every part of the model in order."""
+
+    parts: tuple[tuple[int, ...], ...]
+
+    def of_rank(self, rank: int, ranks: int) -> list[int]:
+        """Active layers of a pipeline rank, for each path."""
+        return [sum(parts[rank::ranks]) for parts in self.parts]
+
+    def busiest(self, ranks: int) -> float:
+        """Active layers of the busiest pipeline rank over the mean of all, on average over the paths."""
+        ratios = [max(sum(parts[rank::ranks]) for rank in range(ranks)) * ranks / sum(parts) for parts in self.parts if sum(parts)]
+        return sum(ratios) / len(ratios)
+
+
+def spread(run: Run, stage: Stage) -> Spread:
+    """Of the first path of each step. With several paths a step, micro-batches even out a part of what is seen here."""
+    layers, parts = run.recipe.model.num_layers, run.recipe.parallel.pipeline * run.recipe.parallel.virtual
+    each = layers // parts
+    counts = []
+    for step in _some_steps(stage):
+        active = run.method.paths(step)[0].active
+        counts.append(tuple(sum(active[part * each : (part + 1) * each]) for part in range(parts)))
+    return Spread(tuple(counts))
+
+
+def _some_steps(stage: Stage) -> Iterator[int]:
+    count = min(STEPS, stage.steps)
+    return (stage.first_step + index * stage.steps // count for index in range(count))
+
+
+def stage_time(run: Run, stage: Stage) -> float:
+    """Mean time of the schedule of a step of `stage`, in operations a token of one rank, communication free."""
+    paths = spread(run, stage).parts
+    return sum(_time(run, active) for active in paths) / len(paths)
+
+
+def full_time(run: Run) -> float:
+    """The same with all layers."""
+    p = run.recipe.parallel
+    parts = p.pipeline * p.virtual
+    return _time(run, (run.recipe.model.num_layers // parts,) * parts)
+
+
+def _time(run: Run, active: tuple[int, ...]) -> float:
+    p = run.recipe.parallel
+    return _makespan(run.recipe.shape, p.pipeline, p.virtual, active, run.micro_batches, run.backward_cost)
+
+
+@lru_cache(maxsize=10_000)
+def _makespan(shape, ranks: int, chunks: int, active: tuple[int, ...], micro_batches: int, backward: float) -> float:
+    return makespan(chunk_costs(shape, ranks, chunks, active), micro_batches, backward)
