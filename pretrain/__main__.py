@@ -18,6 +18,7 @@ from pretrain.errors import TrainingStopped, UserError, lost_a_peer
 TRAIN_OPTIONS = ("run-dir", "resume", "stop-at", "device", "ds-config")
 PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", "ds-config")
 INSPECT_OPTIONS = ("step", "out", "ds-config")
+DEFAULT_GPU, DEFAULT_MFU = "h100", 0.4
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
 """What a file system says that cannot be written to; it is the user's to mend, and a traceback helps nobody."""
 
@@ -125,6 +126,8 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
 
     if (args.nodes is None) != (args.gpus_per_node is None):
         raise UserError(f"{COMMAND_LINE}: --nodes and --gpus-per-node go together")
+    if args.nodes is None and (args.price_per_gpu_hour is not None or args.gpu != DEFAULT_GPU or args.mfu != DEFAULT_MFU):
+        raise UserError(f"{COMMAND_LINE}: --gpu, --mfu and --price-per-gpu-hour need --nodes and --gpus-per-node")
     for name, value, least in (("nodes", args.nodes, 1), ("gpus-per-node", args.gpus_per_node, 1), ("price-per-gpu-hour", args.price_per_gpu_hour, 0)):
         if value is not None and not least <= value < float("inf"):
             raise UserError(f"{COMMAND_LINE}: --{name} {value:g} must be at least {least}")
@@ -172,8 +175,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "plan":
             command.add_argument("--nodes", type=int, help="of the cluster, for memory, time and money")
             command.add_argument("--gpus-per-node", type=int)
-            command.add_argument("--gpu", default="h100", help="a100-40gb, a100-80gb, h100, h200, b200, mi300x")
-            command.add_argument("--mfu", type=float, default=0.4, help="share of the GPU's peak that training reaches; 0.4")
+            command.add_argument("--gpu", default=DEFAULT_GPU, help="a100-40gb, a100-80gb, h100, h200, b200, mi300x")
+            command.add_argument("--mfu", type=float, default=DEFAULT_MFU, help=f"share of the GPU's peak that training reaches; {DEFAULT_MFU}")
             command.add_argument("--price-per-gpu-hour", type=float)
             command.add_argument("--suggest", action="store_true", help="rank the layouts that can run there")
         if name == "train":

@@ -209,7 +209,7 @@ class Engine:
             replica, micro_batch = bad[0]
             raise TrainingStopped(
                 f"step {step}, micro-batch {micro_batch} of replica {replica}: the loss is {table[replica, micro_batch].item()}; "
-                "nothing was updated; the newest checkpoint is good"
+                "nothing was updated; the same command goes on from the newest checkpoint, if there is one"
             )
         return float(table.sum())
 

@@ -73,6 +73,7 @@ def test_unbalanced_pipelines_and_long_warm_ups_are_warned_of(project):
     [
         (["--nodes", "4"], "--nodes and --gpus-per-node go together"),
         (["--suggest"], "--suggest needs --nodes"),
+        (["--price-per-gpu-hour", "2"], "need --nodes and --gpus-per-node"),
         (["--nodes", "0", "--gpus-per-node", "8"], "--nodes 0 must be at least 1"),
         (["--nodes", "1", "--gpus-per-node", "1", "--mfu", "2"], "--mfu 2 must be above 0 and at most 1"),
         (["--nodes", "1", "--gpus-per-node", "1", "--price-per-gpu-hour", "-1"], "must be at least 0"),
