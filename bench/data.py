@@ -21,6 +21,8 @@ from types import SimpleNamespace
 from typing import Callable
 
 import numpy as np
+import torch
+import torch.distributed as dist
 
 from bench.path_speed import HOME, cpu_name
 from pretrain.config.recipe import MIXTURES
@@ -42,6 +44,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="of ul2_tiny")
     parser.add_argument("--out", type=Path, default=HOME / "results")
     args = parser.parse_args()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # Megatron-Core's dataset asks for it
     with tempfile.TemporaryDirectory() as folder:
         stream = random_tokens(Path(folder) / "tokens")
         contestants = {
@@ -147,7 +151,7 @@ def megatron(prefix: Path, examples: int = 64) -> Contestant:
         masking_do_full_word=False, masking_do_permutation=False, masking_use_longer_ngrams=False, masking_use_geometric_distribution=True,
     )  # fmt: skip
     tokens = IndexedDataset(str(prefix))
-    dataset = T5MaskedWordPieceDataset(tokens, str(prefix), np.arange(DOCUMENTS, dtype=np.int32), None, Split.train, config)
+    dataset = T5MaskedWordPieceDataset(tokens, str(prefix), np.arange(DOCUMENTS, dtype=np.int32), 100_000, Split.train, config)
 
     def make(turn: int) -> tuple[int, int]:
         held = 0

@@ -121,6 +121,16 @@ def _valid(run: Run, cluster: Cluster) -> Iterator[Run]:
                     break
 
 
+def why_not_plain(run: Run) -> str:
+    """What speaks against replicas of the whole model on each GPU; only the layout is varied here, never batch, zero stage or recomputation."""
+    plain = replace(run, recipe=run.recipe.model_copy(update={"parallel": type(run.recipe.parallel)()}))
+    try:
+        check(plain)
+    except UserError as error:
+        return str(error)
+    return "nothing"
+
+
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 

@@ -13,7 +13,7 @@ from pretrain.model.decoder import build_chunks, transformer_config
 from pretrain.observe.console import short
 from pretrain.parallel.ranks import destroy_groups, make_groups
 from pretrain.plan.balance import spread
-from pretrain.plan.cost import USABLE, Cluster, fits, hours, speed, suggest
+from pretrain.plan.cost import USABLE, Cluster, fits, hours, speed, suggest, why_not_plain
 from pretrain.plan.memory import GIB, rank_memory
 from pretrain.subnetwork.flops import expected_active, savings
 
@@ -42,7 +42,7 @@ def print_plan(run: Run, cluster: Cluster | None = None, suggestions: bool = Fal
 def print_suggestions(run: Run, cluster: Cluster) -> bool:
     """The layouts alone, for a run whose own cannot run; False if there is none."""
     table = _suggestions(run, cluster)
-    _console().print(table if table.row_count else "no layout of this recipe can run there")
+    _console().print(table if table.row_count else f"no layout of this recipe can run there; without splitting the model: {why_not_plain(run)}")
     return table.row_count > 0
 
 
