@@ -110,6 +110,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
     run = read_run(args.recipe, option_pairs(rest, INSPECT_OPTIONS), args.ds_config, None)
+    if args.out.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"{COMMAND_LINE}: --out {args.out}: a picture is written as .png, .pdf or .svg")
     if not 1 <= args.step <= run.steps:
         raise UserError(f"{COMMAND_LINE}: --step {args.step}: the run has steps 1 to {run.steps}")
     from pretrain.parallel.ranks import prepare_libraries

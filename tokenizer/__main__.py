@@ -35,9 +35,15 @@ def main() -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from tokenizer.team import join
     from tokenizer.train import train
 
     try:
+        team = join()
+        if team.size > 1:
+            raise UserError("training is for one process; start it without mpiexec or srun")
+        if args.sample_mb is not None and not 0 < args.sample_mb < 1e9:
+            raise UserError(f"--sample-mb {args.sample_mb:g}: must be above 0")
         train(args.input, args.vocab_size, args.out, args.model_type, sample_bytes=None if args.sample_mb is None else round(args.sample_mb * 1e6))
         print(f"tokenizer of {args.vocab_size} pieces in {args.out}")
         return 0

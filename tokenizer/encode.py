@@ -36,11 +36,16 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
         quiet: without progress and summary.
 
     Raises:
-        UserError: no input, a document that cannot be read, another process at work on the same files, or no text at all.
+        UserError: no input, token files that exist, a document that cannot be read, another process at work on the same files,
+            or no text at all.
     """
     parts = Parts.of(prefix, tokenizer.vocab_size)
 
     def begin() -> tuple[list[Path], FileLock]:
+        if not prefix.name:
+            raise UserError(f"--out {prefix}: give a folder and the beginning of a name, as data/train")
+        if prefix.with_name(prefix.name + ".idx").exists():
+            raise UserError(f"--out {prefix}: {prefix}.idx exists; remove it or choose another name")
         files = find_inputs(pattern)
         prefix.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(prefix.with_name(f".{prefix.name}.lock"))
@@ -50,7 +55,7 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
             raise UserError(f"--out {prefix}: another process is writing it") from None
         held.append(lock)
         parts.claim(_plan(files, tokenizer))
-        return files, parts.finished()
+        return files, parts.finished(without_bad=on_error == "stop")
 
     held: list[FileLock] = []
     try:
@@ -65,8 +70,8 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
         return _put_together(pattern, prefix, parts, names, damaged, tokenizer, team, progress)
     finally:
         for lock in held:
-            lock.release()
             Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
 
 def _plan(files: Sequence[Path], tokenizer: Tokenizer) -> dict:

@@ -56,10 +56,14 @@ class Parts:
         Raises:
             UserError: it belongs to another plan.
         """
+        shutil.rmtree(self._going, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / PLAN
-        if file.exists():
-            before = json.loads(file.read_text())
+        before = _read_plan(file)
+        if before is None:  # nothing says what these blocks are of
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
+        else:
             if _apart_from_state(before) != _apart_from_state(plan):
                 raise UserError(f"{self.folder}: left by a run on other inputs or with another tokenizer; remove it, or choose another --out")
             for index, (old, new) in enumerate(zip(before["files"], plan["files"])):
@@ -68,9 +72,21 @@ class Parts:
                         part.unlink()
         _write_whole(file, (json.dumps(plan, indent=1) + "\n").encode())
 
-    def finished(self) -> set[str]:
-        """Names of the blocks that are there, whole."""
-        return {file.stem for file in self.folder.glob("*.len")}
+    def finished(self, without_bad: bool) -> set[str]:
+        """Names of the blocks that are there, whole.
+
+        Args:
+            without_bad: leave out those with documents that could not be read, which must be found again.
+        """
+        return {file.stem for file in self.folder.glob("*.len") if self._is_whole(file.stem, without_bad)}
+
+    def _is_whole(self, name: str, without_bad: bool) -> bool:
+        try:
+            tokens = int(np.fromfile(self.folder / f"{name}.len", np.int32).sum(dtype=np.int64))
+            bad = self.tally(name).bad
+            return (self.folder / f"{name}.bin").stat().st_size == tokens * self.dtype.itemsize and not (without_bad and bad)
+        except (OSError, ValueError, TypeError):
+            return False
 
     def write(self, name: str, ids: np.ndarray, lengths: np.ndarray, tally: Tally) -> None:
         """One block: the tokens, then what came of it, then the lengths of its documents, whose file says that it is all there."""
@@ -123,7 +139,13 @@ class Parts:
                 yield lengths
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder)
+        """Gone at once, so that no later run finds a part of it."""
+        os.replace(self.folder, self._going)
+        shutil.rmtree(self._going)
+
+    @property
+    def _going(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.removed")
 
 
 def _apart_from_state(plan: dict[str, Any]) -> dict[str, Any]:
@@ -133,5 +155,19 @@ def _apart_from_state(plan: dict[str, Any]) -> dict[str, Any]:
 
 def _write_whole(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; finished blocks stay, and the same command goes on", str(path.parent)) from None
+
+
+def _read_plan(file: Path) -> dict[str, Any] | None:
+    try:
+        plan = json.loads(file.read_text())
+        return plan if isinstance(plan, dict) and "files" in plan else None
+    except (OSError, ValueError):
+        return None

@@ -68,8 +68,9 @@ class Tokenizer:
         return first, self.vocab_size
 
     def word_starts(self) -> np.ndarray:
-        """[vocabulary] bool: pieces that begin a word, which sentencepiece marks with a lower block."""
-        return np.array([self.processor.id_to_piece(i).startswith("\u2581") for i in range(self.vocab_size)])
+        """[vocabulary] bool: pieces that begin a word, which sentencepiece marks with a lower block, and the end of a line."""
+        pieces = [self.processor.id_to_piece(i) for i in range(self.vocab_size)]
+        return np.array([piece.startswith("\u2581") or piece == "<0x0A>" for piece in pieces])
 
     def sentinel_ids(self) -> list[int]:
         return [self.id(sentinel(i)) for i in range(self.sentinels)]

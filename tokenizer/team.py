@@ -129,7 +129,7 @@ def join() -> Team:
     Raises:
         UserError: there is a launcher and no MPI, or srun started tasks that know nothing of each other.
     """
-    tasks = int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
     if not any(name in os.environ for name in LAUNCHED) and tasks == 1:
         return Team(None, 0, 1)
     try:

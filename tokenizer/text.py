@@ -45,7 +45,11 @@ def find_inputs(pattern: str) -> list[Path]:
     Raises:
         UserError: no file, or one of a kind that cannot be read.
     """
-    files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+    found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+    files = [Path(name) for name in sorted(set(found)) if not Path(name).is_dir()]
+    broken = [file for file in files if not file.exists()]
+    if broken:
+        raise UserError(f"{broken[0]}: a link to nothing; mend or remove it")
     if not files:
         raise UserError(f"--input {pattern}: no such file")
     wrong = [file for file in files if kind(file) is None]
@@ -96,6 +100,8 @@ def text_of(document: bytes | None, is_json: bool) -> str:
     """
     if document is None:
         raise BadDocument('no "text" in this row')
+    if not document.strip():
+        return ""
     try:
         if not is_json:
             return document.decode()
@@ -107,9 +113,11 @@ def text_of(document: bytes | None, is_json: bool) -> str:
             raise BadDocument(f'"text" is not a string but {type(text).__name__}')
         text.encode()  # half a surrogate pair is JSON, and not text
         return text
+    except BadDocument:
+        raise
     except UnicodeError as error:
         raise BadDocument(f"not UTF-8: {error.reason}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadDocument(f"not JSON: {error}") from None
 
 
@@ -164,7 +172,10 @@ def _rows(file: Path) -> Iterator[bytes | None]:
     table = pyarrow.parquet.ParquetFile(file)
     if "text" not in table.schema_arrow.names:
         raise UserError(f'{file}: has no column "text" but {", ".join(table.schema_arrow.names)}')
+    kind = table.schema_arrow.field("text").type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise UserError(f'{file}: its column "text" holds {kind}, not strings')
     for batch in table.iter_batches(batch_size=256, columns=["text"]):
         for value in batch.column(0):
             text = value.as_py()
-            yield text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+            yield None if text is None else text.encode()

@@ -16,6 +16,8 @@ from tokenizer.pieces import CLS, EOS, MANIFEST, MASK, MODEL, MODES, PAD, SENTIN
 from tokenizer.text import documents, find_inputs
 
 
+LONGEST_LINE = 16_000
+"""Characters; sentencepiece passes over lines of more than max_sentence_length bytes, of which a character has four at most."""
 BYTES = 256
 """Pieces for single bytes, so that no text is unknown."""
 
@@ -38,7 +40,7 @@ def train(
     files = find_inputs(pattern)
     if next(documents(files), None) is None:
         raise UserError(f"--input {pattern}: holds no text")
-    if sample_bytes is not None and sample_bytes <= 0:
+    if sample_bytes is not None and sample_bytes < 1:
         raise UserError(f"--sample-mb {sample_bytes / 1e6:g}: must be above 0")
     reserved = [*MODES, CLS, SEP, MASK, *(sentinel(i) for i in range(sentinels))]
     least = len(reserved) + len((PAD, EOS, UNKNOWN)) + BYTES + 1
@@ -64,15 +66,20 @@ def train(
             max_sentence_length=65536,
             num_threads=len(os.sched_getaffinity(0)),
         )
+        problems: list[UserError] = []
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_lines(documents(files) if sample_bytes is None else sample(documents(files), sample_bytes)),
+                sentence_iterator=_keeping(problems, _lines(documents(files) if sample_bytes is None else sample(documents(files), sample_bytes))),
                 model_prefix=str(work / Path(MODEL).stem),
                 control_symbols=",".join(reserved),
                 minloglevel=2,
                 **settings,
             )
-        except RuntimeError as error:
+        except Exception as error:
+            if problems:
+                raise problems[0] from None
+            if not isinstance(error, RuntimeError):
+                raise
             raise UserError(f"--vocab-size {vocab_size}: sentencepiece: {error}") from None
         (work / "tokenizer.vocab").unlink()
         manifest = {
@@ -111,5 +118,15 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
     """Sentencepiece learns from lines: the documents' own."""
     for text in texts:
         for line in text.splitlines():
-            if line.strip():
-                yield line
+            for first in range(0, len(line), LONGEST_LINE):
+                if part := line[first : first + LONGEST_LINE].strip():
+                    yield part
+
+
+def _keeping(problems: list[UserError], lines: Iterator[str]) -> Iterator[str]:
+    """The same lines; an error among them is kept, because sentencepiece wraps it in one of its own."""
+    try:
+        yield from lines
+    except UserError as error:
+        problems.append(error)
+        raise

@@ -12,6 +12,7 @@ from pretrain.data.causal import Causal
 from pretrain.data.machine import machine_data
 from pretrain.data.mlm import MaskedWords
 from pretrain.data.packing import Objective, PackedSamples
+from pretrain.data.shuffle import stable_hash
 from pretrain.data.tokens import TokenStream, open_tokens
 from pretrain.data.ul2 import Mixture, Special
 from pretrain.errors import UserError
@@ -88,7 +89,8 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
     streams = [_train_and_valid(source, data.valid_share, tokenizer) for source in sources]
 
     def blend(part: int, seed: int) -> Blend:
-        samples = tuple(PackedSamples(both[part], objective, data.sequence_length, seed) for both in streams)
+        own_seeds = [stable_hash(seed, index) >> 1 for index in range(len(streams))]  # or sources would draw alike
+        samples = tuple(PackedSamples(both[part], objective, data.sequence_length, own) for both, own in zip(streams, own_seeds))
         return Blend(samples, tuple(source.weight for source in sources), seed, len(data.kinds) // len(sources))
 
     valid = blend(1, 0)

@@ -64,6 +64,8 @@ def machine_data(vocab_size: int) -> MachineData:
             if not data.tokenizer.exists():
                 train(str(home / "train.jsonl"), vocab_size, data.tokenizer)
             tokenizer = load_tokenizer(data.tokenizer)
+            for name in ("train", "valid"):  # of a first try that was killed
+                (home / f"{name}.idx").unlink(missing_ok=True)
             counts = {n: encode(str(home / f"{n}.jsonl"), tokenizer, home / n)["tokens"] for n in ("train", "valid")}
             print(f"{counts['train'] / 1e6:.1f} million tokens to learn from, {counts['valid'] / 1e6:.2f} held out")
             done.touch()

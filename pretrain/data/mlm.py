@@ -71,15 +71,24 @@ class MaskedWords:
         batch.targets.reshape(-1)[places[chosen]] = True
 
     def _choose(self, pieces: Pieces, text: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """[tokens] bool: the tokens to predict: those of the smallest numbers, or whole words of the smallest numbers of their first."""
+        """[tokens] bool: the tokens to predict: those of the smallest numbers, or whole words of the smallest numbers of their first.
+
+        A text in which no choice of words comes near the number, such as one without spaces, is masked token by token.
+        """
         owner = np.repeat(np.arange(len(pieces)), pieces.take)
         begin = np.cumsum(pieces.take) - pieces.take
+        order = np.argsort(numbers + owner)
+        rank = np.arange(len(text)) - begin[owner]
+        chosen = np.zeros(len(text), bool)
+        chosen[order[rank < pieces.hidden[owner]]] = True
         if self.word_starts is None:
-            order = np.argsort(numbers + owner)
-            rank = np.arange(len(text)) - begin[owner]
-            chosen = np.zeros(len(text), bool)
-            chosen[order[rank < pieces.hidden[owner]]] = True
             return chosen
+        whole = self._choose_words(pieces, text, numbers, owner, begin)
+        count = np.bincount(owner, weights=whole, minlength=len(pieces))
+        suits = (count > 0) & (count < pieces.take) & (np.abs(count - pieces.hidden) <= np.maximum(pieces.hidden / 2, 1))
+        return np.where(suits[owner], whole, chosen)
+
+    def _choose_words(self, pieces: Pieces, text: np.ndarray, numbers: np.ndarray, owner: np.ndarray, begin: np.ndarray) -> np.ndarray:
         starts = self.word_starts[text]
         starts[begin] = True
         word = np.cumsum(starts) - 1
@@ -89,9 +98,7 @@ class MaskedWords:
         ordered = size[order]
         running = np.cumsum(ordered)
         taken = running - np.append(0, running)[np.searchsorted(of_piece, of_piece)]
-        # A word that would go beyond the number is taken if more than half of it is within: right on average.
-        fits = taken - ordered / 2 <= pieces.hidden[of_piece]
-        fits[np.searchsorted(of_piece, np.arange(len(pieces)))] = True
+        # A word that would go beyond the number is taken if at least half of it is within: right on average.
         picked = np.zeros(len(size), bool)
-        picked[order[fits]] = True
+        picked[order[taken - ordered / 2 <= pieces.hidden[of_piece]]] = True
         return picked[word]

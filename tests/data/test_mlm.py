@@ -32,6 +32,7 @@ def test_a_pack_is_whole(lengths, seed, length, whole_words):
             text = labels[1:-1]
             assert (tokens[0], tokens[-1]) == (CLS, SEP) and not targets[[0, -1]].any()
             assert (text == np.arange(text[0], text[0] + len(text))).all(), "labels are the text"
+            assert not any(text[0] < FIRST_TEXT + end <= text[-1] for end in stream.ends), "of one document"
             assert (tokens[1:-1] == text)[~targets[1:-1]].all() and targets.any()
             assert batch.prefix[row, places].all(), "read both ways"
 
@@ -67,6 +68,18 @@ def test_whole_words_are_chosen_whole_and_as_often():
                 of_word = (words == word) & inside[row]
                 assert batch.targets[row][of_word].all()
     assert abs(chosen / count - 0.15) < 0.01
+
+
+@pytest.mark.parametrize("document, words, most", [(510, False, 0.16), (30, True, 0.17), (8, True, 0.2)])
+def test_whole_words_of_odd_texts_stay_near_the_rate(document, words, most):
+    """Without spaces every text is one word; short texts have few to choose from."""
+    starts = np.zeros(TEXT[1], bool)
+    if words:
+        starts[FIRST_TEXT + np.cumsum(np.random.default_rng(0).integers(1, 5, 40_000))] = True
+    stream = stream_of(*[document] * (100_000 // document))
+    batch = PackedSamples(stream, masker(word_starts=starts), 512, 0).batch(list(range(150)))
+    inside = (batch.segments >= 0) & (batch.tokens != CLS) & (batch.tokens != SEP)
+    assert 0.14 < batch.targets.sum() / inside.sum() < most
 
 
 def test_word_starts_and_text_ids_are_those_of_the_tokenizer(home):

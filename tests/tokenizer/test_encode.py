@@ -19,6 +19,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from pretrain.errors import UserError
 from tokenizer import load_tokenizer
 from tokenizer.encode import encode
+from tokenizer.parts import Parts
 from tokenizer.text import blocks, documents, find_inputs
 from tokenizer.train import sample
 
@@ -139,6 +140,7 @@ GOOD = b'{"text": "fine"}\n'
         ("x.jsonl", GOOD + b'{"text": \n' + GOOD, "line 2: not JSON", 2),
         ("x.jsonl", GOOD + b'{"text": "\xff"}\n' + GOOD, "line 2: not UTF-8", 2),
         ("x.jsonl", GOOD + rb'{"text": "\ud800"}' + b"\n" + GOOD, "line 2: not UTF-8", 2),
+        ("x.jsonl", GOOD + b'{"text": "a", "n": ' + b"1" * 5000 + b"}\n" + GOOD, "line 2: not JSON", 2),
         ("x.txt", b"fine\n\xff\xfe\nfine\n", "line 2: not UTF-8", 2),
         ("x.jsonl.gz", gzip.compress(GOOD * 40_000)[:-20], "damaged or truncated after line", None),
         ("x.jsonl.xz", lzma.compress(GOOD * 40_000)[:-20], "damaged or truncated after line", None),
@@ -163,9 +165,9 @@ def test_what_cannot_be_read_is_told_or_counted(home, tmp_path, name, content, r
 
 
 def test_empty_documents_are_counted_and_left_out(home, tmp_path):
-    file = write(tmp_path, "x.jsonl", GOOD + b'{"text": ""}\n{"text": " \\n"}\n' + GOOD)
+    file = write(tmp_path, "x.jsonl", GOOD + b'{"text": ""}\n\n{"text": " \\n"}\n' + GOOD)
     manifest = encode(file, load_tokenizer(home / "tokenizer"), tmp_path / "out")
-    assert (manifest["documents"], manifest["empty_documents"], manifest["bad_documents"]) == (2, 2, [])
+    assert (manifest["documents"], manifest["empty_documents"], manifest["bad_documents"]) == (2, 3, [])
 
 
 def test_finished_blocks_of_a_changed_file_are_not_used(home, tmp_path):
@@ -182,11 +184,39 @@ def test_finished_blocks_of_a_changed_file_are_not_used(home, tmp_path):
     (tmp_path / "z.jsonl").unlink()
     assert (tmp_path / "out.parts" / "000000-00000000.bin").stat().st_mtime_ns == kept
     assert encode(pattern, tokenizer, tmp_path / "out")["documents"] == 4
+    with pytest.raises(UserError, match="out.idx exists"):
+        encode(pattern, tokenizer, tmp_path / "out")
     write(tmp_path, "y.jsonl", GOOD * 2 + b"{}\n")
     with pytest.raises(UserError, match="y.jsonl: line 3"):
-        encode(pattern, tokenizer, tmp_path / "out")
+        encode(pattern, tokenizer, tmp_path / "out2")
     write(tmp_path, "x.jsonl", GOOD * 5)
-    assert encode(pattern, tokenizer, tmp_path / "out", "skip")["documents"] == 7
+    assert encode(pattern, tokenizer, tmp_path / "out2", "skip")["documents"] == 7
+
+
+@pytest.mark.parametrize("damage", ["no plan", "damaged plan", "empty block", "block with bad documents"])
+def test_blocks_that_cannot_be_trusted_are_made_again(home, tmp_path, damage, monkeypatch):
+    tokenizer = load_tokenizer(home / "tokenizer")
+    file = write(tmp_path, "x.jsonl", GOOD * 50 + (b"{}\n" if damage == "block with bad documents" else b""))
+    parts = tmp_path / "out.parts"
+    with monkeypatch.context() as patched:  # ends before the token files are put together
+        patched.setattr(Parts, "copy", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            encode(file, tokenizer, tmp_path / "out", "skip")
+    (block,) = parts.glob("*.bin")
+    if damage == "no plan":
+        (parts / "plan.json").unlink()
+        file = write(tmp_path, "x.jsonl", GOOD)
+    elif damage == "damaged plan":
+        (parts / "plan.json").write_text("")
+    elif damage == "empty block":
+        block.write_bytes(b"")
+    if damage == "block with bad documents":
+        with pytest.raises(UserError, match="line 51"):
+            encode(file, tokenizer, tmp_path / "out", "stop")
+        return
+    manifest = encode(file, tokenizer, tmp_path / "out")
+    assert manifest["documents"] == (1 if damage == "no plan" else 50)
+    assert (tmp_path / "out.bin").stat().st_size == manifest["tokens"] * 2
 
 
 def test_blocks_are_the_same_every_time_and_hold_every_line(corpus):
