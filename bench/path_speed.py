@@ -32,7 +32,7 @@ from pretrain.config.command_line import option_pairs
 from pretrain.errors import UserError
 from pretrain.parallel.ranks import Ranks, device_type, join, launch, prepare_libraries
 from pretrain.subnetwork import Path as LayerPath, draw
-from pretrain.subnetwork.makespan import ideal_pipeline_ratio
+from pretrain.subnetwork.makespan import active_by_part, ideal_pipeline_ratio
 
 HOME = Path(__file__).parent
 
@@ -124,8 +124,7 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
 
     def ideal_of(path: LayerPath) -> float:
         """Time of the schedule with this path over that with all layers."""
-        parts = layout.pipeline * layout.virtual
-        active = [sum(path.active[part * layers // parts : (part + 1) * layers // parts]) for part in range(parts)]
+        active = active_by_part(path.active, layout.pipeline * layout.virtual)
         return ideal_pipeline_ratio(run.recipe.shape, active, layout.pipeline, layout.virtual, run.micro_batches, run.backward_cost)
 
     seconds: dict[str, list[float]] = {name: [] for name in contestants()}

@@ -24,7 +24,7 @@ class Reference:
     """GELU in the feed-forward block instead of SwiGLU. Whatever else makes a BERT shows in the names of the weights."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
-    clipping: float = 0.5
+    clipping: float = 0.4
     updates: int = 0
     moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 

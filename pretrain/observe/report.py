@@ -4,13 +4,13 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Iterator
 
 from pretrain.config import Run
 from pretrain.observe.metrics import evaluation_rows, read_rows, training_rows
 from pretrain.observe.plots import draw_plots
 from pretrain.subnetwork.flops import savings
-from pretrain.subnetwork.makespan import ideal_pipeline_ratio
+from pretrain.subnetwork.makespan import active_by_part, ideal_pipeline_ratio
 
 ENDS = 20
 """Steps at either end over which losses are averaged."""
@@ -31,12 +31,8 @@ class Summary:
     @classmethod
     def of(cls, run: Run, rows: list[dict[str, Any]]) -> "Summary":
         steps, evaluations = training_rows(rows), evaluation_rows(rows)
-        shape, layout = run.recipe.shape, run.recipe.parallel
-        ratio = {
-            active: ideal_pipeline_ratio(shape, active, layout.pipeline, layout.virtual, run.micro_batches, run.backward_cost)
-            for active in {row["active_layers"] for row in steps}
-        }
-        ideal = 1 / fmean(ratio[row["active_layers"]] for row in steps)
+        shape = run.recipe.shape
+        ideal = 1 / fmean(_ideal_ratios(run, steps))
         timed = _without_first_of_each_start(steps)
         full = [row["step_seconds"] for row in timed if row["active_layers"] == shape.layers]
         realised = median(full) / _mean_of_medians(timed) if full else None
@@ -75,6 +71,19 @@ def write_report(run: Run, directory: Path) -> str:
     width = max(len(name) for name, _ in lines)
     text = [f"  {name.ljust(width)}  {value}" for name, value in lines]
     return "\n".join(["", f"{run.name}, {run.method.name}, {run.steps} steps:", *text, f"  {'plots'.ljust(width)}  {out / 'index.html'}"])
+
+
+def _ideal_ratios(run: Run, rows: list[dict[str, Any]]) -> Iterator[float]:
+    """Ideal time of each step over that with all layers; on a pipeline from the step's first path, whose layers spread unevenly."""
+    layout = run.recipe.parallel
+    parts, known = layout.pipeline * layout.virtual, {}
+    for row in rows:
+        active = row["active_layers"] if parts == 1 else active_by_part(run.method.paths(row["step"])[0].active, parts)
+        if active not in known:
+            known[active] = ideal_pipeline_ratio(
+                run.recipe.shape, active, layout.pipeline, layout.virtual, run.micro_batches, run.backward_cost
+            )
+        yield known[active]
 
 
 def _without_first_of_each_start(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

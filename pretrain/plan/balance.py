@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Iterator
 
 from pretrain.config import Run
-from pretrain.subnetwork.makespan import chunk_costs, makespan
+from pretrain.subnetwork.makespan import active_by_part, chunk_costs, makespan
 from pretrain.subnetwork.schedule import Stage
 
 STEPS = 24
@@ -30,13 +30,8 @@ class Spread:
 
 def spread(run: Run, stage: Stage) -> Spread:
     """Of the first path of each step. With several paths a step, micro-batches even out a part of what is seen here."""
-    layers, parts = run.recipe.model.num_layers, run.recipe.parallel.pipeline * run.recipe.parallel.virtual
-    each = layers // parts
-    counts = []
-    for step in _some_steps(stage):
-        active = run.method.paths(step)[0].active
-        counts.append(tuple(sum(active[part * each : (part + 1) * each]) for part in range(parts)))
-    return Spread(tuple(counts))
+    parts = run.recipe.parallel.pipeline * run.recipe.parallel.virtual
+    return Spread(tuple(active_by_part(run.method.paths(step)[0].active, parts) for step in _some_steps(stage)))
 
 
 def _some_steps(stage: Stage) -> Iterator[int]:
