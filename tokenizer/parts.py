@@ -14,7 +14,7 @@ from pretrain.errors import UserError
 
 PLAN = "plan.json"
 INDEX_HEADER = struct.Struct("<9sQBQQ")
-"""Of Megatron-Core's index: magic, version, type of the tokens, sequences, documents."""
+"""Of Megatron-Core's index: magic, version, type of the tokens, sequences, documents; then 4 and 8 bytes a sequence and 8 a document."""
 MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
 TYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 COPY_BYTES = 2**24

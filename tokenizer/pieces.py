@@ -61,10 +61,14 @@ class Tokenizer:
             raise UserError(f'{self.directory}: the tokenizer has no piece "{piece}"; train one with python -m tokenizer train')
         return found
 
+    def is_reserved(self, token: int) -> bool:
+        """Does it stand for something that text cannot spell?"""
+        return self.processor.is_control(token) or self.processor.is_unknown(token)
+
     def text_ids(self) -> tuple[int, int]:
         """First and last + 1 of the ids that stand for text; reserved pieces and single bytes come before them."""
         p = self.processor
-        first = next(i for i in range(self.vocab_size) if not (p.is_control(i) or p.is_unknown(i) or p.is_unused(i) or p.is_byte(i)))
+        first = next(i for i in range(self.vocab_size) if not (self.is_reserved(i) or p.is_unused(i) or p.is_byte(i)))
         return first, self.vocab_size
 
     def word_starts(self) -> np.ndarray:

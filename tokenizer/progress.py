@@ -12,7 +12,7 @@ EVERY_SECONDS = {True: 0.2, False: 15.0}
 """Between lines, on a terminal and in a log."""
 MOST_SHOWN = 10
 SEEN_PER_COMPRESSED = 3.5
-"""Text from a byte of a compressed file, until a file is through and it is known."""
+"""Bytes of text from a byte of a compressed file; a guess, for the time that is left."""
 
 
 class Progress:

@@ -1,7 +1,6 @@
 """Token files: Megatron-Core's .bin/.idx, read as one stream of documents."""
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +8,7 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from pretrain.errors import UserError
-
-
-MAGIC = b"MMIDIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")
-"""Magic, version, type of the tokens, sequences, documents; then 4 and 8 bytes a sequence and 8 a document."""
+from tokenizer.parts import INDEX_HEADER, MAGIC, VERSION
 
 
 @dataclass(frozen=True)
@@ -69,11 +64,11 @@ def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenSt
 def _check_index(index: Path) -> None:
     """Megatron-Core reads an index of the wrong size without a word, or fails with somebody else's."""
     with index.open("rb") as file:
-        header = file.read(HEADER.size)
-    if len(header) == HEADER.size:
-        magic, version, _, sequences, documents = HEADER.unpack(header)
-        expected = HEADER.size + 12 * sequences + 8 * documents
-        if (magic, version) == (MAGIC, 1) and index.stat().st_size == expected:
+        header = file.read(INDEX_HEADER.size)
+    if len(header) == INDEX_HEADER.size:
+        magic, version, _, sequences, documents = INDEX_HEADER.unpack(header)
+        expected = INDEX_HEADER.size + 12 * sequences + 8 * documents
+        if (magic, version) == (MAGIC, VERSION) and index.stat().st_size == expected:
             return
     raise UserError(f"{index}: damaged, truncated or not an index of Megatron-Core's; encode again")
 

@@ -48,11 +48,10 @@ def inspect_batch(run: Run, step: int, out: Path) -> None:
     console.print(f"who sees whom: {out}")
 
 
-def roles(batch: Batch, row: int, example: int, first_text: int, in_place: bool) -> list[str]:
+def roles(batch: Batch, row: int, example: int, tokenizer: Tokenizer, in_place: bool) -> list[str]:
     """What each position of an example is, a key of STYLES.
 
     Args:
-        first_text: id from which on pieces are text.
         in_place: labels belong to their own position (mlm), not to the next one.
     """
     places = np.flatnonzero(batch.segments[row] == example)
@@ -61,7 +60,7 @@ def roles(batch: Batch, row: int, example: int, first_text: int, in_place: bool)
         predicted = batch.targets[row, place] if in_place else place > places[0] and batch.targets[row, place - 1]
         if in_place and predicted:
             found.append("masked")
-        elif batch.tokens[row, place] < first_text - BYTES:
+        elif tokenizer.is_reserved(int(batch.tokens[row, place])):
             found.append("reserved")
         elif predicted:
             found.append("target")
@@ -70,14 +69,10 @@ def roles(batch: Batch, row: int, example: int, first_text: int, in_place: bool)
     return found
 
 
-BYTES = 256
-"""Pieces of single bytes, which stand right before the text's."""
-
-
 def as_text(batch: Batch, row: int, example: int, tokenizer: Tokenizer, in_place: bool) -> Text:
     """One example, piece by piece, each in the colour of its role, and the token after the last one, which is never read."""
     text, places = Text(), np.flatnonzero(batch.segments[row] == example)
-    for place, role in zip(places, roles(batch, row, example, tokenizer.text_ids()[0], in_place)):
+    for place, role in zip(places, roles(batch, row, example, tokenizer, in_place)):
         shown = _piece(tokenizer, int(batch.tokens[row, place]))
         text.append(f"{shown}→{_piece(tokenizer, int(batch.labels[row, place]))}" if role == "masked" else shown, STYLES[role])
     if not in_place and batch.targets[row, places[-1]]:

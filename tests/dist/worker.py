@@ -101,7 +101,7 @@ def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
     from pretrain.data.loader import open_data
     from pretrain.parallel.engine import Engine
 
-    data = open_data(run, ranks.data_parallel_rank)
+    data = open_data(run, ranks.data_parallel_rank, ranks.needs_text)
     engine = Engine(run, ranks)
     rows = []
     for step in range(1, steps + 1):
@@ -123,7 +123,7 @@ def train_and_resume(run, ranks: Ranks, folder: Path, steps: int = 8) -> dict:
     from pretrain.data.loader import open_data
     from pretrain.parallel.engine import Engine
 
-    data, directory, half = open_data(run, ranks.data_parallel_rank), RunDirectory(folder), steps // 2
+    data, directory, half = open_data(run, ranks.data_parallel_rank, ranks.needs_text), RunDirectory(folder), steps // 2
     results = {}
     for part in ("unbroken", "resumed"):
         engine = Engine(run, ranks)
@@ -144,7 +144,7 @@ def count_collectives(run, ranks: Ranks, lengths) -> list[int]:
     from pretrain.parallel.engine import Engine, MicroBatch
     from pretrain.subnetwork import Path as LayerPath
 
-    data = open_data(run, ranks.data_parallel_rank)
+    data = open_data(run, ranks.data_parallel_rank, ranks.needs_text)
     engine, batch, layers = Engine(run, ranks), data.batch(1)[0], run.recipe.model.num_layers
     data.close()
     counts = []

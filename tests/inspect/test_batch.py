@@ -35,11 +35,10 @@ def test_roles_are_those_of_the_examples(project):
     data = open_data(project.run())
     batch, tokenizer = data.train.batch(0, 8), data.tokenizer
     data.close()
-    first_text = tokenizer.text_ids()[0]
     for row in range(8):
         for example in range(batch.segments[row].max() + 1):
             places = np.flatnonzero(batch.segments[row] == example)
-            found = roles(batch, row, example, first_text, in_place=False)
+            found = roles(batch, row, example, tokenizer, in_place=False)
             assert found[0] == "reserved", "the mode token"
             cut = int(batch.prefix[row, places].sum())
             assert {role for role in found[1:cut]} <= {"prefix", "reserved"} and {role for role in found[cut:]} <= {"target", "reserved"}
