@@ -11,6 +11,7 @@ from typing import Any, Iterator, Sequence
 import numpy as np
 
 from pretrain.errors import UserError
+from pretrain.files import write_whole
 
 PLAN = "plan.json"
 INDEX_HEADER = struct.Struct("<9sQBQQ")
@@ -70,7 +71,7 @@ class Parts:
                 if old != new:
                     for part in self.folder.glob(f"{index:06d}-*"):
                         part.unlink()
-        _write_whole(file, (json.dumps(plan, indent=1) + "\n").encode())
+        write_whole(file, json.dumps(plan, indent=1) + "\n")
 
     def finished(self, without_bad: bool) -> set[str]:
         """Names of the blocks that are there, whole.
@@ -90,9 +91,12 @@ class Parts:
 
     def write(self, name: str, ids: np.ndarray, lengths: np.ndarray, tally: Tally) -> None:
         """One block: the tokens, then what came of it, then the lengths of its documents, whose file says that it is all there."""
-        _write_whole(self.folder / f"{name}.bin", ids.astype(self.dtype).tobytes())
-        _write_whole(self.folder / f"{name}.json", json.dumps(vars(tally)).encode())
-        _write_whole(self.folder / f"{name}.len", lengths.astype(np.int32).tobytes())
+        try:
+            write_whole(self.folder / f"{name}.bin", ids.astype(self.dtype).tobytes())
+            write_whole(self.folder / f"{name}.json", json.dumps(vars(tally)))
+            write_whole(self.folder / f"{name}.len", lengths.astype(np.int32).tobytes())
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}; finished blocks stay, and the same command goes on", str(self.folder)) from None
 
     def tally(self, name: str) -> Tally:
         values = json.loads((self.folder / f"{name}.json").read_text())
@@ -151,18 +155,6 @@ class Parts:
 def _apart_from_state(plan: dict[str, Any]) -> dict[str, Any]:
     """A plan with the names of its files alone."""
     return {**plan, "files": [path for path, *_ in plan["files"]]}
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}; finished blocks stay, and the same command goes on", str(path.parent)) from None
 
 
 def _read_plan(file: Path) -> dict[str, Any] | None:

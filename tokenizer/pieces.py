@@ -1,6 +1,5 @@
 """The folder of a trained tokenizer: a sentencepiece model, and a manifest that says how it was made."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ import numpy as np
 import sentencepiece
 
 from pretrain.errors import UserError
+from pretrain.files import sha256
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 CLS, SEP, MASK = "[CLS]", "[SEP]", "[MASK]"
@@ -99,8 +99,3 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if digest != manifest["model_sha256"]:
         raise UserError(f"{directory / MODEL}: not the model that {MANIFEST} describes; train it again")
     return Tokenizer(directory, manifest)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,8 @@ from typing import Iterable, Iterator
 import sentencepiece
 
 from pretrain.errors import UserError
-from tokenizer.pieces import CLS, EOS, MANIFEST, MASK, MODEL, MODES, PAD, SENTINELS, SEP, UNKNOWN, sentinel, sha256
+from pretrain.files import sha256
+from tokenizer.pieces import CLS, EOS, MANIFEST, MASK, MODEL, MODES, PAD, SENTINELS, SEP, UNKNOWN, sentinel
 from tokenizer.text import documents, find_inputs
 
 

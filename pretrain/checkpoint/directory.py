@@ -4,7 +4,6 @@ A checkpoint is a folder `checkpoints/step_00000200`. It gets that name only whe
 with a manifest of sizes and checksums; LATEST is written last.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
 from pretrain.config.strict import parse, read_json, read_yaml
 from pretrain.errors import UserError
+from pretrain.files import sha256, to_disk, write_whole
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece")
@@ -71,10 +71,10 @@ class RunDirectory:
     def describe(self, run: Run) -> None:
         """Write down the configuration as run, with versions and commit."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.ds_config, dump_json(run.ds.model_dump(mode="json", exclude_none=True)))
+        write_whole(self.ds_config, dump_json(run.ds.model_dump(mode="json", exclude_none=True)))
         header = "".join(f"# {line}\n" for line in provenance())
         body = yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False)
-        _write_whole(self.recipe, f"# {run.name}, as run\n{header}{body}")
+        write_whole(self.recipe, f"# {run.name}, as run\n{header}{body}")
 
     def _require_same(self, run: Run) -> None:
         recipe = parse(Recipe, read_yaml(self.recipe), str(self.recipe))
@@ -133,7 +133,7 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != facts["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
-            if _sha256(file) != facts["sha256"]:
+            if sha256(file) != facts["sha256"]:
                 return f"{name} is not what was written (checksum)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
@@ -143,15 +143,15 @@ def damage(folder: Path) -> str | None:
 def seal(unfinished: Path, folder: Path, facts: dict[str, Any]) -> None:
     """Turn a folder of written files into a checkpoint: manifest, everything to disk, name, LATEST."""
     files = sorted(p for p in unfinished.rglob("*") if p.is_file())
-    facts = {**facts, "files": {str(p.relative_to(unfinished)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}}
-    _write_whole(unfinished / MANIFEST, dump_json(facts))
+    facts = {**facts, "files": {str(p.relative_to(unfinished)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}}
+    write_whole(unfinished / MANIFEST, dump_json(facts))
     for path in [*files, *(p for p in unfinished.rglob("*") if p.is_dir()), unfinished]:
-        _to_disk(path)
+        to_disk(path)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(unfinished, folder)
-    _write_whole(folder.parent / "LATEST", folder.name + "\n")
-    _to_disk(folder.parent)
+    write_whole(folder.parent / "LATEST", folder.name + "\n")
+    to_disk(folder.parent)
 
 
 def prune(directory: RunDirectory, keep: int) -> None:
@@ -190,24 +190,3 @@ def provenance() -> list[str]:
 def dump_json(value: Any) -> str:
     """JSON as people read it."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """A file with all of the text, or the one that was there before."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    _to_disk(part)
-    os.replace(part, path)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,10 @@
 """Token files: Megatron-Core's .bin/.idx, read as one stream of documents."""
 
 import json
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -18,20 +20,63 @@ class TokenStream:
     prefix: Path
     tokens: np.ndarray
     """[tokens], memory-mapped."""
-    ends: np.ndarray
-    """[documents], int64: where each document ends in `tokens`."""
+    ends: Sequence[int]
+    """[documents]: where each document ends in `tokens`."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def split(self, share: float) -> tuple["TokenStream", "TokenStream"]:
         """All but the last documents, and the last documents, which hold at least `share` of the tokens."""
-        document = int(np.searchsorted(self.ends, len(self) * (1 - share), side="right")) - 1
-        at = int(self.ends[document]) if document >= 0 else 0
+        document = bisect_right(self.ends, len(self) * (1 - share)) - 1
+        if document < 0:
+            raise UserError(f"{self.prefix}.bin: its first document is all but {100 * share:g} % of it, so that none can be held out; give data.valid")
+        at = int(self.ends[document])
         return (
-            TokenStream(self.prefix, self.tokens[:at], self.ends[: document + 1]),
-            TokenStream(self.prefix, self.tokens[at:], self.ends[document + 1 :] - at),
+            TokenStream(self.prefix, self.tokens[:at], Part(self.ends, 0, document + 1, 0)),
+            TokenStream(self.prefix, self.tokens[at:], Part(self.ends, document + 1, len(self.ends), at)),
         )
+
+
+@dataclass(frozen=True)
+class IndexedEnds(Sequence):
+    """Ends of documents, looked up in Megatron-Core's index when they are asked for: opening a billion of them takes no time or memory."""
+
+    dataset: IndexedDataset
+    """Kept, because it unmaps the index when it goes."""
+    total: int
+    """Tokens."""
+
+    def __len__(self) -> int:
+        return len(self.dataset.index.document_indices) - 1
+
+    def __getitem__(self, document: int) -> int:
+        if not 0 <= document < len(self):
+            raise IndexError(document)
+        index = self.dataset.index
+        following = int(index.document_indices[document + 1])
+        if following == len(index.sequence_pointers):
+            return self.total
+        return int(index.sequence_pointers[following]) // index.dtype_size
+
+
+@dataclass(frozen=True)
+class Part(Sequence):
+    """Some documents in a row, counted from the first of them."""
+
+    ends: Sequence[int]
+    first: int
+    last: int
+    at: int
+    """Where the first one begins in the whole."""
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, document: int) -> int:
+        if not 0 <= document < len(self):
+            raise IndexError(document)
+        return int(self.ends[self.first + document]) - self.at
 
 
 def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenStream:
@@ -51,14 +96,11 @@ def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenSt
     if data.stat().st_size == 0:
         raise UserError(f"{data}: holds no tokens; encode text that is not empty")
     dataset = IndexedDataset(str(prefix), mmap=True)
-    lengths = np.asarray(dataset.index.sequence_lengths, dtype=np.int64)
-    documents = np.asarray(dataset.index.document_indices)
-    dtype = np.dtype(dataset.index.dtype)
-    expected = int(lengths.sum()) * dtype.itemsize
+    found = dataset.index
+    expected = int(found.sequence_pointers[-1]) + int(found.sequence_lengths[-1]) * found.dtype_size if len(found.sequence_lengths) else 0
     if data.stat().st_size != expected:
         raise UserError(f"{data}: has {data.stat().st_size} bytes where {index.name} promises {expected}; encode again")
-    ends = np.concatenate([[0], np.cumsum(lengths)])[documents[1:]]
-    return TokenStream(prefix, np.memmap(data, dtype=dtype, mode="r"), ends)
+    return TokenStream(prefix, np.memmap(data, dtype=np.dtype(found.dtype), mode="r"), IndexedEnds(dataset, expected // found.dtype_size))
 
 
 def _check_index(index: Path) -> None:

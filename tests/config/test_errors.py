@@ -125,7 +125,7 @@ def test_what_does_not_parse_is_shown_with_line_and_column(project, tmp_path):
 
 def test_a_key_written_twice_is_refused(project, tmp_path):
     assert 'key "steps" is written twice' in files_error(project, tmp_path, project.recipe.read_text() + "steps: 9\n")
-    ds = project.ds.read_text().replace('"gradient_clipping": 0.5', '"gradient_clipping": 0.5, "gradient_clipping": 1')
+    ds = project.ds.read_text().replace('"gradient_clipping"', '"gradient_clipping": 1, "gradient_clipping"')
     assert 'key "gradient_clipping" is written twice' in files_error(project, tmp_path, ds=ds)
 
 

@@ -1,5 +1,7 @@
 """Packed samples: pure functions of (seed, index), full, and whole."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,8 +13,10 @@ from pretrain.data.causal import Causal
 from pretrain.data.loader import open_data
 from pretrain.data.packing import PackedSamples
 from pretrain.data.shuffle import permute
+from pretrain.data.tokens import open_tokens
 from pretrain.errors import UserError
 from tests.data.conftest import FIRST_TEXT, stream_of
+from tokenizer.parts import INDEX_HEADER, MAGIC, VERSION
 
 
 @given(st.integers(1, 3000), st.integers(0, 5), st.integers(0, 5))
@@ -134,8 +138,30 @@ def test_kinds_tell_sources_apart(project, home):
 def test_the_last_documents_are_held_out():
     train, valid = stream_of(100, 50, 50, 3, 7).split(0.04)
     assert (len(train), len(valid)) == (200, 10)
-    assert train.ends.tolist() == [100, 150, 200] and valid.ends.tolist() == [3, 10]
+    assert list(train.ends) == [100, 150, 200] and list(valid.ends) == [3, 10]
     assert valid.tokens[0] == FIRST_TEXT + 200
+    with pytest.raises(UserError, match="give data.valid"):
+        stream_of(500).split(0.04)
+
+
+def test_a_hundred_million_documents_open_at_once(tmp_path):
+    """The index is looked up, not read: 2 GB of it here, in a file that takes no room on disk but for its ends."""
+    documents = 100_000_000
+    index, data = tmp_path / "x.idx", tmp_path / "x.bin"
+    begins, indices = INDEX_HEADER.size + 4 * documents, INDEX_HEADER.size + 12 * documents
+    with index.open("wb") as file:
+        file.write(INDEX_HEADER.pack(MAGIC, VERSION, 8, documents, documents + 1))
+        file.truncate(indices + 8 * (documents + 1))
+        for place, value in ((INDEX_HEADER.size + 4 * (documents - 1), np.int32(50)), (begins + 8 * (documents - 1), np.int64(100))):
+            file.seek(place)
+            file.write(value.tobytes())
+        file.seek(indices + 8 * documents)
+        file.write(np.int64(documents).tobytes())
+    data.write_bytes(np.arange(100, dtype=np.uint16).tobytes())
+    started = time.process_time()
+    stream = open_tokens(tmp_path / "x", 600, "")
+    assert (len(stream), len(stream.ends), stream.ends[documents - 1]) == (100, documents, 100)
+    assert time.process_time() - started < 1
 
 
 def test_an_epoch_shows_nearly_all_text_once_and_the_next_one_other_windows(data):
