@@ -219,9 +219,10 @@ def test_a_read_only_or_impossible_directory_is_refused(project, tmp_path):
     assert done.returncode == 2 and "error: run directory" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_interrupted_while_starting(project, tmp_path):
+@pytest.mark.parametrize("seconds", [0.7, 1.5, 3])
+def test_interrupted_while_starting(project, tmp_path, seconds):
     process = subprocess.Popen(command(project, tmp_path / "run"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(2)
+    time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (130, 0) and "Traceback" not in errors

@@ -1,0 +1,195 @@
+"""python -m pretrain train | plan | inspect batch RECIPE [options]"""
+
+import argparse
+import ctypes
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn, Sequence
+
+from pretrain.config.command_line import all_settings, option_pairs
+from pretrain.config.checks import check
+from pretrain.config.run import Run, parse_run, read_run
+from pretrain.config.strict import COMMAND_LINE, one_line
+from pretrain.errors import TrainingStopped, UserError, lost_a_peer
+
+TRAIN_OPTIONS = ("run-dir", "resume", "stop-at", "device", "ds-config")
+PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", "ds-config")
+INSPECT_OPTIONS = ("step", "out", "ds-config")
+DEFAULT_GPU, DEFAULT_MFU = "h100", 0.4
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
+"""What a file system says that cannot be written to; it is the user's to mend, and a traceback helps nobody."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it ended well, 2 for a mistake of the user's, 1 for a run that could not go on."""
+    parser = _parser()
+    try:
+        args, rest = parser.parse_known_args(argv)
+        if args.command is None:
+            parser.print_help()
+            return 2
+        if getattr(args, "explain", False):
+            print("\n".join(f"{key:<55} {text}" for key, text in all_settings()))
+            return 0
+        if args.command == "inspect":
+            return _inspect(args, rest)
+        words = list(sys.argv[1:] if argv is None else argv)
+        if args.recipe and words.index(args.command) + 1 != words.index(args.recipe):
+            raise UserError(f"{COMMAND_LINE}: the recipe comes first, as in `python -m pretrain {args.command} ul2_tiny --steps 5`")
+        if not args.recipe:
+            raise UserError(f"{COMMAND_LINE}: which recipe? As in `python -m pretrain {args.command} ul2_tiny`")
+        return _train(args, rest) if args.command == "train" else _plan(args, rest)
+    except UserError as error:
+        _tell(f"error: {error}")
+        return 2
+    except TrainingStopped as stopped:
+        _tell(f"stopped: {stopped}", stopped.everywhere)
+        return 1
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return 130
+    except RuntimeError as error:
+        if not lost_a_peer(error):
+            raise
+        _tell(f"stopped: another rank is gone ({one_line(error)}); it, or the launcher, tells why", everywhere=False)
+        return 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _tell(f"stopped: {error.filename or 'a file'} cannot be written: {error.strerror}", everywhere=False)
+        return 1
+
+
+def _tell(text: str, everywhere: bool = True) -> None:
+    """Once for all ranks where all came to the same conclusion; else each for itself."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not everywhere:
+        print(text if rank == "0" else f"rank {rank}: {text}", file=sys.stderr, flush=True)
+
+
+def _train(args: argparse.Namespace, rest: list[str]) -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _outlive_no_launcher()
+    pairs = option_pairs(rest, TRAIN_OPTIONS)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def read() -> Run:
+        return read_run(args.recipe, pairs, args.ds_config, world_size)
+
+    if world_size == 1:
+        read()  # a mistake is told at once, before torch is imported
+    from pretrain.parallel.ranks import device_type, join, prepare_libraries
+
+    prepare_libraries(device_type(args.device))  # before the imports below read the environment
+    with join(args.device) as ranks:
+        run = ranks.together(read)
+        from pretrain.options import TrainOptions
+        from pretrain.train import train
+
+        train(run, TrainOptions(args.run_dir, args.resume, args.stop_at), ranks)
+    return 0
+
+
+def _outlive_no_launcher() -> None:
+    """Have the kernel send SIGTERM when torchrun dies, which SIGKILL or SIGUSR1 make it do without a word to its ranks."""
+    set_parent_death_signal = 1  # linux/prctl.h, PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
+    if os.getppid() == 1:
+        raise TrainingStopped("the launcher is gone")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong as everything else here does: once, not on every rank."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{COMMAND_LINE}: {message}; `{self.prog} --help` shows what there is")
+
+
+def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
+    run = read_run(args.recipe, option_pairs(rest, INSPECT_OPTIONS), args.ds_config, None)
+    if args.out.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"{COMMAND_LINE}: --out {args.out}: a picture is written as .png, .pdf or .svg")
+    if not 1 <= args.step <= run.steps:
+        raise UserError(f"{COMMAND_LINE}: --step {args.step}: the run has steps 1 to {run.steps}")
+    from pretrain.parallel.ranks import prepare_libraries
+
+    prepare_libraries("cpu")
+    from pretrain.inspect.batch import inspect_batch
+
+    inspect_batch(run, args.step, args.out)
+    return 0
+
+
+def _plan(args: argparse.Namespace, rest: list[str]) -> int:
+    from pretrain.plan.hardware import GPUS
+
+    if (args.nodes is None) != (args.gpus_per_node is None):
+        raise UserError(f"{COMMAND_LINE}: --nodes and --gpus-per-node go together")
+    if args.nodes is None and (args.price_per_gpu_hour is not None or args.gpu != DEFAULT_GPU or args.mfu != DEFAULT_MFU):
+        raise UserError(f"{COMMAND_LINE}: --gpu, --mfu and --price-per-gpu-hour need --nodes and --gpus-per-node")
+    for name, value, least in (("nodes", args.nodes, 1), ("gpus-per-node", args.gpus_per_node, 1), ("price-per-gpu-hour", args.price_per_gpu_hour, 0)):
+        if value is not None and not least <= value < float("inf"):
+            raise UserError(f"{COMMAND_LINE}: --{name} {value:g} must be at least {least}")
+    if not 0 < args.mfu <= 1:
+        raise UserError(f"{COMMAND_LINE}: --mfu {args.mfu:g} must be above 0 and at most 1")
+    if args.gpu not in GPUS:
+        raise UserError(f'{COMMAND_LINE}: --gpu {args.gpu}: known are {", ".join(GPUS)}')
+    if args.suggest and args.nodes is None:
+        raise UserError(f"{COMMAND_LINE}: --suggest needs --nodes and --gpus-per-node")
+    pairs = option_pairs(rest, PLAN_OPTIONS)
+    gpus = None if args.nodes is None else args.nodes * args.gpus_per_node
+    run = parse_run(args.recipe, pairs, args.ds_config, gpus)
+    try:
+        check(run)
+        problem = None
+    except UserError as error:
+        if not args.suggest:
+            raise
+        problem = error
+    from pretrain.parallel.ranks import prepare_libraries
+
+    prepare_libraries("cpu")
+    from pretrain.plan.cost import Cluster
+    from pretrain.plan.tables import print_plan, print_suggestions
+
+    cluster = None
+    if args.nodes is not None:
+        cluster = Cluster(args.nodes, args.gpus_per_node, args.gpu, args.mfu, args.price_per_gpu_hour)
+    if problem is None:
+        print_plan(run, cluster, args.suggest)
+        return 0
+    print(f"this layout cannot run: {problem}\n")
+    return 0 if print_suggestions(run, cluster) else 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m pretrain", allow_abbrev=False, description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    settings = "Any field of the recipe is an option, as --steps or --model.num_layers; any key of the JSON after --ds., as --ds.zero_optimization.stage."
+    for name, text in (("train", "train a recipe, or go on with it"), ("plan", "check everything and show what a run would do")):
+        command = commands.add_parser(name, help=text, allow_abbrev=False, epilog=settings)
+        command.add_argument("recipe", nargs="?", help="name in pretrain/recipes/, or path to a YAML file")
+        command.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
+        command.add_argument("--explain", action="store_true", help="list every setting of recipe and JSON with its meaning")
+        if name == "plan":
+            command.add_argument("--nodes", type=int, help="of the cluster, for memory, time and money")
+            command.add_argument("--gpus-per-node", type=int)
+            command.add_argument("--gpu", default=DEFAULT_GPU, help="a100-40gb, a100-80gb, h100, h200, b200, mi300x")
+            command.add_argument("--mfu", type=float, default=DEFAULT_MFU, help=f"share of the GPU's peak that training reaches; {DEFAULT_MFU}")
+            command.add_argument("--price-per-gpu-hour", type=float)
+            command.add_argument("--suggest", action="store_true", help="rank the layouts that can run there")
+        if name == "train":
+            command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/RECIPE-METHOD-DATETIME")
+            command.add_argument("--resume", default="auto", metavar="auto|never|CHECKPOINT", help="auto: the newest good one of the run directory, if any")
+            command.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
+            command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
+    inspect = commands.add_parser("inspect", help="look at what the model will see", allow_abbrev=False, epilog=settings)
+    inspect.add_argument("what", choices=("batch",))
+    inspect.add_argument("recipe", help="name in pretrain/recipes/, or path to a YAML file")
+    inspect.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
+    inspect.add_argument("--step", type=int, default=1, help="whose batch")
+    inspect.add_argument("--out", type=Path, default=Path("batch.png"), metavar="FILE.png", help="picture of who sees whom")
+    return parser
