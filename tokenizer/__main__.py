@@ -27,7 +27,8 @@ def main() -> int:
     encode.add_argument("--input", required=True, metavar="GLOB", help="as for train")
     encode.add_argument("--tokenizer", required=True, type=Path, help="folder written by train")
     encode.add_argument("--out", required=True, type=Path, metavar="PREFIX")
-    encode.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="a document that cannot be read: stop, or count and list it")
+    for command in (train, encode):
+        command.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="a document that cannot be read: stop, or count and list it")
 
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module=r"megatron\.")  # notices about extensions that play no part here
@@ -44,8 +45,10 @@ def _train(args: argparse.Namespace) -> int:
             raise UserError("training is for one process; start it without mpiexec or srun")
         if args.sample_mb is not None and not 0 < args.sample_mb < 1e9:
             raise UserError(f"--sample-mb {args.sample_mb:g}: must be above 0")
-        train(args.input, args.vocab_size, args.out, args.model_type, sample_bytes=None if args.sample_mb is None else round(args.sample_mb * 1e6))
-        print(f"tokenizer of {args.vocab_size} pieces in {args.out}")
+        sample_bytes = None if args.sample_mb is None else round(args.sample_mb * 1e6)
+        manifest = train(args.input, args.vocab_size, args.out, args.model_type, sample_bytes=sample_bytes, on_error=args.on_error)
+        bad = manifest["bad_documents"]
+        print(f"tokenizer of {args.vocab_size} pieces in {args.out}" + (f"; {len(bad)} bad documents, listed in its tokenizer.json" if bad else ""))
         return 0
     except (UserError, OSError) as error:
         return _tell(error)

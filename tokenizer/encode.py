@@ -9,21 +9,22 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Iterator, Literal, Sequence
+from typing import Iterator, Sequence
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from pretrain.errors import UserError
 from tokenizer.parts import Parts, Tally
-from tokenizer.pieces import Tokenizer
+from tokenizer.pieces import PART_CHARACTERS, Tokenizer
 from tokenizer.progress import Progress
 from tokenizer.team import Team
-from tokenizer.text import BLOCK_BYTES, BadDocument, Block, blocks, find_inputs, text_of
+from tokenizer.text import BLOCK_BYTES, BadDocument, Block, OnError, blocks, find_inputs, text_of
 
-OnError = Literal["stop", "skip"]
 BATCH = 256
 """Documents that sentencepiece gets at a time."""
+BLOCKS, MOST_BLOCK_BYTES = 20_000, 2**25
+"""Of a large input the blocks are larger, since three files a block are a load for a shared file system."""
 
 
 def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError = "stop", team: Team = Team(None, 0, 1), quiet: bool = True) -> dict:
@@ -41,10 +42,12 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
     """
     parts = Parts.of(prefix, tokenizer.vocab_size)
 
-    def begin() -> tuple[list[Path], FileLock]:
+    def begin() -> tuple[list[Path], int, set[str]]:
         if not prefix.name:
             raise UserError(f"--out {prefix}: give a folder and the beginning of a name, as data/train")
         if prefix.with_name(prefix.name + ".idx").exists():
+            if parts.folder.exists():
+                parts.remove()  # an earlier run was killed between its last two acts
             raise UserError(f"--out {prefix}: {prefix}.idx exists; remove it or choose another name")
         files = find_inputs(pattern)
         prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -54,16 +57,16 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
         except Timeout:
             raise UserError(f"--out {prefix}: another process is writing it") from None
         held.append(lock)
-        parts.claim(_plan(files, tokenizer))
-        return files, parts.finished(without_bad=on_error == "stop")
+        block_bytes = parts.claim(_plan(files, tokenizer))["block_bytes"]
+        return files, block_bytes, parts.finished(without_bad=on_error == "stop")
 
     held: list[FileLock] = []
     try:
-        files, finished = team.on_main(begin)
+        files, block_bytes, finished = team.on_main(begin)
         progress = Progress(files, quiet or not team.is_main)
         damaged: list[tuple[str, int, str]] = []
         names: list[str] = []
-        jobs = _jobs(files, finished, names, damaged, on_error, progress)
+        jobs = _jobs(files, block_bytes, finished, names, damaged, on_error, progress)
         team.share(jobs, lambda block: _encode(block, files, tokenizer, parts, on_error), progress.add)
         progress.finish()
         names = team.on_main(lambda: names)
@@ -77,14 +80,17 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
 def _plan(files: Sequence[Path], tokenizer: Tokenizer) -> dict:
     """What finished blocks depend on."""
     facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return {"tokenizer_sha256": tokenizer.sha256, "block_bytes": BLOCK_BYTES, "files": facts}
+    block_bytes = min(max(BLOCK_BYTES, sum(size for _, size, _ in facts) // BLOCKS), MOST_BLOCK_BYTES)
+    return {"tokenizer_sha256": tokenizer.sha256, "part_characters": PART_CHARACTERS, "block_bytes": block_bytes, "files": facts}
 
 
-def _jobs(files: Sequence[Path], finished: set[str], names: list[str], damaged: list, on_error: OnError, progress: Progress) -> Iterator[Block]:
+def _jobs(
+    files: Sequence[Path], block_bytes: int, finished: set[str], names: list[str], damaged: list, on_error: OnError, progress: Progress
+) -> Iterator[Block]:
     """Blocks that are not finished; `names` gets those of all, `damaged` the files that could not be read to their end."""
     for index, file in enumerate(files):
         try:
-            for block in blocks(index, file):
+            for block in blocks(index, file, block_bytes):
                 names.append(block.name)
                 if block.name in finished:
                     progress.skip(block)
@@ -113,7 +119,7 @@ def _encode(block: Block, files: Sequence[Path], tokenizer: Tokenizer, parts: Pa
             tally.empty += 1
     documents: list[np.ndarray] = []
     for first in range(0, len(texts), BATCH):
-        documents += tokenizer.processor.encode(texts[first : first + BATCH], return_type="numpy", num_threads=1)
+        documents += tokenizer.encode(texts[first : first + BATCH])
     lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
     tally.documents, tally.tokens = len(documents), int(lengths.sum())
     tally.text_bytes = sum(len(document or b"") for document in block.documents)

@@ -51,8 +51,10 @@ class Parts:
     def of(cls, prefix: Path, vocab_size: int) -> "Parts":
         return cls(prefix.with_name(prefix.name + ".parts"), np.dtype(np.uint16 if vocab_size < 2**16 else np.int32))
 
-    def claim(self, plan: dict[str, Any]) -> None:
+    def claim(self, plan: dict[str, Any]) -> dict[str, Any]:
         """Make the folder, or find in it what an earlier run of the same plan has finished; blocks of files that changed since go.
+
+        Returns the plan with the size of blocks that the earlier run chose.
 
         Raises:
             UserError: it belongs to another plan.
@@ -65,6 +67,7 @@ class Parts:
             shutil.rmtree(self.folder)
             self.folder.mkdir()
         else:
+            plan = {**plan, "block_bytes": before["block_bytes"]}
             if _apart_from_state(before) != _apart_from_state(plan):
                 raise UserError(f"{self.folder}: left by a run on other inputs or with another tokenizer; remove it, or choose another --out")
             for index, (old, new) in enumerate(zip(before["files"], plan["files"])):
@@ -72,6 +75,7 @@ class Parts:
                     for part in self.folder.glob(f"{index:06d}-*"):
                         part.unlink()
         write_whole(file, json.dumps(plan, indent=1) + "\n")
+        return plan
 
     def finished(self, without_bad: bool) -> set[str]:
         """Names of the blocks that are there, whole.
@@ -160,6 +164,6 @@ def _apart_from_state(plan: dict[str, Any]) -> dict[str, Any]:
 def _read_plan(file: Path) -> dict[str, Any] | None:
     try:
         plan = json.loads(file.read_text())
-        return plan if isinstance(plan, dict) and "files" in plan else None
+        return plan if isinstance(plan, dict) and {"files", "block_bytes"} <= plan.keys() else None
     except (OSError, ValueError):
         return None

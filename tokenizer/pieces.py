@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 import sentencepiece
@@ -18,6 +19,9 @@ MODES = ("[NLU]", "[NLG]", "[S2S]")
 """UL2's mode tokens (arXiv 2205.05131, section 3.1)."""
 SENTINELS = 100
 """Sentinels by default, as in T5. The largest number needed is derived from a recipe and checked."""
+
+PART_CHARACTERS = 100_000
+"""Of a document that sentencepiece gets at a time: its memory grows with them, by some 50 bytes each."""
 
 MODEL, MANIFEST = "tokenizer.model", "tokenizer.json"
 
@@ -50,6 +54,12 @@ class Tokenizer:
     def sentinels(self) -> int:
         return self.manifest["sentinels"]
 
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, [tokens] int32; a long text goes through sentencepiece in parts, so that memory is bounded."""
+        cut = [parts_of(text) for text in texts]
+        ids = iter(self.processor.encode([part for parts in cut for part in parts], return_type="numpy", num_threads=1))
+        return [next(ids) if len(parts) == 1 else np.concatenate([next(ids) for _ in parts]) for parts in cut]
+
     def id(self, piece: str) -> int:
         """Id of a reserved piece.
 
@@ -78,6 +88,18 @@ class Tokenizer:
 
     def sentinel_ids(self) -> list[int]:
         return [self.id(sentinel(i)) for i in range(self.sentinels)]
+
+
+def parts_of(text: str, characters: int = PART_CHARACTERS) -> list[str]:
+    """A text cut at spaces, which sentencepiece puts back: before every text that it gets.
+
+    No piece has a space but at its beginning, so the best pieces of the parts are best for the whole. Text without spaces stays whole.
+    """
+    parts, begin = [], 0
+    while (end := text.find(" ", begin + characters, len(text) - 1)) > 0:
+        parts.append(text[begin:end])
+        begin = end + 1
+    return [*parts, text[begin:]]
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

@@ -4,14 +4,15 @@ import glob
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Iterable, Iterator
+from typing import BinaryIO, Iterable, Iterator, Literal
 
 from pretrain.errors import UserError
 
 BLOCK_BYTES = 2 * 2**20
-"""A block ends with the document that reaches so many bytes: a fraction of a second's work."""
+"""Of a block: a fraction of a second's work."""
 COMPRESSED = (".gz", ".xz", ".zst")
 KINDS = (".jsonl", ".txt")
+OnError = Literal["stop", "skip"]
 READABLE = ".jsonl or .txt (each also .gz, .xz, .zst) or .parquet"
 
 
@@ -66,8 +67,8 @@ def kind(file: Path) -> str | None:
     return name.suffix if name.suffix in KINDS else None
 
 
-def blocks(index: int, file: Path) -> Iterator[Block]:
-    """The blocks of a file, in order, always the same.
+def blocks(index: int, file: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """The blocks of a file, in order, always the same; each ends with the document that reaches `block_bytes`.
 
     Raises:
         BadDocument: the file itself is damaged; what came before it has been given out.
@@ -79,7 +80,7 @@ def blocks(index: int, file: Path) -> Iterator[Block]:
         for document in _rows(file) if kind(file) == ".parquet" else _lines(file):
             held.append(document)
             size += len(document or b"")
-            if size >= BLOCK_BYTES:
+            if size >= block_bytes:
                 yield Block(index, number, first, is_json, tuple(held))
                 first, number, held, size = first + len(held), number + 1, [], 0
     except (UserError, FileNotFoundError, PermissionError, MemoryError):
@@ -121,12 +122,21 @@ def text_of(document: bytes | None, is_json: bool) -> str:
         raise BadDocument(f"not JSON: {error}") from None
 
 
-def documents(files: Iterable[Path]) -> Iterator[str]:
-    """Texts of all documents in order; empty ones are passed over.
+def documents(files: Iterable[Path], passed_over: list[str] | None = None) -> Iterator[str]:
+    """Texts of all documents in order; empty ones are left out.
+
+    Args:
+        passed_over: gets what cannot be read and why, with file and line number, instead of an error.
 
     Raises:
         UserError: a line that is not a document, with file and line number.
     """
+
+    def tell(place: str, error: BadDocument) -> None:
+        if passed_over is None:
+            raise UserError(f"{place}: {error}; --on-error skip uses what can be read") from None
+        passed_over.append(f"{place}: {error}")
+
     for index, file in enumerate(files):
         try:
             for block in blocks(index, file):
@@ -134,11 +144,12 @@ def documents(files: Iterable[Path]) -> Iterator[str]:
                     try:
                         text = text_of(document, block.is_json)
                     except BadDocument as error:
-                        raise UserError(f"{file}: line {place}: {error}") from None
+                        tell(f"{file}: line {place}", error)
+                        continue
                     if text.strip():
                         yield text
         except BadDocument as error:
-            raise UserError(f"{file}: {error}") from None
+            tell(str(file), error)
 
 
 def _lines(file: Path) -> Iterator[bytes]:

@@ -14,8 +14,7 @@ import sentencepiece
 from pretrain.errors import UserError
 from pretrain.files import sha256
 from tokenizer.pieces import CLS, EOS, MANIFEST, MASK, MODEL, MODES, PAD, SENTINELS, SEP, UNKNOWN, sentinel
-from tokenizer.text import documents, find_inputs
-
+from tokenizer.text import OnError, documents, find_inputs
 
 LONGEST_LINE = 16_000
 """Characters; sentencepiece passes over lines of more than max_sentence_length bytes, of which a character has four at most."""
@@ -24,22 +23,30 @@ BYTES = 256
 
 
 def train(
-    pattern: str, vocab_size: int, out: Path, model_type: str = "unigram", sentinels: int = SENTINELS, sample_bytes: int | None = None
-) -> None:
-    """Write a tokenizer folder; it appears whole or not at all.
+    pattern: str,
+    vocab_size: int,
+    out: Path,
+    model_type: str = "unigram",
+    sentinels: int = SENTINELS,
+    sample_bytes: int | None = None,
+    on_error: OnError = "stop",
+) -> dict:
+    """Write a tokenizer folder, which appears whole or not at all; returns its manifest.
 
     Reserved pieces are control symbols: text that spells `<extra_id_0>` is text, it never becomes a sentinel.
 
     Args:
         sample_bytes: learn from a random part of the documents, which takes that much memory; from all if None.
+        on_error: whether a document that cannot be read ends the training or is listed in the manifest and left out.
 
     Raises:
-        UserError: no input, a folder that exists, or a vocabulary that the text cannot fill.
+        UserError: no input, a folder that exists, a document that cannot be read, or a vocabulary that the text cannot fill.
     """
     if out.exists():
         raise UserError(f"--out {out}: exists; remove it or choose another folder")
     files = find_inputs(pattern)
-    if next(documents(files), None) is None:
+    bad: list[str] | None = [] if on_error == "skip" else None
+    if next(documents(files, None if bad is None else []), None) is None:
         raise UserError(f"--input {pattern}: holds no text")
     if sample_bytes is not None and sample_bytes < 1:
         raise UserError(f"--sample-mb {sample_bytes / 1e6:g}: must be above 0")
@@ -68,9 +75,10 @@ def train(
             num_threads=len(os.sched_getaffinity(0)),
         )
         problems: list[UserError] = []
+        texts = documents(files, bad)
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_keeping(problems, _lines(documents(files) if sample_bytes is None else sample(documents(files), sample_bytes))),
+                sentence_iterator=_keeping(problems, _lines(texts if sample_bytes is None else sample(texts, sample_bytes))),
                 model_prefix=str(work / Path(MODEL).stem),
                 control_symbols=",".join(reserved),
                 minloglevel=2,
@@ -89,12 +97,14 @@ def train(
             "model_sha256": sha256(work / MODEL),
             "inputs": {str(file): sha256(file) for file in files},
             "sample_bytes": sample_bytes,
+            "bad_documents": bad or [],
             "settings": {key: value for key, value in settings.items() if key != "num_threads"},
             "sentencepiece": sentencepiece.__version__,
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         os.chmod(work, 0o755)
         os.replace(work, out)
+        return manifest
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -21,6 +21,8 @@ LEGEND = {
     "masked": "shown, and what is predicted in its place",
     "read": "read only",
 }
+IN_LOSS = "underline"
+"""Added to the style of what counts in the loss."""
 MOST_SHOWN = 4
 """Samples in the picture."""
 
@@ -35,7 +37,7 @@ def inspect_batch(run: Run, step: int, out: Path) -> None:
     batch, tokenizer = data.train.batch((step - 1) * run.batch, run.micro_batch), data.tokenizer
     data.close()
     in_place, kinds, console = run.recipe.data.objective == "mlm", run.recipe.data.kinds, Console(highlight=False)
-    console.print(Text("  ").join(Text(LEGEND[name], style) for name, style in STYLES.items()))
+    console.print(Text("  ").join([*(Text(LEGEND[name], style) for name, style in STYLES.items()), Text("counts in the loss", IN_LOSS)]))
     for row in range(len(batch.tokens)):
         filled, wanted = int((batch.segments[row] >= 0).sum()), int(batch.targets[row].sum())
         console.rule(f"step {step}, sample {row}: {filled} of {batch.tokens.shape[1]} positions filled, {wanted} predicted", characters="-")
@@ -72,17 +74,32 @@ def roles(batch: Batch, row: int, example: int, tokenizer: Tokenizer, in_place: 
 def as_text(batch: Batch, row: int, example: int, tokenizer: Tokenizer, in_place: bool) -> Text:
     """One example, piece by piece, each in the colour of its role, and the token after the last one, which is never read."""
     text, places = Text(), np.flatnonzero(batch.segments[row] == example)
-    for place, role in zip(places, roles(batch, row, example, tokenizer, in_place)):
-        shown = _piece(tokenizer, int(batch.tokens[row, place]))
-        text.append(f"{shown}→{_piece(tokenizer, int(batch.labels[row, place]))}" if role == "masked" else shown, STYLES[role])
+    shown = _shown(tokenizer, batch.tokens[row, places])
+    for index, role in enumerate(roles(batch, row, example, tokenizer, in_place)):
+        if role == "masked":
+            text.append(f"{shown[index]}→{_shown(tokenizer, batch.labels[row, places[index], None])[0]}", f"{STYLES[role]} {IN_LOSS}")
+        else:
+            counts = not in_place and index > 0 and batch.targets[row, places[index - 1]]
+            text.append(shown[index], STYLES[role] + f" {IN_LOSS}" * bool(counts))
     if not in_place and batch.targets[row, places[-1]]:
-        text.append(_piece(tokenizer, int(batch.labels[row, places[-1]])), "dim " + STYLES["target"])
+        text.append(_shown(tokenizer, batch.labels[row, places[-1:]])[0], f"dim {STYLES['target']} {IN_LOSS}")
     return text
 
 
-def _piece(tokenizer: Tokenizer, token: int) -> str:
-    piece = tokenizer.processor.id_to_piece(token).replace("\u2581", " ")
-    return {"<0x0A>": "⏎\n", "<0x09>": "⇥"}.get(piece, piece)
+def _shown(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:
+    """What to print for each token; a character that is spelt in bytes stands at the first of them, a dot at the others."""
+    ids = [int(token) for token in tokens]
+    shown = [tokenizer.processor.id_to_piece(token).replace("\u2581", " ") for token in ids]
+    values = [int(piece[1:-1], 16) if tokenizer.processor.is_byte(token) else None for piece, token in zip(shown, ids)]
+    for first, value in enumerate(values):
+        if value is not None and value >= 0xC0:  # UTF-8: how many bytes a character has stands in the first
+            count = 2 + (value >= 0xE0) + (value >= 0xF0)
+            spelt = values[first : first + count]
+            try:
+                shown[first : first + count] = [bytes(v for v in spelt if v is not None).decode(), *["·"] * (len(spelt) - 1)]
+            except UnicodeDecodeError:
+                continue  # cut off, or no character: shown as bytes
+    return [{"<0x0A>": "⏎\n", "<0x09>": "⇥"}.get(piece, piece) for piece in shown]
 
 
 def draw(batch: Batch, out: Path) -> None:

@@ -28,3 +28,12 @@ def test_the_order_does_not_depend_on_where_a_run_started_or_on_how_many(project
     for step in (1, 4, 7):
         for run in (one, two, four):
             assert (global_batch(run, step) == through[step]).all()
+
+
+def test_a_batch_depends_on_the_samples_consumed_alone(project):
+    """At any count, in the middle of what was a step as well."""
+    data = open_data(project.run())
+    through = data.train.batch(0, 60).tokens
+    for first, count in ((0, 1), (1, 8), (7, 13), (23, 5), (59, 1)):
+        assert (data.train.batch(first, count).tokens == through[first : first + count]).all()
+    data.close()

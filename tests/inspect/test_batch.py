@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pretrain.data.loader import open_data
-from pretrain.inspect.batch import as_text, roles
+from pretrain.inspect.batch import _shown, as_text, roles
 from tests.conftest import BERT
 
 
@@ -44,6 +44,24 @@ def test_roles_are_those_of_the_examples(project):
             assert {role for role in found[1:cut]} <= {"prefix", "reserved"} and {role for role in found[cut:]} <= {"target", "reserved"}
             shown = as_text(batch, row, example, tokenizer, in_place=False)
             assert shown.plain.startswith("[") and shown.plain.endswith("</s>")
+
+
+@pytest.mark.parametrize("objective, settings", [("ul2", {}), ("causal", {}), ("mlm", BERT)])
+def test_what_counts_in_the_loss_is_underlined(project, objective, settings):
+    data = open_data(project.run(f"data.objective={objective}", *(f"{key}={value}" for key, value in settings.items() if key != "data.objective")))
+    batch, tokenizer = data.train.batch(0, 2), data.tokenizer
+    data.close()
+    texts = [as_text(batch, row, example, tokenizer, objective == "mlm") for row in range(2) for example in range(batch.segments[row].max() + 1)]
+    assert sum("underline" in str(span.style) for text in texts for span in text.spans) == int(batch.targets.sum())
+
+
+def test_characters_spelt_in_bytes_are_shown_as_characters(project):
+    data = open_data(project.run())
+    data.close()
+    tokenizer = data.tokenizer
+    ids = np.array(tokenizer.processor.encode("世界 🙂\n\tend"))
+    assert "".join(_shown(tokenizer, ids)) == " 世··界·· 🙂···⏎\n⇥end" and len(_shown(tokenizer, ids)) == len(ids)
+    assert "".join(_shown(tokenizer, ids[:3])).startswith(" <0xE4>"), "cut off"
 
 
 def test_a_step_beyond_the_run_is_refused(project):

@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -18,8 +19,9 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from pretrain.errors import UserError
 from tokenizer import load_tokenizer
-from tokenizer.encode import encode
+from tokenizer.encode import _plan, encode
 from tokenizer.parts import Parts
+from tokenizer.pieces import parts_of
 from tokenizer.text import blocks, documents, find_inputs
 from tokenizer.train import sample
 
@@ -83,7 +85,7 @@ def test_the_files_are_megatrons_own(corpus, home, alone, tmp_path):
     processor = load_tokenizer(home / "tokenizer").processor
     builder = IndexedDatasetBuilder(str(tmp_path / "m.bin"), dtype=np.uint16)
     for text in documents(find_inputs(f"{corpus}/*")):
-        ids = processor.encode(text)
+        ids = sum((processor.encode(part) for part in parts_of(text)), [])
         builder.add_document(np.array(ids), [len(ids)])
     builder.finalize(str(tmp_path / "m.idx"))
     for end in (".bin", ".idx"):
@@ -122,6 +124,43 @@ def test_a_killed_rank_leaves_nothing_whole_and_the_same_command_goes_on(corpus,
     assert done.returncode == 0, done.stderr
     assert before and "MB were finished before" in done.stdout
     assert digests(out) == alone
+
+
+KILLED_AT = """
+import os, signal, sys
+from unittest.mock import patch
+from tokenizer.__main__ import main
+
+def die(*args):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return original(*args)
+
+where, left = sys.argv.pop(1), int(sys.argv.pop(1))
+module, name = where.rsplit(".", 1)
+owner = getattr(__import__("tokenizer." + module.split(".")[0], fromlist=["x"]), module.split(".")[1])
+original = getattr(owner, name)
+with patch.object(owner, name, die):
+    main()
+"""
+
+
+@pytest.mark.parametrize("where, calls", [("parts.Parts.copy", 0), ("parts.Parts.write_index", 0), *(("encode.os.replace", n) for n in (-1, 0, 1, 2))])
+def test_a_kill_while_blocks_are_put_together(corpus, home, alone, tmp_path, where, calls):
+    """At every point of the assembly: before each file gets its name, and before the blocks go."""
+    out = tmp_path / "x"
+    words = command(corpus, home, out)[3:]
+    if where == "encode.os.replace":  # `os` is one module for all: each of the blocks has been renamed too
+        calls += 1 + 3 * sum(len(list(blocks(0, file))) for file in find_inputs(f"{corpus}/*"))
+    killed = subprocess.run([sys.executable, "-c", KILLED_AT, where, str(calls), *words], capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not out.with_name("x.idx").exists(), "nothing looks finished"
+    done = subprocess.run(command(corpus, home, out), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "MB were finished before" in done.stdout and digests(out) == alone
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.idx", "x.json"]
 
 
 def write(folder: Path, name: str, content: bytes) -> str:
@@ -217,6 +256,18 @@ def test_blocks_that_cannot_be_trusted_are_made_again(home, tmp_path, damage, mo
     manifest = encode(file, tokenizer, tmp_path / "out")
     assert manifest["documents"] == (1 if damage == "no plan" else 50)
     assert (tmp_path / "out.bin").stat().st_size == manifest["tokens"] * 2
+
+
+def test_blocks_of_a_large_input_are_larger_and_a_restart_keeps_their_size(home, tmp_path):
+    tokenizer = load_tokenizer(home / "tokenizer")
+    file = Path(write(tmp_path, "x.txt", b""))
+    for size, block in ((10**6, 2 * 2**20), (10**11, 5 * 10**6), (10**13, 32 * 2**20)):
+        os.truncate(file, size)
+        assert _plan([file], tokenizer)["block_bytes"] == block
+    parts = Parts.of(tmp_path / "out", 600)
+    assert parts.claim(_plan([file], tokenizer))["block_bytes"] == 32 * 2**20
+    os.truncate(file, 10**6)
+    assert parts.claim(_plan([file], tokenizer))["block_bytes"] == 32 * 2**20
 
 
 def test_blocks_are_the_same_every_time_and_hold_every_line(corpus):

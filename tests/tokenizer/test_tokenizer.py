@@ -11,7 +11,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from pretrain.errors import UserError
 from tokenizer import load_tokenizer
 from tokenizer.encode import encode
-from tokenizer.pieces import EOS, MODES, PAD, sentinel
+from tokenizer.pieces import EOS, MODES, PAD, PART_CHARACTERS, parts_of, sentinel
 from tokenizer.train import train
 
 
@@ -54,6 +54,36 @@ def test_a_bad_line_leaves_no_file(home, tokenizer, tmp_path):
     with pytest.raises(UserError, match="x.jsonl: line 2: not JSON with a"):
         encode(str(tmp_path / "x.jsonl"), tokenizer, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.parts", "x.jsonl"], "finished blocks alone"
+
+
+@pytest.mark.parametrize("text", ["a b", " a  b ", "one two, three\nfour five\n\n  six 世界 seven🙂 eight ", "word", "   ", "x y" * 50])
+@pytest.mark.parametrize("characters", [1, 3, 10])
+def test_parts_of_a_text_are_encoded_as_the_whole(tokenizer, text, characters):
+    ids = [list(tokenizer.processor.encode(part)) for part in parts_of(text, characters)]
+    assert sum(ids, []) == tokenizer.processor.encode(text)
+    assert "".join(part + " " for part in parts_of(text, characters)) == text + " "
+    assert all(ids) and (len(ids) > 1 or " " not in text.strip() or characters > len(text) / 2)
+
+
+def test_long_texts_are_encoded_in_parts(tokenizer, home):
+    """Equal scores may be broken otherwise, since sentencepiece sums them in single precision; more than equal they are not."""
+    own = [json.loads(line)["text"] for line in (home / "train.jsonl").read_text().splitlines()]
+    texts = ["short", " ".join(own)[: 3 * PART_CHARACTERS], "", "x" * 2 * PART_CHARACTERS]
+    assert [len(parts_of(text)) for text in texts] == [1, 3, 1, 1]
+    scores = np.array([tokenizer.processor.get_score(i) for i in range(tokenizer.vocab_size)])
+    for text, ids in zip(texts, tokenizer.encode(texts)):
+        whole = np.array(tokenizer.processor.encode(text), dtype=int)
+        assert tokenizer.processor.decode(ids.tolist()) == text and ids.dtype == np.int32
+        assert scores[ids.astype(int)].sum() >= scores[whole].sum() - 1e-6 * abs(scores[whole].sum())
+
+
+def test_training_passes_over_what_cannot_be_read(home, tmp_path):
+    (tmp_path / "x.jsonl").write_text((home / "valid.jsonl").read_text() + "{}\n" + (home / "valid.jsonl").read_text())
+    with pytest.raises(UserError, match="x.jsonl: line 11: not JSON.*--on-error skip"):
+        train(str(tmp_path / "x.jsonl"), 500, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+    manifest = train(str(tmp_path / "x.jsonl"), 500, tmp_path / "t", on_error="skip")
+    assert len(manifest["bad_documents"]) == 1 and "line 11" in manifest["bad_documents"][0]
 
 
 def test_training_fails_clearly_and_leaves_nothing(home, tmp_path):
