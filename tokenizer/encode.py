@@ -9,7 +9,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -21,8 +21,8 @@ from tokenizer.progress import Progress
 from tokenizer.team import Team
 from tokenizer.text import BLOCK_BYTES, BadDocument, Block, OnError, blocks, find_inputs, text_of
 
-BATCH = 256
-"""Documents that sentencepiece gets at a time."""
+BATCH_CHARACTERS = 200_000
+"""Of the documents that sentencepiece gets at a time."""
 BLOCKS, MOST_BLOCK_BYTES = 20_000, 2**25
 """Of a large input the blocks are larger, since three files a block are a load for a shared file system."""
 
@@ -104,7 +104,18 @@ def _jobs(
 
 def _encode(block: Block, files: Sequence[Path], tokenizer: Tokenizer, parts: Parts, on_error: OnError) -> Tally:
     """Encode a block and write it down."""
-    tally, texts, file = Tally(), [], files[block.file]
+    tally = Tally(text_bytes=sum(len(document or b"") for document in block.documents))
+    documents: list[np.ndarray] = []
+    for texts in _batches(_texts(block, files[block.file], on_error, tally)):
+        documents += [ids.astype(parts.dtype) for ids in tokenizer.encode(texts)]
+    lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
+    tally.documents, tally.tokens = len(documents), int(lengths.sum())
+    parts.write(block.name, np.concatenate(documents) if documents else np.empty(0, parts.dtype), lengths, tally)
+    return tally
+
+
+def _texts(block: Block, file: Path, on_error: OnError, tally: Tally) -> Iterator[str]:
+    """The texts of a block; what is none goes into the tally."""
     for line, document in enumerate(block.documents, start=block.first):
         try:
             text = text_of(document, block.is_json)
@@ -114,17 +125,22 @@ def _encode(block: Block, files: Sequence[Path], tokenizer: Tokenizer, parts: Pa
             tally.bad.append((str(file), line, str(error)))
             continue
         if text.strip():
-            texts.append(text)
+            yield text
         else:
             tally.empty += 1
-    documents: list[np.ndarray] = []
-    for first in range(0, len(texts), BATCH):
-        documents += tokenizer.encode(texts[first : first + BATCH])
-    lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
-    tally.documents, tally.tokens = len(documents), int(lengths.sum())
-    tally.text_bytes = sum(len(document or b"") for document in block.documents)
-    parts.write(block.name, np.concatenate(documents) if documents else np.empty(0), lengths, tally)
-    return tally
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The same texts, some at a time."""
+    batch, characters = [], 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _put_together(

@@ -94,11 +94,11 @@ class Parts:
             return False
 
     def write(self, name: str, ids: np.ndarray, lengths: np.ndarray, tally: Tally) -> None:
-        """One block: the tokens, then what came of it, then the lengths of its documents, whose file says that it is all there."""
+        """One block: the tokens, of the folder's dtype, then what came of it, then the lengths of its documents, whose file says that it is all there."""
         try:
-            write_whole(self.folder / f"{name}.bin", ids.astype(self.dtype).tobytes())
+            write_whole(self.folder / f"{name}.bin", ids.data)
             write_whole(self.folder / f"{name}.json", json.dumps(vars(tally)))
-            write_whole(self.folder / f"{name}.len", lengths.astype(np.int32).tobytes())
+            write_whole(self.folder / f"{name}.len", lengths.astype(np.int32).data)
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror}; finished blocks stay, and the same command goes on", str(self.folder)) from None
 
