@@ -45,10 +45,6 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
     def begin() -> tuple[list[Path], int, set[str]]:
         if not prefix.name:
             raise UserError(f"--out {prefix}: give a folder and the beginning of a name, as data/train")
-        if prefix.with_name(prefix.name + ".idx").exists():
-            if parts.folder.exists():
-                parts.remove()  # an earlier run was killed between its last two acts
-            raise UserError(f"--out {prefix}: {prefix}.idx exists; remove it or choose another name")
         files = find_inputs(pattern)
         prefix.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(prefix.with_name(f".{prefix.name}.lock"))
@@ -57,6 +53,10 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
         except Timeout:
             raise UserError(f"--out {prefix}: another process is writing it") from None
         held.append(lock)
+        if prefix.with_name(prefix.name + ".idx").exists():
+            if parts.folder.exists():
+                parts.remove()  # an earlier run was killed between its last two acts
+            raise UserError(f"--out {prefix}: {prefix}.idx exists; remove it or choose another name")
         block_bytes = parts.claim(_plan(files, tokenizer))["block_bytes"]
         return files, block_bytes, parts.finished(without_bad=on_error == "stop")
 

@@ -147,15 +147,22 @@ with patch.object(owner, name, die):
 """
 
 
-@pytest.mark.parametrize("where, calls", [("parts.Parts.copy", 0), ("parts.Parts.write_index", 0), *(("encode.os.replace", n) for n in (-1, 0, 1, 2))])
+@pytest.mark.parametrize("where, calls", [("parts.Parts.copy", 0), ("parts.Parts.write_index", 0), *(("encode.os.replace", n) for n in (-1, 0, 1, 2, 3))])
 def test_a_kill_while_blocks_are_put_together(corpus, home, alone, tmp_path, where, calls):
     """At every point of the assembly: before each file gets its name, and before the blocks go."""
     out = tmp_path / "x"
-    words = command(corpus, home, out)[3:]
+    words, last = command(corpus, home, out)[3:], -1
     if where == "encode.os.replace":  # `os` is one module for all: each of the blocks has been renamed too
-        calls += 1 + 3 * sum(len(list(blocks(0, file))) for file in find_inputs(f"{corpus}/*"))
+        before = 1 + 3 * sum(len(list(blocks(0, file))) for file in find_inputs(f"{corpus}/*"))
+        calls, last = calls + before, before + 3
     killed = subprocess.run([sys.executable, "-c", KILLED_AT, where, str(calls), *words], capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    if calls == last:
+        assert digests(out) == alone and (tmp_path / "x.parts").exists()
+        done = subprocess.run(command(corpus, home, out), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 2 and "x.idx exists" in done.stderr
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.idx", "x.json"] and digests(out) == alone
+        return
     assert not out.with_name("x.idx").exists(), "nothing looks finished"
     done = subprocess.run(command(corpus, home, out), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
