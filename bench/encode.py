@@ -4,9 +4,10 @@
 
 The same command encodes the same .jsonl file (also .gz, .xz) alone and under MPI. Before each of these bare sentencepiece encodes its text
 from memory, and a plain loop reads the file and encodes it, on as many cores at once, since a core is slower while the others are busy.
-Compared are bytes a second of CPU time: a busy core's throughput, whatever else the machine does. Digests of the token files must be
-equal, and the peak memory of a process should not depend on the size of the input: it is compared with that of 10 MB of the text, its
-longest document among them.
+Compared are bytes a second of CPU time: a busy core's throughput, whatever else the machine does. Neither side's start counts: bare
+sentencepiece's clock runs from the first text on, and of ours is taken off what the same command costs for the first document alone.
+Digests of the token files must be equal, and the peak memory of a process should not depend on the size of the input: it is compared
+with that of 10 MB of the text, its longest document among them.
 """
 
 import argparse
@@ -52,30 +53,32 @@ def main() -> None:
     size = sum(len(text.encode()) for text in texts)
     lines = ["# Encoding", "", f"- date: {date.today().isoformat()}", f"- cpu: {cpu_name()}"]
     lines += [f"- text: {size / 1e6:.0f} MB in {len(texts):,} documents of a {''.join(args.input.suffixes)} file", ""]
-    lines += ["| ranks | MB a second of CPU time | over bare | over a plain loop | wall clock, s | largest process, MiB |", "|---" * 6 + "|"]
+    lines += ["| ranks | MB a second of CPU time | over bare | over a plain loop | start, CPU s | wall clock, s | largest process, MiB |"]
+    lines += ["|---" * 7 + "|"]
     results, digests = {}, set()
     with tempfile.TemporaryDirectory() as folder:
+        first = write(Path(folder) / f"first{''.join(args.input.suffixes)}", texts[:1])
         for ranks in args.ranks:
             cores, rounds = min(ranks, len(os.sched_getaffinity(0))), []
             for number in range(args.rounds):
                 bare, plain = (seconds(source, args.tokenizer, cores) for source in (lambda: texts, lambda: read(args.input)))
                 prefix = Path(folder) / f"{ranks}-{number}"
+                start, _, _ = measure(first, args.tokenizer, prefix.with_name(f"first-{prefix.name}"), ranks)
                 took, wall, memory = measure(args.input, args.tokenizer, prefix, ranks)
-                rounds.append((size / took / 1e6, bare / took, plain / took, wall, memory))
+                took -= start
+                rounds.append((size / took / 1e6, bare / took, plain / took, start, wall, memory))
                 digests.add(sha256(prefix.with_name(prefix.name + ".bin")))
-            results[ranks] = dict(zip(("rate", "over_bare", "over_plain", "wall", "memory_mib"), map(statistics.median, zip(*rounds))))
-            row = "| {} | {rate:.2f} | {over_bare:.3f} | {over_plain:.3f} | {wall:.0f} | {memory_mib:.0f} |".format(ranks, **results[ranks])
+            results[ranks] = dict(zip(("rate", "over_bare", "over_plain", "start", "wall", "memory_mib"), map(statistics.median, zip(*rounds))))
+            row = "| {} | {rate:.2f} | {over_bare:.3f} | {over_plain:.3f} | {start:.2f} | {wall:.0f} | {memory_mib:.0f} |".format(ranks, **results[ranks])
             print(row, flush=True)
             lines.append(row)
-        small = Path(folder) / f"small{''.join(args.input.suffixes)}"
-        with OPEN.get(small.suffix, open)(small, "wt") as file:
-            file.writelines(json.dumps({"text": text}) + "\n" for text in some_of(texts))
+        small = write(Path(folder) / f"small{''.join(args.input.suffixes)}", some_of(texts))
         _, _, memory = measure(small, args.tokenizer, Path(folder) / "small", args.ranks[0])
     assert len(digests) == 1, "the token files differ"
     growth = results[args.ranks[0]]["memory_mib"] / memory
     least = min(result["over_bare"] for result in results.values())
     lines += ["", f"Medians of {args.rounds} rounds. sha256 of .bin in all of them: {digests.pop()[:16]}."]
-    lines += [f"Least over bare: {least:.3f}; bar {BAR}: {'met' if least >= BAR else 'NOT MET'}. All CPU time is counted: reading, launcher, start."]
+    lines += [f"Least over bare: {least:.3f}; bar {BAR}: {'met' if least >= BAR else 'NOT MET'}. All CPU time but the start is counted: reading, launcher, waiting."]
     lines += [f"Memory over that for {SMALL / 1e6:.0f} MB: {growth:.3f}; bar {MEMORY_BAR}: {'met' if growth <= MEMORY_BAR else 'NOT MET'}.", ""]
     print("\n".join(lines[-4:]))
     args.out.mkdir(parents=True, exist_ok=True)
@@ -89,6 +92,13 @@ def read(file: Path) -> Iterator[str]:
     with OPEN.get(file.suffix, open)(file, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
+
+
+def write(file: Path, texts: Iterable[str]) -> Path:
+    """The file, with these documents."""
+    with OPEN.get(file.suffix, open)(file, "wt", encoding="utf-8") as lines:
+        lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    return file
 
 
 def seconds(texts: Callable[[], Iterable[str]], tokenizer: Path, cores: int) -> float:
