@@ -15,7 +15,7 @@ from pretrain.config.run import Run, parse_run, read_run
 from pretrain.config.strict import COMMAND_LINE, one_line
 from pretrain.errors import TrainingStopped, UserError, lost_a_peer
 
-TRAIN_OPTIONS = ("run-dir", "resume", "stop-at", "device", "ds-config")
+TRAIN_OPTIONS = ("run-dir", "resume", "resume-changing", "stop-at", "device", "ds-config")
 PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", "ds-config")
 INSPECT_OPTIONS = ("step", "out", "ds-config")
 DEFAULT_GPU, DEFAULT_MFU = "h100", 0.4
@@ -89,8 +89,13 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
         from pretrain.options import TrainOptions
         from pretrain.train import train
 
-        train(run, TrainOptions(args.run_dir, args.resume, args.stop_at), ranks)
+        train(run, TrainOptions(args.run_dir, args.resume, _names(args.resume_changing), args.stop_at), ranks)
     return 0
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    """Names between commas, as people write options or keys."""
+    return tuple(name.strip().removeprefix("--").replace("-", "_") for name in listed.split(",") if name.strip())
 
 
 def _outlive_no_launcher() -> None:
@@ -184,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "train":
             command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/RECIPE-METHOD-DATETIME")
             command.add_argument("--resume", default="auto", metavar="auto|never|CHECKPOINT", help="auto: the newest good one of the run directory, if any")
+            command.add_argument("--resume-changing", default="", metavar="NAME,...", help="settings that may differ from the run so far, as lr,path_lengths")
             command.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
             command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
     inspect = commands.add_parser("inspect", help="look at what the model will see", allow_abbrev=False, epilog=settings)

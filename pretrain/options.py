@@ -17,6 +17,8 @@ class TrainOptions:
     run_dir: Path | None
     resume: str
     """auto, never, or a checkpoint's path."""
+    changing: tuple[str, ...]
+    """Settings that may differ from those of the run so far."""
     stop_at: int | None
     """End after this step as if interrupted; schedules stay laid out over all steps."""
 
@@ -35,7 +37,7 @@ class TrainOptions:
             directory = RunDirectory(self.run_dir or Path(f"runs/{run.name}-{run.method.name}-{datetime.now():%Y%m%d-%H%M%S}"))
             print(directory.path, flush=True)
             ranks.keep(directory.lock())
-            directory.claim(run, self.resume)
+            directory.claim(run, self.resume, self.changing)
             return directory
 
         return ranks.on_main(claim)

@@ -1,6 +1,9 @@
 """The training loop. Read this first."""
 
-from pretrain.checkpoint.state import resume, save
+from contextlib import closing
+
+from pretrain.checkpoint.resume import resume
+from pretrain.checkpoint.saver import Saver
 from pretrain.config import Run
 from pretrain.data.loader import open_data
 from pretrain.observe.observer import Observer
@@ -15,10 +18,12 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> None:
         directory = options.claim_directory(run, ranks)
         data = ranks.together(lambda: open_data(run, ranks.data_parallel_rank, ranks.needs_text))
         engine = Engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
-        done = resume(run, engine, directory, options.resume)  # 0 when there is nothing to resume
-        watch = ranks.together(lambda: Observer(run, directory.path, ranks.is_main, ranks.device, done))
-        last = options.last_step(run)
-        try:
+        saver = Saver(run, engine, directory)
+        start = resume(run, saver.contents, directory, options.resume, options.changing)  # step 0 when there is nothing to resume
+        data.go_on_from(start)
+        watch = ranks.together(lambda: Observer(run, directory.path, ranks.is_main, ranks.device, start))
+        done, last = start.step, options.last_step(run)
+        with closing(data), closing(watch), saver:  # ends when the newest checkpoint is on disk
             for step in range(done + 1, last + 1):
                 paths = run.method.paths(step)  # which layers each part of the batch runs
                 batches = data.batch(step)
@@ -28,13 +33,11 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> None:
                 if run.evaluates(step):
                     watch.evaluation(step, engine.evaluate(data.held_out()))  # all layers, always
                 stop = ranks.agree(ranks.stop_requested)  # a signal reached some rank
+                saver.check()  # what was begun some steps ago may be done, or have failed
                 if run.saves(step) or stop or step == last:
-                    save(run, engine, directory, step)
+                    saver.begin(run.position(start, step), result.lr)  # is written while training goes on
                     watch.saved(step)
                 done = step
                 if stop:
                     break
-            watch.ended(done)
-        finally:
-            data.close()
-            watch.close()
+        watch.ended(done)

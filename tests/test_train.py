@@ -118,13 +118,13 @@ def test_a_damaged_checkpoint_is_passed_over_with_the_reason(project, unbroken, 
     run_dir = tmp_path / "run"
     assert train(project, run_dir, "--stop-at", "10").returncode == 0
     newest = max((run_dir / "checkpoints").glob("step_*"))
-    victim = max(newest.rglob("*.pt"), key=lambda p: p.stat().st_size)
+    (victim,) = newest.glob("*.safetensors")
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     done = train(project, run_dir)
     assert done.returncode == 0, done.stderr
-    assert f"passing over {newest}: state/{victim.name} is not what was written (checksum)" in done.stdout
+    assert f"passing over {newest}: {victim.name} is not what was written (checksum)" in done.stdout
     assert "resuming after step 5" in done.stdout
     assert essence(rows(run_dir)) == essence(rows(unbroken))
 
@@ -144,7 +144,7 @@ def test_a_full_disk_while_saving_leaves_the_last_good_checkpoint(project, unbro
     """No file may grow beyond the limit: the kernel refuses the write, as it does on a full disk."""
     run_dir = tmp_path / "run"
     assert train(project, run_dir, "--stop-at", "5").returncode == 0
-    limit = max(p.stat().st_size for p in (run_dir / "checkpoints").rglob("*.pt")) // 2
+    limit = max(p.stat().st_size for p in (run_dir / "checkpoints").rglob("*.safetensors")) // 2
     done = train(project, run_dir, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert done.returncode == 1
     assert "stopped: checkpoint" in done.stderr and "could not be completed" in done.stderr
@@ -179,7 +179,7 @@ def test_an_older_checkpoint_may_be_chosen_and_the_newer_ones_are_put_aside(proj
 def test_a_checkpoint_of_another_run_is_refused(project, unbroken, tmp_path):
     newest = str(unbroken / "checkpoints" / "step_00000020")
     done = train(project, tmp_path / "run", "--resume", newest, "--ds.optimizer.params.lr", "0.5")
-    assert done.returncode == 2 and "written by another run: ds.optimizer.params.lr is 0.001 there, 0.5 here" in done.stderr
+    assert done.returncode == 2 and "holds another run: ds.optimizer.params.lr is 0.001 there, 0.5 here" in done.stderr
 
 
 def test_two_processes_do_not_train_in_one_directory(project, tmp_path):

@@ -12,19 +12,20 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Sequence
 
 import yaml
 from filelock import FileLock, Timeout
 
+from pretrain.checkpoint.changes import require_allowed
+from pretrain.checkpoint.manifest import MANIFEST, Manifest
 from pretrain.config import Run
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
 from pretrain.config.strict import parse, read_json, read_yaml
 from pretrain.errors import UserError
-from pretrain.files import sha256, to_disk, write_whole
+from pretrain.files import to_disk, write_whole
 
-MANIFEST = "manifest.json"
 PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece")
 
 
@@ -54,7 +55,7 @@ class RunDirectory:
         metrics = self.path / "metrics.jsonl"
         return (metrics.exists() and metrics.stat().st_size > 0) or any(self.checkpoints.glob("step_*"))
 
-    def claim(self, run: Run, resume: str) -> None:
+    def claim(self, run: Run, resume: str, changing: Sequence[str]) -> None:
         """Make the directory this run's, or check that it is.
 
         Raises:
@@ -66,7 +67,7 @@ class RunDirectory:
         if self.holds_a_run() and resume == "never":
             raise UserError(f"run directory {self.path}: holds a run; choose another with --run-dir, or --resume auto")
         if self.holds_a_run():
-            self._require_same(run)
+            self._require_same(run, changing)
 
     def describe(self, run: Run) -> None:
         """Write down the configuration as run, with versions and commit."""
@@ -76,13 +77,11 @@ class RunDirectory:
         body = yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False)
         write_whole(self.recipe, f"# {run.name}, as run\n{header}{body}")
 
-    def _require_same(self, run: Run) -> None:
+    def _require_same(self, run: Run, changing: Sequence[str]) -> None:
         recipe = parse(Recipe, read_yaml(self.recipe), str(self.recipe))
         ds = parse(DeepSpeedConfig, read_json(self.ds_config), str(self.ds_config))
-        theirs = Run(run.name, recipe, ds, str(self.recipe), str(self.ds_config)).identity()
-        different = differences(run.identity(), theirs)
-        if different:
-            raise UserError(f"run directory {self.path}: holds another run: {different}; choose another with --run-dir")
+        theirs = Run(run.name, recipe, ds, str(self.recipe), str(self.ds_config))
+        require_allowed(run, theirs, changing, f"run directory {self.path}")
 
     def lock(self) -> FileLock:
         """Held while a process trains here; the kernel lets go of it when the process dies.
@@ -103,7 +102,7 @@ class RunDirectory:
     def abandon_after(self, step: int) -> None:
         """Put checkpoints beyond `step` aside: training goes on from there, and they belong to no run any more."""
         for folder in self.steps_saved():
-            if _step_of(folder) > step:
+            if step_of(folder) > step:
                 os.replace(folder, _free_name(folder))
 
     def steps_saved(self) -> list[Path]:
@@ -111,42 +110,10 @@ class RunDirectory:
         return sorted(self.checkpoints.glob("step_" + "[0-9]" * 8))
 
 
-def newest_good(directory: RunDirectory, tell: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose every byte is as it was written; tells which newer ones it passed over and why."""
-    for folder in reversed(directory.steps_saved()):
-        problem = damage(folder)
-        if problem is None:
-            return folder
-        tell(f"passing over {folder}: {problem}")
-    return None
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None if nothing is."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if not {"step", "layout", "identity"} <= manifest.keys() or not manifest["files"]:
-            return f"{MANIFEST} is not a checkpoint's"
-        for name, facts in manifest["files"].items():
-            file = folder / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != facts["bytes"]:
-                return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
-            if sha256(file) != facts["sha256"]:
-                return f"{name} is not what was written (checksum)"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    return None
-
-
-def seal(unfinished: Path, folder: Path, facts: dict[str, Any]) -> None:
+def seal(unfinished: Path, folder: Path, manifest: Manifest) -> None:
     """Turn a folder of written files into a checkpoint: manifest, everything to disk, name, LATEST."""
-    files = sorted(p for p in unfinished.rglob("*") if p.is_file())
-    facts = {**facts, "files": {str(p.relative_to(unfinished)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}}
-    write_whole(unfinished / MANIFEST, dump_json(facts))
-    for path in [*files, *(p for p in unfinished.rglob("*") if p.is_dir()), unfinished]:
-        to_disk(path)
+    write_whole(unfinished / MANIFEST, manifest.model_dump_json() + "\n")
+    to_disk(unfinished)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(unfinished, folder)
@@ -154,21 +121,23 @@ def seal(unfinished: Path, folder: Path, facts: dict[str, Any]) -> None:
     to_disk(folder.parent)
 
 
-def prune(directory: RunDirectory, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints, abandoned ones, and what killed saves left behind."""
-    leftovers = [*directory.checkpoints.glob("*.unfinished"), *directory.checkpoints.glob("*.abandoned*")]
-    for folder in [*directory.steps_saved()[:-keep], *leftovers]:
+def prune(directory: RunDirectory, newest: int, every: int | None) -> None:
+    """Remove checkpoints but for the newest ones and, where `every` is given, those of steps that it divides."""
+    for folder in directory.steps_saved()[:-newest]:
+        if every is None or step_of(folder) % every:
+            shutil.rmtree(folder, ignore_errors=True)
+    for folder in directory.checkpoints.glob("*.abandoned*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Where two runs' identities differ, in words; empty where they do not."""
-    different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-    shown = "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in different[:5])
-    return shown + (f" and {len(different) - 5} more" if len(different) > 5 else "")
+def prune_leftovers(directory: RunDirectory) -> None:
+    """Remove what killed saves left behind."""
+    for folder in directory.checkpoints.glob("*.unfinished"):
+        shutil.rmtree(folder)
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's name gives."""
     return int(folder.name.removeprefix("step_"))
 
 

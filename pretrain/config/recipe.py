@@ -219,8 +219,15 @@ class Recipe(Strict):
     """Decides initial weights, data order and, unless path_seed is given, paths."""
     save_every: Positive = 1000
     """Steps between checkpoints; the last step is always saved."""
+    save_async: bool = True
+    """Write checkpoints while training goes on. The loop waits only for the copy out of device memory, which takes 12 bytes of host
+    memory for every parameter that a rank keeps moments of."""
+    on_save_failure: Literal["stop", "continue"] = "stop"
+    """When a checkpoint cannot be written: stop the run, or warn, keep the older ones and go on."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints that are kept."""
+    keep_every: Positive | None = None
+    """Checkpoints of steps that this number divides are kept as well, for ever."""
     eval_every: Positive = 1000
     """Steps between evaluations on held-out text; the last step is always evaluated."""
     eval_samples: Positive = 64

@@ -18,6 +18,16 @@ DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
 
 @dataclass(frozen=True)
+class Position:
+    """Where a run stands."""
+
+    step: int = 0
+    """The last one that was trained."""
+    samples: int = 0
+    """Packed samples consumed so far: with the seed, the whole state of the data."""
+
+
+@dataclass(frozen=True)
 class Run:
     """What is to be trained, checked and ready; nothing in it depends on which rank asks."""
 
@@ -84,6 +94,15 @@ class Run:
         except ValueError as error:
             raise UserError(f'{self.ds_file}: "progressive_subnetwork": {error}') from None
 
+    def position(self, start: Position, step: int) -> Position:
+        """Where the run stands after `step`, having gone on from `start`; batches may have had another size before."""
+        return Position(step, start.samples + (step - start.step) * self.batch)
+
+    def layout(self) -> dict[str, Any]:
+        """How the model's state is spread over the ranks."""
+        layout = self.recipe.parallel.model_dump()
+        return {**layout, "data": self.data_parallel, "zero_stage": self.ds.zero_optimization.stage}
+
     def saves(self, step: int) -> bool:
         return step % self.recipe.save_every == 0 or step == self.steps
 
@@ -101,7 +120,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What decides the losses of a run, as dotted keys. Layout, sharding, micro-batches, saving and logging do not."""
         indifferent = {
-            "recipe.parallel", "recipe.save_every", "recipe.keep_checkpoints", "recipe.log_every", "recipe.eval_every",
+            "recipe.parallel", "recipe.save_every", "recipe.save_async", "recipe.on_save_failure", "recipe.keep_checkpoints", "recipe.keep_every", "recipe.log_every", "recipe.eval_every",
             "recipe.threads", "recipe.model.recompute", "recipe.model.attention", "ds.zero_optimization",
             "ds.train_micro_batch_size_per_gpu", "ds.gradient_accumulation_steps",
             "ds.optimizer.params.fused", "ds.optimizer.params.torch_adam",

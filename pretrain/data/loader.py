@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pretrain.config import Run
 from pretrain.config.recipe import MACHINE, Source
+from pretrain.config.run import Position
 from pretrain.data.batch import Batch
 from pretrain.data.blend import Blend
 from pretrain.data.causal import Causal
@@ -31,8 +32,15 @@ class RunData:
     tokenizer: Tokenizer
     with_text: bool = True
     """False between the first and the last pipeline rank, which need the tables of examples alone."""
+    start: Position = Position()
+    """Where training goes on."""
     _ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="data"))
     _next: tuple[int, Future] | None = None
+
+    def go_on_from(self, start: Position) -> None:
+        """Samples count from where they were left, whatever size batches had until then."""
+        assert self._next is None, "batches are being made"
+        self.start = start
 
     def batch(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step; those of the next step are made while this one trains."""
@@ -53,7 +61,7 @@ class RunData:
 
     def _step(self, step: int) -> list[Batch]:
         run = self.run
-        first = (step - 1) * run.batch
+        first = run.position(self.start, step - 1).samples
         return [
             self.train.batch(first + run.sample(index, self.rank), run.micro_batch, self.with_text) for index in range(run.micro_batches)
         ]

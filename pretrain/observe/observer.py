@@ -12,6 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from pretrain.config import Run
+from pretrain.config.run import Position
 from pretrain.observe.console import Console, Line
 from pretrain.observe.metrics import MetricsFile
 from pretrain.observe.report import write_report
@@ -26,8 +27,8 @@ RECENT = 20
 class Observer:
     """Watches the loop of one rank."""
 
-    def __init__(self, run: Run, directory: Path, is_main: bool, device: torch.device, resumed_at: int) -> None:
-        self.run, self.directory, self.device = run, directory, device
+    def __init__(self, run: Run, directory: Path, is_main: bool, device: torch.device, start: Position) -> None:
+        self.run, self.directory, self.device, self.start = run, directory, device, start
         self.shape = run.recipe.shape
         self.pace: deque[float] = deque(maxlen=RECENT)
         self._mark = time.perf_counter()
@@ -35,10 +36,10 @@ class Observer:
         self.is_main = is_main
         if not is_main:
             return
-        self.metrics = MetricsFile(directory / "metrics.jsonl", resumed_at)
-        self.layers_run = self._layers_run_before(resumed_at)
-        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1)
-        self.console = Console(run, resumed_at + 1)
+        self.metrics = MetricsFile(directory / "metrics.jsonl", start.step)
+        self.layers_run = self._layers_run_before(start.step)
+        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start.step + 1)
+        self.console = Console(run, start.step + 1)
 
     def data_ready(self) -> None:
         """Called when a step's batch has arrived; a step begins where the one before ended."""
@@ -63,7 +64,7 @@ class Observer:
             "loss": result.loss,
             "grad_norm": result.grad_norm,
             "lr": result.lr,
-            "tokens": step * run.tokens_per_step,
+            "tokens": run.position(self.start, step).samples * run.recipe.data.sequence_length,
             "target_tokens": result.targets,
             "stage": run.method.stage(step).index,
             "active_layers": active,
@@ -92,7 +93,7 @@ class Observer:
         self.console.say(f"step {step}/{self.run.steps}  held-out loss {result.loss:.4f} (all layers)  {parts}".rstrip())
 
     def saved(self, step: int) -> None:
-        """Called after a checkpoint; its time belongs to no step."""
+        """Called when a checkpoint has been begun; the time that the loop waited for it belongs to no step."""
         self._mark = time.perf_counter()
 
     def close(self) -> None:

@@ -95,11 +95,15 @@ class Ranks:
 
     def agree(self, flag: bool) -> bool:
         """True on every rank if it is true on any: a signal reaches some ranks only."""
+        return self.any(flag)[0]
+
+    def any(self, *flags: bool) -> list[bool]:
+        """The same for several at once."""
         if self.world_size == 1:
-            return flag
-        votes = torch.tensor([int(flag)], device=self.device)
+            return list(flags)
+        votes = torch.tensor([int(flag) for flag in flags], device=self.device)
         dist.all_reduce(votes, dist.ReduceOp.MAX)
-        return bool(votes.item())
+        return [bool(vote) for vote in votes.tolist()]
 
 
 def _as_told(error: UserError | OSError) -> UserError | TrainingStopped:

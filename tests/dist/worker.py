@@ -7,6 +7,7 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Sequence
 from unittest.mock import patch
 
 import torch
@@ -26,13 +27,15 @@ def main() -> None:
     dist.init_process_group("gloo")
     results = {}
     for name, settings in json.loads(Path(cases).read_text()).items():
-        broken, lengths, folder, steps = (settings.pop(key, None) for key in ("break", "count", "resume", "steps of test"))
+        broken, lengths, folder, steps, go_on = (settings.pop(key, None) for key in ("break", "count", "resume", "steps of test", "go on"))
         run = read_run(recipe, [("--" + key, value) for key, value in settings.items()], ds, dist.get_world_size())
         ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
         make_groups(run.recipe, device)
         with BREAKS[broken]() if broken else nullcontext():
             if lengths:
                 results[name] = count_collectives(run, ranks, map(int, lengths.split("-")))
+            elif go_on:
+                results[name] = train_from(run, ranks, **{**go_on, "folder": Path(go_on["folder"])})
             else:
                 results[name] = train_and_resume(run, ranks, Path(folder)) if folder else train(run, ranks, int(steps or STEPS))
         forget_deepspeed_groups()
@@ -93,7 +96,19 @@ def no_clone():
     return patch.object(SkippableLayer, "forward", without)
 
 
-BREAKS = {f.__name__: f for f in (shifted_path, no_zero_filling, tied_embedding_counted_twice, stale_gradient, no_clone)}
+def moments_forgotten():
+    """A checkpoint's moments are read and not used."""
+    from pretrain.checkpoint import contents
+
+    moments = contents.moments
+
+    def copies(engine, master):
+        return {kind: numbers.clone() for kind, numbers in moments(engine, master).items()}
+
+    return patch.object(contents, "moments", copies)
+
+
+BREAKS = {f.__name__: f for f in (shifted_path, no_zero_filling, tied_embedding_counted_twice, stale_gradient, no_clone, moments_forgotten)}
 
 
 def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
@@ -118,24 +133,31 @@ def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
 
 def train_and_resume(run, ranks: Ranks, folder: Path, steps: int = 8) -> dict:
     """Rows and weights of the second half, unbroken and from a checkpoint of the first, by a new engine."""
+    half = steps // 2
+    unbroken = train_from(run, ranks, folder, steps, saves=(half,))
+    return {"unbroken": {**unbroken, "rows": unbroken["rows"][half:]}, "resumed": train_from(run, ranks, folder, steps)}
+
+
+def train_from(run, ranks: Ranks, folder: Path, last: int, saves: Sequence[int] = ()) -> dict:
+    """Go on from the newest checkpoint of `folder`, if there is one: rows until step `last`, and the weights then."""
     from pretrain.checkpoint.directory import RunDirectory
-    from pretrain.checkpoint.state import resume, save
+    from pretrain.checkpoint.resume import resume
+    from pretrain.checkpoint.saver import Saver
     from pretrain.data.loader import open_data
     from pretrain.parallel.engine import Engine
 
-    data, directory, half = open_data(run, ranks.data_parallel_rank, ranks.needs_text), RunDirectory(folder), steps // 2
-    results = {}
-    for part in ("unbroken", "resumed"):
-        engine = Engine(run, ranks)
-        done, rows = resume(run, engine, directory, "auto"), []
-        for step in range(done + 1, steps + 1):
+    data, engine, directory, rows = open_data(run, ranks.data_parallel_rank, ranks.needs_text), Engine(run, ranks), RunDirectory(folder), []
+    with Saver(run, engine, directory) as saver:
+        start = resume(run, saver.contents, directory, "auto")
+        data.go_on_from(start)
+        for step in range(start.step + 1, last + 1):
             result = engine.step(step, data.batch(step), run.method.paths(step))
             rows.append((result.loss, result.grad_norm, result.lr))
-            if step == half and part == "unbroken":
-                save(run, engine, directory, step)
-        results[part] = {"rows": rows[-half:], "from": done, "weights": whole_weights(engine)}
+            saver.check()
+            if step in saves:
+                saver.begin(run.position(start, step), result.lr)
     data.close()
-    return results
+    return {"rows": rows, "from": start.step, "weights": whole_weights(engine)}
 
 
 def count_collectives(run, ranks: Ranks, lengths) -> list[int]:

@@ -1,0 +1,122 @@
+"""The manifest of a checkpoint: everything about it but the numbers. docs/checkpoints.md is the format on one page."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pretrain.checkpoint.fragments import Fragment, Split
+from pretrain.config.strict import one_line
+from pretrain.files import sha256
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+"""What is kept of every parameter: the fp32 master weight and AdamW's two moments."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TensorFileFacts(_Part):
+    """One file of numbers, written by one rank."""
+
+    bytes: Positive
+    sha256: str
+    fragments: dict[str, Annotated[tuple[Positive, Count, Positive, Count, Positive], Field(strict=False)]]
+    """Parameter -> tensor-parallel ranks, rank, block, start, length (fragments.py)."""
+
+    def fragment(self, name: str) -> Fragment | None:
+        if name not in self.fragments:
+            return None
+        ranks, rank, block, start, length = self.fragments[name]
+        return Fragment(Split(ranks, rank, block), start, length)
+
+
+class Manifest(_Part):
+    """What a checkpoint says of itself."""
+
+    format: int
+    step: Positive
+    """The last step that is in it; AdamW has made as many updates."""
+    samples: Count
+    """Packed samples consumed: with the seed, the whole state of the data."""
+    lr: float
+    """Learning rate of `step`. For people: the schedule is a function of the step."""
+    layout: dict[str, Any]
+    """On which it was written; any other can load it."""
+    recipe: dict[str, Any]
+    """As resolved; its seed decides the order of data."""
+    ds_config: dict[str, Any]
+    """As resolved; its path seed, or else the recipe's seed, decides the paths."""
+    versions: list[str]
+    parameters: dict[str, Annotated[tuple[Positive, ...], Field(strict=False)]]
+    """Shapes."""
+    files: dict[str, TensorFileFacts]
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Manifest":
+        if self.format != FORMAT:
+            raise ValueError(f"format {self.format}; this program reads {FORMAT}")
+        for file, facts in self.files.items():
+            if file != Path(file).name or not file.endswith(".safetensors"):
+                raise ValueError(f"{file!r} is not the name of a file in the checkpoint")
+            unknown = facts.fragments.keys() - self.parameters.keys()
+            if unknown:
+                raise ValueError(f"{file}: no parameter is called {min(unknown)}")
+        return self
+
+
+def as_facts(fragments: dict[str, Fragment], size: int, digest: str) -> TensorFileFacts:
+    numbers = {name: (*asdict(fragment.split).values(), fragment.start, fragment.length) for name, fragment in fragments.items()}
+    return TensorFileFacts(bytes=size, sha256=digest, fragments=numbers)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """
+    Raises:
+        ValueError: there is none, or it is damaged; says what is wrong.
+    """
+    try:
+        return Manifest.model_validate(json.loads((folder / MANIFEST).read_text()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{MANIFEST} is not a checkpoint's ({where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')})") from None
+    except FileNotFoundError:
+        raise ValueError(f"{MANIFEST} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({one_line(error)})") from None
+
+
+def problem_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is good."""
+    try:
+        return damage(folder, read_manifest(folder))
+    except ValueError as error:
+        return str(error)
+
+
+def damage(folder: Path, manifest: Manifest, share: slice = slice(None)) -> str | None:
+    """What is wrong with a checkpoint's files, read to the last byte; None if nothing is.
+
+    Args:
+        share: of the files, so that ranks can divide the reading among them.
+    """
+    for name in sorted(manifest.files)[share]:
+        file, facts = folder / name, manifest.files[name]
+        try:
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != facts.bytes:
+                return f"{name} has {file.stat().st_size} bytes instead of {facts.bytes}"
+            if sha256(file) != facts.sha256:
+                return f"{name} is not what was written (checksum)"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None

@@ -1,0 +1,62 @@
+"""Any stretch of any parameter, from a checkpoint written on any layout."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain.checkpoint.fragments import Fragment, Split, common
+from pretrain.checkpoint.manifest import KINDS, Manifest
+from pretrain.checkpoint.tensors import TensorFile
+
+
+class Reader:
+    """An opened checkpoint. Reads what is asked for and little else; nothing in a file is ever run."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._opened: dict[str, TensorFile] = {}
+        self._where: dict[str, list[tuple[str, Fragment]]] = {}
+        for file, facts in manifest.files.items():
+            for name in facts.fragments:
+                self._where.setdefault(name, []).append((file, facts.fragment(name)))
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for file in self._opened.values():
+            file.close()
+
+    def read(self, name: str, kind: str, wanted: Fragment, target: np.ndarray) -> None:
+        """A fragment of parameter `name` into `target`, a vector of fp32.
+
+        Args:
+            kind: weight, exp_avg or exp_avg_sq.
+
+        Raises:
+            ValueError: the checkpoint lacks some of it, or a file is not what the manifest says.
+        """
+        found = 0
+        for file, fragment in self._where.get(name, ()):
+            copies = common(fragment, wanted)
+            if copies.total:
+                self._open(file, name, fragment).copy(f"{kind}/{name}", copies, target)
+                found += copies.total
+        if found != wanted.length:
+            raise ValueError(f"holds {found} of {wanted.length} numbers of {name} that are needed")
+
+    def whole(self, name: str, kind: str = "weight") -> np.ndarray:
+        """A parameter in full, in its shape."""
+        shape = self.manifest.parameters[name]
+        numbers = np.empty(int(np.prod(shape)), dtype=np.float32)
+        self.read(name, kind, Fragment(Split.whole(shape), 0, len(numbers)), numbers)
+        return numbers.reshape(shape)
+
+    def _open(self, file: str, name: str, fragment: Fragment) -> TensorFile:
+        if file not in self._opened:
+            self._opened[file] = TensorFile.open(self.folder / file)
+        opened = self._opened[file]
+        if any(opened.places.get(f"{kind}/{name}", (0, -1))[1] != fragment.length for kind in KINDS):
+            raise ValueError(f"{file}: {name} has not the length that the manifest gives")
+        return opened

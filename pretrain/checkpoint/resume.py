@@ -1,0 +1,95 @@
+"""Which checkpoint to go on from, and going on from it."""
+
+from pathlib import Path
+
+from pretrain.checkpoint.changes import require_allowed
+from pretrain.checkpoint.contents import Contents
+from pretrain.checkpoint.directory import RunDirectory, prune_leftovers
+from pretrain.checkpoint.manifest import Manifest, damage, read_manifest
+from pretrain.config import Run
+from pretrain.config.deepspeed import DeepSpeedConfig
+from pretrain.config.recipe import Recipe
+from pretrain.config.run import Position
+from pretrain.config.strict import parse
+from pretrain.errors import UserError
+from pretrain.parallel.ranks import Ranks
+
+
+def resume(run: Run, contents: Contents, directory: RunDirectory, choice: str, changing: tuple[str, ...] = ()) -> Position:
+    """Load what `--resume` asks for; returns where training goes on, the start if there is nothing to load.
+
+    Args:
+        choice: auto, never, or a checkpoint's folder.
+        changing: settings that may differ from the checkpoint's.
+
+    Raises:
+        UserError: a checkpoint that was asked for is not good, none of several is, or it is of another run.
+    """
+    ranks = contents.engine.ranks
+    ranks.on_main(lambda: prune_leftovers(directory))
+    found = None if choice == "never" else _newest_good(directory, ranks) if choice == "auto" else _asked_for(Path(choice), ranks)
+    if found is None:
+        ranks.on_main(lambda: directory.describe(run))
+        return Position()
+    folder, manifest = found
+    ranks.on_main(lambda: require_allowed(run, _run_of(folder, manifest), changing, str(folder)))
+    if ranks.is_main:
+        there = "" if manifest.layout == run.layout() else ", which was written on another layout"
+        print(f"resuming after step {manifest.step} from {folder}{there}", flush=True)
+    ranks.together(lambda: contents.load(folder, manifest))
+    contents.loaded(manifest.step)
+
+    def take_over() -> None:
+        directory.describe(run)  # as it goes on
+        directory.abandon_after(manifest.step)
+
+    ranks.on_main(take_over)
+    return Position(manifest.step, manifest.samples)
+
+
+def _newest_good(directory: RunDirectory, ranks: Ranks) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint whose every byte is as it was written; tells which newer ones it passed over and why."""
+    candidates = ranks.on_main(directory.steps_saved)
+    for folder in reversed(candidates):
+        try:
+            return folder, _verified(folder, ranks)
+        except UserError as problem:
+            if ranks.is_main:
+                print(f"passing over {problem}", flush=True)
+    if candidates:
+        raise UserError(f"{directory.checkpoints}: none of {len(candidates)} checkpoints is good; start afresh with another --run-dir")
+    return None
+
+
+def _asked_for(folder: Path, ranks: Ranks) -> tuple[Path, Manifest]:
+    if not ranks.on_main(folder.is_dir):
+        raise UserError(f"--resume {folder}: neither auto nor never nor a checkpoint's folder")
+    return folder, _verified(folder, ranks)
+
+
+def _verified(folder: Path, ranks: Ranks) -> Manifest:
+    """The manifest of a checkpoint that is good; its files are read by all ranks in turns.
+
+    Raises:
+        UserError: says what is wrong with it.
+    """
+
+    def read() -> Manifest:
+        try:
+            return read_manifest(folder)
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}") from None
+
+    def check() -> None:
+        problem = damage(folder, manifest, slice(ranks.rank, None, ranks.world_size))
+        if problem:
+            raise UserError(f"{folder}: {problem}")
+
+    manifest = ranks.on_main(read)
+    ranks.together(check)
+    return manifest
+
+
+def _run_of(folder: Path, manifest: Manifest) -> Run:
+    recipe = parse(Recipe, manifest.recipe, f"{folder}, its recipe")
+    return Run(folder.name, recipe, parse(DeepSpeedConfig, manifest.ds_config, f"{folder}, its ds_config"), str(folder), str(folder))

@@ -1,0 +1,173 @@
+"""Saving while training goes on. The loop waits for the copy out of device memory; checksums and the disk have a thread of their own."""
+
+import shutil
+import time
+from pathlib import Path
+from threading import Thread
+from typing import Any, Callable
+
+import torch
+import torch.distributed as dist
+
+from pretrain.checkpoint.contents import Contents
+from pretrain.checkpoint.directory import RunDirectory, provenance, prune, seal
+from pretrain.checkpoint.manifest import FORMAT, Manifest, TensorFileFacts, as_facts, problem_of
+from pretrain.checkpoint.tensors import write_tensors
+from pretrain.config import Run
+from pretrain.config.run import Position
+from pretrain.config.strict import one_line
+from pretrain.errors import TrainingStopped
+from pretrain.parallel.engine import Engine
+
+WAIT_SECONDS = 0.01
+"""Between two looks, where there is nothing to do but wait for the disk."""
+
+
+class Saver:
+    """Writes checkpoints, one at a time. Every method is called on all ranks at the same point of the loop."""
+
+    def __init__(self, run: Run, engine: Engine, directory: RunDirectory) -> None:
+        self.run, self.engine, self.directory = run, engine, directory
+        self.contents = Contents(engine)
+        self._pending: _Save | None = None
+        self._buffer: torch.Tensor | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """What is being written when all ranks stop together is still worth having."""
+        if error is None or (isinstance(error, TrainingStopped) and error.everywhere):
+            self.finish()
+
+    def begin(self, position: Position, lr: float) -> None:
+        """Copy the state after `position.step` and start to write it; waits for an earlier save, so that two never overlap.
+
+        Raises:
+            TrainingStopped: the earlier one failed, and the recipe says that training stops then; or as `finish`, where saving is synchronous.
+        """
+        self.finish()
+        if self._buffer is None:  # kept: pinning memory, and touching it first, takes longer than the copy
+            size = sum(self.contents.lengths.values())
+            self._buffer = torch.empty(size, dtype=torch.float32, pin_memory=self.engine.ranks.device.type == "cuda")
+        self.contents.copy_to(self._buffer)
+        save = _Save(self.directory.checkpoint(position.step), position, lr)
+        file, numbers = f"rank_{self.engine.ranks.rank:05d}.safetensors", self._buffer.numpy()
+        save.start(lambda: _write(save.unfinished, file, self.contents, numbers))
+        self._pending = save
+        if not self.run.recipe.save_async:
+            self.finish()
+
+    def check(self) -> None:
+        """Take a save that is under way a step further, if it is time; to be called after every step.
+
+        Raises:
+            TrainingStopped: some rank could not write, and the recipe says that training stops then.
+        """
+        save = self._pending
+        if save is None:
+            return
+        busy, failed = self.engine.ranks.any(save.job.is_alive(), save.failure is not None)
+        if busy:
+            return
+        if failed:
+            self._pending = None
+            self._give_up(save)
+        elif not save.sealing:
+            self._seal(save)
+        else:
+            self._pending = None
+
+    def finish(self) -> None:
+        """Wait until nothing is being written; raises what `check` does."""
+        while self._pending is not None:
+            self.check()
+            if self._pending is not None and self._pending.job.is_alive():
+                time.sleep(WAIT_SECONDS)
+
+    def _seal(self, save: "_Save") -> None:
+        """All ranks have written their files: rank 0 makes a checkpoint of them."""
+        ranks = self.engine.ranks
+        parts: list[Any] | None = [None] * ranks.world_size if ranks.is_main else None
+        mine = (save.facts, self.contents.shapes)
+        if ranks.world_size > 1:
+            dist.gather_object(mine, parts)
+        else:
+            parts = [mine]
+        save.sealing = True
+
+        def finish() -> None:
+            if not ranks.is_main:
+                return
+            files = {f"rank_{rank:05d}.safetensors": facts for rank, (facts, _) in enumerate(parts) if facts is not None}
+            shapes = {name: shape for _, own in parts for name, shape in own.items()}
+            seal(save.unfinished, save.folder, self._manifest(save, files, shapes))
+            prune(self.directory, self.run.recipe.keep_checkpoints, self.run.recipe.keep_every)
+
+        save.start(finish)
+
+    def _manifest(self, save: "_Save", files: dict[str, TensorFileFacts], shapes: dict[str, tuple[int, ...]]) -> Manifest:
+        run = self.run
+        return Manifest(
+            format=FORMAT,
+            step=save.position.step,
+            samples=save.position.samples,
+            lr=save.lr,
+            layout=run.layout(),
+            recipe=run.recipe.model_dump(mode="json"),
+            ds_config=run.ds.model_dump(mode="json", exclude_none=True),
+            versions=provenance(),
+            parameters=dict(sorted(shapes.items())),
+            files=files,
+        )
+
+    def _give_up(self, save: "_Save") -> None:
+        """A save that failed on some rank: nothing of it stays. Each rank that failed tells why."""
+        if self.engine.ranks.is_main:
+            shutil.rmtree(save.unfinished, ignore_errors=True)
+        stops = self.run.recipe.on_save_failure == "stop" or save.position.step == self.run.steps
+        if save.failure is None:
+            reason = f"checkpoint {save.folder}: another rank could not write its part, and tells why"
+        else:
+            good = next((folder for folder in reversed(self.directory.steps_saved()) if problem_of(folder) is None), None)
+            rest = f"the newest good one is {good}" if good else "there is no older one"
+            free = shutil.disk_usage(self.directory.path).free / 2**20
+            reason = f"checkpoint {save.folder} could not be completed ({one_line(save.failure)}; {free:.0f} MiB free there); {rest}"
+        if stops:
+            raise TrainingStopped.on_this_rank(reason) from save.failure
+        if save.failure is not None:
+            print(f"WARNING: rank {self.engine.ranks.rank}: {reason}; training goes on (on_save_failure: continue)", flush=True)
+
+
+class _Save:
+    """One checkpoint on its way to the disk."""
+
+    def __init__(self, folder: Path, position: Position, lr: float) -> None:
+        self.folder, self.position, self.lr = folder, position, lr
+        self.unfinished = folder.with_suffix(".unfinished")
+        self.sealing = False
+        self.facts: TensorFileFacts | None = None
+        """Of this rank's file, if it has one, once it is written."""
+        self.failure: Exception | None = None
+        self.job: Thread
+
+    def start(self, work: Callable[[], Any]) -> None:
+        """Do something beside the training. The thread does not outlive a process that ends in haste."""
+
+        def run() -> None:
+            try:
+                self.facts = work() or self.facts
+            except Exception as error:
+                self.failure = error
+
+        self.job = Thread(target=run, name=f"save {self.folder.name}", daemon=True)
+        self.job.start()
+
+
+def _write(folder: Path, file: str, contents: Contents, numbers: Any) -> TensorFileFacts | None:
+    """This rank's file; none if other ranks write all that it holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not contents.lengths:
+        return None
+    size, digest = write_tensors(folder / file, contents.lengths, numbers)
+    return as_facts(contents.fragments, size, digest)
