@@ -1,4 +1,4 @@
-"""python -m pretrain train | plan | inspect batch RECIPE [options]"""
+"""python -m pretrain train | plan | inspect | verify | export [options]"""
 
 import argparse
 import ctypes
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, "explain", False):
             print("\n".join(f"{key:<55} {text}" for key, text in all_settings()))
             return 0
+        if args.command in ON_CHECKPOINTS:
+            return ON_CHECKPOINTS[args.command](args, rest)
         if args.command == "inspect":
             return _inspect(args, rest)
         words = list(sys.argv[1:] if argv is None else argv)
@@ -113,7 +115,41 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{COMMAND_LINE}: {message}; `{self.prog} --help` shows what there is")
 
 
+def _nothing_else(rest: list[str]) -> None:
+    if rest:
+        raise UserError(f'{COMMAND_LINE}: unexpected "{rest[0]}"; `python -m pretrain --help` shows what there is')
+
+
+def _verify(args: argparse.Namespace, rest: list[str]) -> int:
+    _nothing_else(rest)
+    from pretrain.inspect.checkpoint import verify
+
+    return 1 if verify(args.run) else 0
+
+
+def _export(args: argparse.Namespace, rest: list[str]) -> int:
+    _nothing_else(rest)
+    from pretrain.parallel.ranks import prepare_libraries
+
+    prepare_libraries("cpu")
+    import torch
+
+    from pretrain.export.huggingface import export
+
+    print(f"{args.to}: written from {export(args.run, args.to, getattr(torch, args.dtype))}")
+    return 0
+
+
+ON_CHECKPOINTS = {"verify": _verify, "export": _export}
+
+
 def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
+    if args.what == "checkpoint":
+        _nothing_else(rest)
+        from pretrain.inspect.checkpoint import inspect_checkpoints
+
+        inspect_checkpoints(Path(args.recipe))
+        return 0
     run = read_run(args.recipe, option_pairs(rest, INSPECT_OPTIONS), args.ds_config, None)
     if args.out.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"{COMMAND_LINE}: --out {args.out}: a picture is written as .png, .pdf or .svg")
@@ -192,10 +228,16 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--resume-changing", default="", metavar="NAME,...", help="settings that may differ from the run so far, as lr,path_lengths")
             command.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
             command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
-    inspect = commands.add_parser("inspect", help="look at what the model will see", allow_abbrev=False, epilog=settings)
-    inspect.add_argument("what", choices=("batch",))
-    inspect.add_argument("recipe", help="name in pretrain/recipes/, or path to a YAML file")
+    inspect = commands.add_parser("inspect", help="look at what the model will see, or at checkpoints", allow_abbrev=False, epilog=settings)
+    inspect.add_argument("what", choices=("batch", "checkpoint"))
+    inspect.add_argument("recipe", metavar="RECIPE|RUN", help="of a batch the recipe; of checkpoints the run directory, or a checkpoint's folder")
     inspect.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
     inspect.add_argument("--step", type=int, default=1, help="whose batch")
     inspect.add_argument("--out", type=Path, default=Path("batch.png"), metavar="FILE.png", help="picture of who sees whom")
+    verify = commands.add_parser("verify", help="read every byte of a run's checkpoints", allow_abbrev=False)
+    export = commands.add_parser("export", help="write a folder for Hugging Face's libraries", allow_abbrev=False)
+    for command in (verify, export):
+        command.add_argument("run", type=Path, metavar="RUN", help="run directory, or a checkpoint's folder")
+    export.add_argument("--to", type=Path, required=True, metavar="DIR")
+    export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights; masters are float32")
     return parser

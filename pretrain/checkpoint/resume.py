@@ -32,7 +32,7 @@ def resume(run: Run, contents: Contents, directory: RunDirectory, choice: str, c
         ranks.on_main(lambda: directory.describe(run))
         return Position()
     folder, manifest = found
-    ranks.on_main(lambda: require_allowed(run, _run_of(folder, manifest), changing, str(folder)))
+    ranks.on_main(lambda: require_allowed(run, run_of(folder, manifest), changing, str(folder)))
     if ranks.is_main:
         there = "" if manifest.layout == run.layout() else ", which was written on another layout"
         print(f"resuming after step {manifest.step} from {folder}{there}", flush=True)
@@ -90,6 +90,11 @@ def _verified(folder: Path, ranks: Ranks) -> Manifest:
     return manifest
 
 
-def _run_of(folder: Path, manifest: Manifest) -> Run:
+def run_of(folder: Path, manifest: Manifest) -> Run:
+    """The run that wrote a checkpoint, of one process.
+
+    Raises:
+        UserError: this program does not know its settings.
+    """
     recipe = parse(Recipe, manifest.recipe, f"{folder}, its recipe")
     return Run(folder.name, recipe, parse(DeepSpeedConfig, manifest.ds_config, f"{folder}, its ds_config"), str(folder), str(folder))

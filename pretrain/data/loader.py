@@ -82,17 +82,11 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
     Raises:
         UserError: a file is missing or damaged, or tokenizer, token files and recipe do not match.
     """
-    data, sources, folder = run.recipe.data, run.recipe.data.all_sources, run.recipe.data.tokenizer
-    if MACHINE in (folder, *(path for source in sources for path in (source.train, source.valid))):
+    data, sources = run.recipe.data, run.recipe.data.all_sources
+    if MACHINE in (path for source in sources for path in (source.train, source.valid)):
         made = machine_data(run.recipe.model.vocab_size)
-        folder = str(made.tokenizer) if folder == MACHINE else folder
         sources = tuple(_with_machine_paths(source, str(made.train), str(made.valid)) for source in sources)
-    tokenizer = load_tokenizer(Path(folder))
-    if tokenizer.vocab_size != run.recipe.model.vocab_size:
-        raise UserError(
-            f"recipe {run.name}: model.vocab_size {run.recipe.model.vocab_size} does not match the {tokenizer.vocab_size} pieces of "
-            f"{folder}; set model.vocab_size to {tokenizer.vocab_size} or choose another tokenizer"
-        )
+    tokenizer = tokenizer_of(run)
     objective = _objective(run, tokenizer)
     streams = [_train_and_valid(source, data.valid_share, tokenizer) for source in sources]
 
@@ -104,6 +98,22 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
     valid = blend(1, 0)
     _require_enough(run, valid)
     return RunData(run, rank, blend(0, run.recipe.seed), valid, tokenizer, with_text)
+
+
+def tokenizer_of(run: Run) -> Tokenizer:
+    """The recipe's tokenizer, opened.
+
+    Raises:
+        UserError: it is missing, damaged, or of another size than the recipe says.
+    """
+    vocab_size, folder = run.recipe.model.vocab_size, run.recipe.data.tokenizer
+    tokenizer = load_tokenizer(machine_data(vocab_size).tokenizer if folder == MACHINE else Path(folder))
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"recipe {run.name}: model.vocab_size {vocab_size} does not match the {tokenizer.vocab_size} pieces of "
+            f"{tokenizer.directory}; set model.vocab_size to {tokenizer.vocab_size} or choose another tokenizer"
+        )
+    return tokenizer
 
 
 def _with_machine_paths(source: Source, train: str, valid: str) -> Source:

@@ -1,0 +1,66 @@
+"""The model card: what was trained, how, and what it cost."""
+
+from math import prod
+from pathlib import Path
+
+from pretrain.checkpoint.manifest import Manifest
+from pretrain.config import Run
+from pretrain.observe.metrics import evaluation_rows, read_rows, training_rows
+
+USE = {
+    "causal": "Continues a text.",
+    "mlm": "Fills in `[MASK]`; a text stands between `[CLS]` and `[SEP]`, and positions count from 0.",
+    "ul2": (
+        "A prefix language model. In training a prefix is read in both directions; this class reads everything from left to right, which the "
+        "model has seen for its targets only. A prompt starts with the mode token of its denoiser, where it has one "
+        "(`[NLU]`, `[NLG]`, `[S2S]`); masked spans are sentinels `<extra_id_0>`, `<extra_id_1>`, ... (arXiv 2205.05131)."
+    ),
+}
+
+
+def model_card(run: Run, manifest: Manifest, path: Path, architecture: str) -> str:
+    """In the form that model hubs show."""
+    recipe, block, data = run.recipe, run.ds.progressive_subnetwork, run.recipe.data
+    parameters = sum(map(prod, manifest.parameters.values()))
+    facts = [
+        ("class in transformers", f"`{architecture}`"),
+        ("parameters", f"{parameters:,}, of which {(recipe.model.padded_vocab_size - recipe.model.vocab_size) * recipe.model.hidden_size:,} pad the vocabulary and are left out"),
+        ("layers, width, heads", f"{recipe.model.num_layers}, {recipe.model.hidden_size}, {recipe.model.num_attention_heads}"),
+        ("objective", data.objective),
+        ("step", f"{manifest.step:,} of {recipe.steps:,}"),
+        ("positions seen", f"{manifest.samples * data.sequence_length:,} ({manifest.samples:,} packed samples of {data.sequence_length:,})"),
+        ("method", _method(run)),
+        *_measured(path, manifest.step),
+        ("optimizer", f"{run.ds.optimizer.type}, learning rate {run.ds.optimizer.params.lr:g}, batch {run.batch} samples"),
+        ("precision", "bf16 with fp32 masters" if run.ds.bf16.enabled else "fp32"),
+        ("seed, path seed", f"{recipe.seed}, {recipe.seed if block.path_seed is None else block.path_seed}"),
+        ("made with", "; ".join(manifest.versions)),
+    ]
+    tags = ["progressive-subnetworks", block.method, data.objective]
+    front = "---\nlibrary_name: transformers\ntags:\n" + "".join(f"- {tag}\n" for tag in tags) + "---\n"
+    table = "| | |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in facts)
+    return f"{front}\n# A model trained with progressive subnetworks\n\n{USE[data.objective]}\n\n{table}"
+
+
+def _method(run: Run) -> str:
+    block = run.ds.progressive_subnetwork
+    if block.method == "full":
+        return "full: all layers in every step"
+    lengths = "-".join(map(str, block.path_lengths))
+    return f"{block.method}, path lengths {lengths}, sampler {block.sampler}, {block.paths_per_step} paths a step (arXiv 2402.05913)"
+
+
+def _measured(path: Path, step: int) -> list[tuple[str, str]]:
+    """From the rows of the run, where they are at hand."""
+    metrics = next((file for folder in (path, path.parent.parent) if (file := folder / "metrics.jsonl").is_file()), None)
+    rows = [row for row in read_rows(metrics) if row["step"] <= step] if metrics else []
+    facts = []
+    if steps := training_rows(rows):
+        facts.append(("layer FLOPs saved", f"{100 * steps[-1]['layer_flops_saved']:.1f} % of those of all layers in every step"))
+        facts.append(("training loss", f"{steps[-1]['loss']:.4f} at step {steps[-1]['step']:,}, through that step's path"))
+    if evaluations := evaluation_rows(rows):
+        last = evaluations[-1]
+        parts = ", ".join(f"{name.removeprefix('eval_loss_')} {value:.4f}" for name, value in last.items() if name.startswith("eval_loss_"))
+        facts.append(("held-out loss", f"{last['eval_loss']:.4f} at step {last['step']:,}, all layers" + (f" ({parts})" if parts else "")))
+    return facts
+

@@ -1,0 +1,105 @@
+"""RUN -> a folder with weights, config, tokenizer and model card."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Iterator
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from pretrain.checkpoint.manifest import Manifest, damage, read_manifest
+from pretrain.checkpoint.reader import Reader
+from pretrain.checkpoint.resume import run_of
+from pretrain.config import Run
+from pretrain.data.loader import tokenizer_of
+from pretrain.errors import UserError
+from pretrain.export.architectures import Architecture, architecture_of
+from pretrain.export.card import model_card
+from pretrain.export.tokenizer import special_pieces, write_tokenizer
+from pretrain.inspect.checkpoint import checkpoints_of
+
+SHARD_BYTES = 5 * 10**9
+"""Of one file of weights, at most, as Hugging Face's libraries write them."""
+
+
+def export(path: Path, to: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Write the newest good checkpoint of a run, or the one that `path` is; returns the checkpoint's folder.
+
+    The folder appears whole or not at all.
+
+    Raises:
+        UserError: no good checkpoint, `to` exists, or transformers has no class for the model.
+    """
+    if to.exists():
+        raise UserError(f"--to {to}: exists; remove it or choose another folder")
+    folder, manifest = _newest_good(path)
+    run = run_of(folder, manifest)
+    tokenizer, is_bert = tokenizer_of(run), run.recipe.data.objective == "mlm"
+    special = {f"{name}_id": tokenizer.id(piece) for name, piece in special_pieces(is_bert).items() if name in ("pad_token", "eos_token")}
+    architecture = architecture_of(run.recipe, special)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
+    try:
+        _write_config(architecture, work, dtype)
+        write_tokenizer(tokenizer, work, run.recipe.data.sequence_length, is_bert)
+        with Reader(folder, manifest) as reader:
+            _write_weights(architecture.weights(reader.whole), work, dtype)
+        (work / "README.md").write_text(model_card(run, manifest, path, architecture.name))
+        os.chmod(work, 0o755)
+        os.replace(work, to)
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(f"{folder}: {error}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _newest_good(path: Path) -> tuple[Path, Manifest]:
+    problems = []
+    for folder in reversed(checkpoints_of(path)):
+        try:
+            manifest = read_manifest(folder)
+            problem = damage(folder, manifest)
+        except ValueError as error:
+            problem = str(error)
+        if problem is None:
+            return folder, manifest
+        problems.append(f"{folder}: {problem}")
+    raise UserError(f"no good checkpoint: {'; '.join(problems)}")
+
+
+def _write_config(architecture: Architecture, folder: Path, dtype: torch.dtype) -> None:
+    config = {**architecture.config, "dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _write_weights(weights: Iterator[tuple[str, np.ndarray]], folder: Path, dtype: torch.dtype) -> None:
+    """One file, or several with an index, so that no more than one of them is in memory at a time."""
+    places: dict[str, int] = {}
+    files, total = 0, 0
+    for shard in _shards(weights, dtype):
+        save_file(shard, folder / f"part-{files}", metadata={"format": "pt"})
+        places |= dict.fromkeys(shard, files)
+        total += sum(weight.nbytes for weight in shard.values())
+        files += 1
+    names = ["model.safetensors"] if files == 1 else [f"model-{i + 1:05d}-of-{files:05d}.safetensors" for i in range(files)]
+    for index, name in enumerate(names):
+        os.replace(folder / f"part-{index}", folder / name)
+    if files > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": {name: names[place] for name, place in places.items()}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(weights: Iterator[tuple[str, np.ndarray]], dtype: torch.dtype) -> Iterator[dict[str, torch.Tensor]]:
+    shard: dict[str, torch.Tensor] = {}
+    for name, numbers in weights:
+        weight = torch.from_numpy(np.ascontiguousarray(numbers)).to(dtype)
+        if shard and sum(other.nbytes for other in shard.values()) + weight.nbytes > SHARD_BYTES:
+            yield shard
+            shard = {}
+        shard[name] = weight
+    yield shard

@@ -1,0 +1,60 @@
+"""A sentencepiece tokenizer as tokenizer.json, which Hugging Face's libraries read."""
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+from tokenizer.pieces import CLS, EOS, MASK, PAD, SEP, UNKNOWN, Tokenizer
+
+SPACE = "\u2581"
+"""What sentencepiece writes for a space."""
+
+
+def special_pieces(is_bert: bool) -> dict[str, str]:
+    """Pieces that transformers asks for, by its names."""
+    pieces = {"pad_token": PAD, "eos_token": EOS, "unk_token": UNKNOWN}
+    return {**pieces, "cls_token": CLS, "sep_token": SEP, "mask_token": MASK} if is_bert else pieces
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int, is_bert: bool) -> None:
+    """tokenizer.json, tokenizer_config.json and the sentencepiece model itself.
+
+    Unlike here, where only the program makes reserved pieces, text that spells one becomes that piece: people write prompts so.
+
+    Args:
+        longest: tokens that the model was trained on at a time.
+        is_bert: whether texts stand between [CLS] and [SEP].
+    """
+    processor = tokenizer.processor
+    pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(tokenizer.vocab_size)]
+    out = HuggingFaceTokenizer(_model(pieces, processor.piece_to_id(UNKNOWN), tokenizer.manifest["settings"]["model_type"]))
+    out.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    out.pre_tokenizer = pre_tokenizers.Split(Regex(f"{SPACE}[^{SPACE}]*"), "isolated")
+    out.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    reserved = [piece for i, (piece, _) in enumerate(pieces) if processor.is_control(i)]
+    out.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in reserved])
+    if is_bert:
+        ends = [(piece, tokenizer.id(piece)) for piece in (CLS, SEP)]
+        out.post_processor = processors.TemplateProcessing(single=f"{CLS} $A {SEP}", special_tokens=ends)
+    out.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest, "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, **special_pieces(is_bert)}, indent=2) + "\n")
+    (folder / "tokenizer.model").write_bytes((tokenizer.directory / "tokenizer.model").read_bytes())
+
+
+def _model(pieces: list[tuple[str, float]], unknown: int, kind: str) -> models.Model:
+    if kind == "unigram":
+        return models.Unigram(pieces, unk_id=unknown, byte_fallback=True)
+    ids = {piece: i for i, (piece, _) in enumerate(pieces)}
+    return models.BPE(ids, _merges(pieces, ids), unk_token=UNKNOWN, fuse_unk=True, byte_fallback=True)
+
+
+def _merges(pieces: list[tuple[str, float]], ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Pairs of pieces that make a piece, best first; sentencepiece goes by the score of what is made."""
+    merges = []
+    for piece, score in pieces:
+        pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece)) if piece[:cut] in ids and piece[cut:] in ids]
+        merges += [(-score, ids[left], ids[right], left, right) for left, right in pairs]
+    return [(left, right) for _, _, _, left, right in sorted(merges)]

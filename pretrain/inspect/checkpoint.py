@@ -1,0 +1,79 @@
+"""Looking at checkpoints: what there is, on which layout it was written, what is in it, and whether it is whole."""
+
+from datetime import datetime
+from math import prod
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pretrain.checkpoint.directory import RunDirectory
+from pretrain.checkpoint.manifest import KINDS, MANIFEST, Manifest, problem_of, read_manifest
+from pretrain.errors import UserError
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """The checkpoints of a run directory, the oldest first; or the one that `path` is.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return [path]
+    folders = RunDirectory(path).steps_saved()
+    if not folders:
+        raise UserError(f"{path}: holds no checkpoint; give a run directory, or a folder as RUN/checkpoints/step_00000200")
+    return folders
+
+
+def inspect_checkpoints(path: Path) -> None:
+    """Print a table of the checkpoints of a run, and of the parameters in the newest one that can be read."""
+    console = Console()
+    runs = Table("step", "written", "size", "files", "layout", "samples", "lr", title=str(path), title_justify="left")
+    newest: Manifest | None = None
+    for folder in checkpoints_of(path):
+        try:
+            manifest = read_manifest(folder)
+        except ValueError as problem:
+            runs.add_row(folder.name, "", "", "", str(problem))
+            continue
+        newest = manifest
+        size = sum(facts.bytes for facts in manifest.files.values())
+        written = datetime.fromtimestamp((folder / MANIFEST).stat().st_mtime)
+        runs.add_row(
+            f"{manifest.step:,}", f"{written:%Y-%m-%d %H:%M:%S}", mib(size), str(len(manifest.files)), layout_in_words(manifest.layout),
+            f"{manifest.samples:,}", f"{manifest.lr:.3g}",
+        )  # fmt: skip
+    console.print(runs)
+    if newest is None:
+        return
+    parameters = Table("parameter", "shape", "numbers", "stretches", title=f"step {newest.step:,}: {', '.join(KINDS)} of each", title_justify="left")
+    for name, shape in newest.parameters.items():
+        stretches = sum(name in facts.fragments for facts in newest.files.values())
+        parameters.add_row(name, " x ".join(map(str, shape)), f"{prod(shape):,}", str(stretches))
+    parameters.add_section()
+    parameters.add_row("all", "", f"{sum(map(prod, newest.parameters.values())):,}")
+    console.print(parameters)
+
+
+def verify(path: Path) -> int:
+    """Read every byte of the checkpoints of a run and tell what is wrong; returns how many are damaged."""
+    damaged = 0
+    for folder in checkpoints_of(path):
+        problem = problem_of(folder)
+        damaged += problem is not None
+        print(f"{folder}: {problem or 'good'}", flush=True)
+    return damaged
+
+
+def layout_in_words(layout: dict) -> str:
+    """As `TP2 x PP2 x DP4, ZeRO-1`."""
+    names = {"tensor": "TP", "pipeline": "PP", "data": "DP"}
+    sizes = [f"{short}{layout[name]}" for name, short in names.items() if layout.get(name, 1) != 1]
+    words = " x ".join(sizes) or "one process"
+    words += f", {layout['virtual']} chunks" if layout.get("virtual", 1) != 1 else ""
+    return f"{words}, ZeRO-{layout.get('zero_stage', 0)}" if layout.get("zero_stage") else words
+
+
+def mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

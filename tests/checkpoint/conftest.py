@@ -1,0 +1,42 @@
+"""A checkpoint of one process after three steps, and what it was made from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint.directory import RunDirectory
+from pretrain.checkpoint.saver import Saver
+from pretrain.config import Run
+from pretrain.config.run import Position
+from pretrain.data.loader import open_data
+from pretrain.parallel.engine import Engine
+
+STEPS = 3
+
+
+@dataclass
+class Saved:
+    run: Run
+    engine: Engine
+    directory: RunDirectory
+
+    @property
+    def folder(self) -> Path:
+        return self.directory.checkpoint(STEPS)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.engine.whole.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def saved(project, ranks, tmp_path_factory) -> Saved:
+    run = project.run()
+    engine, data, directory = Engine(run, ranks), open_data(run), RunDirectory(tmp_path_factory.mktemp("saved") / "run")
+    for step in range(1, STEPS + 1):
+        result = engine.step(step, data.batch(step), run.method.paths(step))
+    data.close()
+    with Saver(run, engine, directory) as saver:
+        saver.begin(run.position(Position(), STEPS), result.lr)
+    return Saved(run, engine, directory)

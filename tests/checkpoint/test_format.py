@@ -1,0 +1,160 @@
+"""What is written can be read by anyone, is checked to the last byte, and is never run."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from pretrain.checkpoint.contents import Contents
+from pretrain.checkpoint.manifest import KINDS, MANIFEST, problem_of, read_manifest
+from pretrain.checkpoint.resume import resume
+from pretrain.errors import UserError
+from pretrain.files import sha256
+from pretrain.parallel.engine import Engine
+from pretrain.parallel.shards import moments
+from tests.checkpoint.conftest import STEPS
+from tests.checkpoint.plain_reader import read_parameter
+
+
+def test_a_stranger_reads_it_from_the_description(saved):
+    for name, weight in saved.weights().items():
+        assert np.array_equal(read_parameter(saved.folder, name), weight.numpy()), name
+
+
+def test_the_safetensors_library_opens_every_file(saved):
+    manifest = read_manifest(saved.folder)
+    for name, facts in manifest.files.items():
+        with safe_open(saved.folder / name, framework="numpy") as file:
+            assert set(file.keys()) == {f"{kind}/{parameter}" for kind in KINDS for parameter in facts.fragments}
+
+
+def test_the_manifest_says_where_the_run_stands(saved):
+    manifest = read_manifest(saved.folder)
+    assert (manifest.step, manifest.samples) == (STEPS, STEPS * saved.run.batch)
+    assert manifest.recipe["seed"] == saved.run.recipe.seed and manifest.ds_config["progressive_subnetwork"]["method"] == "raptr"
+    assert manifest.layout == saved.run.layout() and any(line.startswith("torch ") for line in manifest.versions)
+    assert manifest.parameters == {name: tuple(weight.shape) for name, weight in saved.weights().items()}
+
+
+def test_weights_moments_and_the_count_of_updates_come_back(saved, ranks):
+    engine = Engine(saved.run, ranks)
+    position = resume(saved.run, Contents(engine), saved.directory, "auto")
+    assert (position.step, position.samples) == (STEPS, STEPS * saved.run.batch)
+    for ours, theirs in zip(engine.whole.parameters(), saved.engine.whole.parameters()):
+        assert torch.equal(ours, theirs)
+    for mine, other in zip(Contents(engine).kept, Contents(saved.engine).kept):
+        a, b = (moments(e.deepspeed, piece.shard.master) for e, piece in ((engine, mine), (saved.engine, other)))
+        assert all(torch.equal(a[kind], b[kind]) and a[kind].abs().max() > 0 for kind in a)
+        assert engine.deepspeed.basic_optimizer.state[mine.shard.master]["step"] == STEPS
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    folder = tmp_path / saved.folder.name
+    shutil.copytree(saved.folder, folder)
+    return folder
+
+
+def only_file(folder: Path) -> Path:
+    (file,) = folder.glob("*.safetensors")
+    return file
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray(only_file(folder).read_bytes())
+    content[len(content) // 2] ^= 1
+    only_file(folder).write_bytes(content)
+
+
+def edit(folder: Path, change) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def agree(folder: Path) -> None:
+    """Have the manifest agree with the files, as someone would who forges a checkpoint."""
+    file = only_file(folder)
+    edit(folder, lambda m: m["files"][file.name].update(bytes=file.stat().st_size, sha256=sha256(file)))
+
+
+def rename_file(manifest: dict) -> None:
+    (name,) = manifest["files"]
+    manifest["files"]["../" + name] = manifest["files"].pop(name)
+
+
+@pytest.mark.parametrize(
+    "harm, complaint",
+    [
+        (flip_a_byte, "rank_00000.safetensors is not what was written (checksum)"),
+        (lambda folder: os.truncate(only_file(folder), 1000), "rank_00000.safetensors has 1000 bytes instead of"),
+        (lambda folder: only_file(folder).unlink(), "rank_00000.safetensors is missing"),
+        (lambda folder: (folder / MANIFEST).unlink(), "manifest.json is missing"),
+        (lambda folder: os.truncate(folder / MANIFEST, 100), "manifest.json cannot be read"),
+        (lambda folder: edit(folder, lambda m: m.pop("samples")), "manifest.json is not a checkpoint's (samples: Field required)"),
+        (lambda folder: edit(folder, lambda m: m.update(format=9)), "manifest.json is not a checkpoint's (format 9; this program reads 1)"),
+        (lambda folder: edit(folder, rename_file), "'../rank_00000.safetensors' is not the name of a file in the checkpoint"),
+    ],
+)
+def test_damage_is_found_and_named(copied, harm, complaint):
+    assert problem_of(copied) is None
+    harm(copied)
+    assert complaint in problem_of(copied)
+
+
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def test_a_planted_pickle_is_not_executed(saved, copied, ranks, tmp_path):
+    mark = tmp_path / "it ran"
+    pickle.loads(pickle.dumps(Planted(mark)))
+    assert mark.is_dir(), "the plant works"
+    mark.rmdir()
+    for name in (only_file(copied).name, "state.pt", ".metadata"):
+        (copied / name).write_bytes(pickle.dumps(Planted(mark)))
+    agree(copied)
+    assert problem_of(copied) is None, "to the checksums it is a good checkpoint"
+    with pytest.raises(UserError, match="not a safetensors file"):
+        resume(saved.run, Contents(Engine(saved.run, ranks)), saved.directory, str(copied))
+    assert not mark.exists()
+
+
+def shorten(folder: Path, places) -> None:
+    """Have the header of the file say something else."""
+    content = only_file(folder).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    places(header)
+    text = json.dumps(header).encode()
+    only_file(folder).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    agree(folder)
+
+
+@pytest.mark.parametrize(
+    "harm, complaint",
+    [
+        (lambda f: shorten(f, lambda h: h.pop("exp_avg/decoder.final_layernorm.weight")), "has not the length that the manifest gives"),
+        (lambda f: shorten(f, lambda h: h["exp_avg/decoder.final_layernorm.weight"].update(data_offsets=[0, 2**40])), "is not where the header says"),
+        (lambda f: edit(f, lambda m: m["files"]["rank_00000.safetensors"]["fragments"].pop("decoder.final_layernorm.weight")), "holds 0 of 32 numbers"),
+        (lambda f: edit(f, lambda m: m["parameters"].update({"decoder.final_layernorm.weight": [33]})), "belongs to another model"),
+        (lambda f: edit(f, lambda m: m["recipe"].update(stepz=3)), 'its recipe: unknown key "stepz"'),
+    ],
+)
+def test_a_checkpoint_that_lies_is_refused_with_the_reason(saved, copied, ranks, harm, complaint):
+    harm(copied)
+    assert problem_of(copied) is None
+    with pytest.raises(UserError, match=complaint):
+        resume(saved.run, Contents(Engine(saved.run, ranks)), saved.directory, str(copied))
