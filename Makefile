@@ -20,11 +20,12 @@ test: .venv/installed  ## what CI runs
 test-all: .venv/installed  ## and what takes longer, and what needs a GPU where there is one
 	$(RUN) -m pytest -n auto --dist loadfile
 
-bench: .venv/installed  ## speed of skipped layers and of making batches; writes bench/results/
+bench: .venv/installed  ## speed of skipped layers, of making batches, of saving and loading; writes bench/results/
 	$(RUN) -m bench.path_speed
 	for layout in "--parallel.tensor 2" "--parallel.pipeline 2" ""; do \
 		.venv/bin/torchrun --standalone --nproc-per-node 2 -m bench.path_speed $$layout || exit 1; done
 	$(RUN) -m bench.data
+	$(RUN) -m bench.checkpoint
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11")'

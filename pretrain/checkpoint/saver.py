@@ -31,12 +31,15 @@ class Saver:
         self.contents = Contents(engine)
         self._pending: _Save | None = None
         self._buffer: torch.Tensor | None = None
+        self._ending = False
+        """The loop is over, so that a save that fails is the last one."""
 
     def __enter__(self) -> "Saver":
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """What is being written when all ranks stop together is still worth having."""
+        self._ending = True
         if error is None or (isinstance(error, TrainingStopped) and error.everywhere):
             self.finish()
 
@@ -125,7 +128,7 @@ class Saver:
         """A save that failed on some rank: nothing of it stays. Each rank that failed tells why."""
         if self.engine.ranks.is_main:
             shutil.rmtree(save.unfinished, ignore_errors=True)
-        stops = self.run.recipe.on_save_failure == "stop" or save.position.step == self.run.steps
+        stops = self._ending or self.run.recipe.on_save_failure == "stop"
         if save.failure is None:
             reason = f"checkpoint {save.folder}: another rank could not write its part, and tells why"
         else:

@@ -5,6 +5,7 @@ here a checksum is made on the way, and an error is an error."""
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Mapping, Sequence
@@ -32,15 +33,22 @@ def write_tensors(path: Path, lengths: Mapping[str, int], numbers: np.ndarray) -
         begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
     content = memoryview(numbers.view(np.uint8))
     assert len(content) == begin
-    with path.open("xb", buffering=0) as file:
-        for part in (len(text).to_bytes(8, "little") + text, *_chunks(content)):
-            digest.update(part)
+    parts = [len(text).to_bytes(8, "little") + text, *_chunks(content)]
+    with ThreadPoolExecutor(1) as beside, path.open("xb", buffering=0) as file:
+        digest = beside.submit(_sha256, parts)  # takes half as long as the disk
+        for part in parts:
             _write_all(file, part)
         os.fsync(file.fileno())
-    return 8 + len(text) + begin, digest.hexdigest()
+        return 8 + len(text) + begin, digest.result()
+
+
+def _sha256(parts: Sequence[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _chunks(content: memoryview) -> Iterator[memoryview]:

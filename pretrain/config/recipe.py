@@ -223,7 +223,8 @@ class Recipe(Strict):
     """Write checkpoints while training goes on. The loop waits only for the copy out of device memory, which takes 12 bytes of host
     memory for every parameter that a rank keeps moments of."""
     on_save_failure: Literal["stop", "continue"] = "stop"
-    """When a checkpoint cannot be written: stop the run, or warn, keep the older ones and go on."""
+    """When a checkpoint cannot be written: stop the run, or warn, keep the older ones and go on. The last
+    one of a process must be written."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints that are kept."""
     keep_every: Positive | None = None

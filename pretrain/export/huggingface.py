@@ -83,6 +83,7 @@ def _write_weights(weights: Iterator[tuple[str, np.ndarray]], folder: Path, dtyp
     files, total = 0, 0
     for shard in _shards(weights, dtype):
         save_file(shard, folder / f"part-{files}", metadata={"format": "pt"})
+        os.chmod(folder / f"part-{files}", 0o644)  # the library lets only the owner read it
         places |= dict.fromkeys(shard, files)
         total += sum(weight.nbytes for weight in shard.values())
         files += 1

@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import KINDS, MANIFEST, Manifest, problem_of, read_manifest
@@ -29,7 +29,7 @@ def checkpoints_of(path: Path) -> list[Path]:
 def inspect_checkpoints(path: Path) -> None:
     """Print a table of the checkpoints of a run, and of the parameters in the newest one that can be read."""
     console = Console()
-    runs = Table("step", "written", "size", "files", "layout", "samples", "lr", title=str(path), title_justify="left")
+    runs = Table("step", "written", "size", "files", Column("layout", no_wrap=True), "samples", "lr", title=str(path), title_justify="left")
     newest: Manifest | None = None
     for folder in checkpoints_of(path):
         try:
@@ -47,7 +47,7 @@ def inspect_checkpoints(path: Path) -> None:
     console.print(runs)
     if newest is None:
         return
-    parameters = Table("parameter", "shape", "numbers", "stretches", title=f"step {newest.step:,}: {', '.join(KINDS)} of each", title_justify="left")
+    parameters = Table(Column("parameter", overflow="fold"), "shape", "numbers", "stretches", title=f"step {newest.step:,}: {', '.join(KINDS)} of each", title_justify="left")
     for name, shape in newest.parameters.items():
         stretches = sum(name in facts.fragments for facts in newest.files.values())
         parameters.add_row(name, " x ".join(map(str, shape)), f"{prod(shape):,}", str(stretches))
