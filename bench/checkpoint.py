@@ -71,8 +71,9 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
         seconds = {}
         for name, saver in list(zip(("sync", "async"), savers))[:: 1 if number % 2 else -1]:  # whoever comes first finds the disk busier
             step += 1
-            spent = list(_saving(saver, Position(step, step)))
-            seconds[name], seconds["stall"] = spent[-1], sum(spent[:-1])
+            *spent, seconds[name] = _saving(saver, Position(step, step))
+            if saver is savers[1]:
+                seconds["stall"] = sum(spent)
         checkpoint = directory.checkpoint(step)
         buffer = savers[1]._buffer
         for vector, part in zip(vectors.values(), buffer.split([len(v) for v in vectors.values()])):
