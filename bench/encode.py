@@ -3,7 +3,8 @@
     python -m bench.encode --input FILE --tokenizer DIR [--ranks 1 2 4] [--rounds 3] [--out DIR]
 
 The same command encodes the same .jsonl file (also .gz, .xz) alone and under MPI. Before each of these bare sentencepiece encodes its text
-from memory, and a plain loop reads the file and encodes it, on as many cores at once, since a core is slower while the others are busy.
+from memory, into lists as `encode` does by itself and into arrays as it does when asked, and a plain loop reads the file and encodes it into lists; on as many
+cores at once, since a core is slower while the others are busy.
 Compared are bytes a second of CPU time: a busy core's throughput, whatever else the machine does. Neither side's start counts: bare
 sentencepiece's clock runs from the first text on, and of ours is taken off what the same command costs for the first document alone.
 Digests of the token files must be equal, and the peak memory of a process should not depend on the size of the input: it is compared
@@ -53,8 +54,8 @@ def main() -> None:
     size = sum(len(text.encode()) for text in texts)
     lines = ["# Encoding", "", f"- date: {date.today().isoformat()}", f"- cpu: {cpu_name()}"]
     lines += [f"- text: {size / 1e6:.0f} MB in {len(texts):,} documents of a {''.join(args.input.suffixes)} file", ""]
-    lines += ["| ranks | MB a second of CPU time | over bare | over a plain loop | start, CPU s | wall clock, s | largest process, MiB |"]
-    lines += ["|---" * 7 + "|"]
+    lines += ["| ranks | MB a second of CPU time | over bare | over bare into arrays | over a plain loop | start, CPU s | wall clock, s | largest process, MiB |"]
+    lines += ["|---" * 8 + "|"]
     results, digests = {}, set()
     with tempfile.TemporaryDirectory() as folder:
         first = write(Path(folder) / f"first{''.join(args.input.suffixes)}", texts[:1])
@@ -62,14 +63,15 @@ def main() -> None:
             cores, rounds = min(ranks, len(os.sched_getaffinity(0))), []
             for number in range(args.rounds):
                 bare, plain = (seconds(source, args.tokenizer, cores) for source in (lambda: texts, lambda: read(args.input)))
+                arrays = seconds(lambda: texts, args.tokenizer, cores, return_type="numpy")
                 prefix = Path(folder) / f"{ranks}-{number}"
                 start, _, _ = measure(first, args.tokenizer, prefix.with_name(f"first-{prefix.name}"), ranks)
                 took, wall, memory = measure(args.input, args.tokenizer, prefix, ranks)
                 took -= start
-                rounds.append((size / took / 1e6, bare / took, plain / took, start, wall, memory))
+                rounds.append((size / took / 1e6, bare / took, arrays / took, plain / took, start, wall, memory))
                 digests.add(sha256(prefix.with_name(prefix.name + ".bin")))
-            results[ranks] = dict(zip(("rate", "over_bare", "over_plain", "start", "wall", "memory_mib"), map(statistics.median, zip(*rounds))))
-            row = "| {} | {rate:.2f} | {over_bare:.3f} | {over_plain:.3f} | {start:.2f} | {wall:.0f} | {memory_mib:.0f} |".format(ranks, **results[ranks])
+            results[ranks] = dict(zip(("rate", "over_bare", "over_arrays", "over_plain", "start", "wall", "memory_mib"), map(statistics.median, zip(*rounds))))
+            row = "| {} | {rate:.2f} | {over_bare:.3f} | {over_arrays:.3f} | {over_plain:.3f} | {start:.2f} | {wall:.0f} | {memory_mib:.0f} |".format(ranks, **results[ranks])
             print(row, flush=True)
             lines.append(row)
         small = write(Path(folder) / f"small{''.join(args.input.suffixes)}", some_of(texts))
@@ -101,14 +103,14 @@ def write(file: Path, texts: Iterable[str]) -> Path:
     return file
 
 
-def seconds(texts: Callable[[], Iterable[str]], tokenizer: Path, cores: int) -> float:
+def seconds(texts: Callable[[], Iterable[str]], tokenizer: Path, cores: int, **how: str) -> float:
     """CPU time of sentencepiece alone: the mean of processes that each encode the text on a thread, at once."""
 
     def encode(pipe: Connection) -> None:
         processor = load_tokenizer(tokenizer).processor
         started, source = time.process_time(), iter(texts())
         while batch := list(itertools.islice(source, BATCH)):
-            processor.encode(batch, num_threads=1)
+            processor.encode(batch, num_threads=1, **how)
         pipe.send(time.process_time() - started)
 
     forked, (mine, theirs) = multiprocessing.get_context("fork"), multiprocessing.Pipe()

@@ -153,6 +153,8 @@ def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
     run = read_run(args.recipe, option_pairs(rest, INSPECT_OPTIONS), args.ds_config, None)
     if args.out.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"{COMMAND_LINE}: --out {args.out}: a picture is written as .png, .pdf or .svg")
+    if args.out.is_dir() or any(parent.exists() and not parent.is_dir() for parent in args.out.parents):
+        raise UserError(f"{COMMAND_LINE}: --out {args.out}: cannot be a file; choose another name")
     if not 1 <= args.step <= run.steps:
         raise UserError(f"{COMMAND_LINE}: --step {args.step}: the run has steps 1 to {run.steps}")
     from pretrain.parallel.ranks import prepare_libraries

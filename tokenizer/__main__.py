@@ -4,6 +4,7 @@
 """
 
 import argparse
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -31,8 +32,14 @@ def main() -> int:
         command.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="a document that cannot be read: stop, or count and list it")
 
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    sys.stderr.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"megatron\.")  # notices about extensions that play no part here
-    return _train(args) if args.command == "train" else _encode(args)
+    try:
+        return _train(args) if args.command == "train" else _encode(args)
+    except KeyboardInterrupt:
+        print("interrupted" + ("; finished blocks stay, and the same command goes on" if args.command == "encode" else ""), file=sys.stderr, flush=True)
+        os._exit(130)  # an MPI launcher takes the other ranks down, and waiting for them is no use
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -43,7 +43,7 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
     parts = Parts.of(prefix, tokenizer.vocab_size)
 
     def begin() -> tuple[list[Path], int, set[str]]:
-        if not prefix.name:
+        if prefix.name in ("", ".."):
             raise UserError(f"--out {prefix}: give a folder and the beginning of a name, as data/train")
         files = find_inputs(pattern)
         prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -53,10 +53,14 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
         except Timeout:
             raise UserError(f"--out {prefix}: another process is writing it") from None
         held.append(lock)
+        parts.forget()
         if prefix.with_name(prefix.name + ".idx").exists():
             if parts.folder.exists():
                 parts.remove()  # an earlier run was killed between its last two acts
             raise UserError(f"--out {prefix}: {prefix}.idx exists; remove it or choose another name")
+        others = [file for end in (".bin", ".json") if (file := prefix.with_name(prefix.name + end)).exists()]
+        if others and not parts.folder.exists():
+            raise UserError(f"--out {prefix}: {others[0]} exists, and was not left by a run that was killed; remove it or choose another name")
         block_bytes = parts.claim(_plan(files, tokenizer))["block_bytes"]
         return files, block_bytes, parts.finished(without_bad=on_error == "stop")
 
@@ -70,7 +74,10 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
         team.share(jobs, lambda block: _encode(block, files, tokenizer, parts, on_error), progress.add)
         progress.finish()
         names = team.on_main(lambda: names)
-        return _put_together(pattern, prefix, parts, names, damaged, tokenizer, team, progress)
+        try:
+            return _put_together(pattern, prefix, parts, names, damaged, tokenizer, team, progress)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}; finished blocks stay, and the same command goes on", str(prefix)) from None
     finally:
         for lock in held:
             Path(lock.lock_file).unlink(missing_ok=True)
@@ -174,7 +181,7 @@ def _put_together(
 
     def finish() -> None:
         parts.write_index(names, whole[".idx"])
-        whole[".json"].write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        whole[".json"].write_text(json.dumps(manifest, indent=2) + "\n")
         for end, file in whole.items():
             os.replace(file, prefix.with_name(prefix.name + end))
         parts.remove()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from pretrain.errors import UserError
 from pretrain.files import write_whole
 
 PLAN = "plan.json"
+OURS = re.compile(r"plan\.json|\d{6,}-\d{8,}\.(bin|json|len)|\..*\.part")
+"""Names of what lies in the folder of blocks; the last is of a write that was killed."""
 INDEX_HEADER = struct.Struct("<9sQBQQ")
 """Of Megatron-Core's index: magic, version, type of the tokens, sequences, documents; then 4 and 8 bytes a sequence and 8 a document."""
 MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
@@ -57,15 +60,19 @@ class Parts:
         Returns the plan with the size of blocks that the earlier run chose.
 
         Raises:
-            UserError: it belongs to another plan.
+            UserError: it belongs to another plan, or holds what is not ours.
         """
-        shutil.rmtree(self._going, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder.is_symlink():
+            raise UserError(f"{self.folder}: is a link; blocks of documents are to lie there, so remove it, or choose another --out")
+        strange = [file.name for file in self.folder.iterdir() if not OURS.fullmatch(file.name)]
+        if strange:
+            raise UserError(f"{self.folder}: is for blocks of documents, and holds {min(strange)}; move that, or choose another --out")
         file = self.folder / PLAN
         before = _read_plan(file)
         if before is None:  # nothing says what these blocks are of
-            shutil.rmtree(self.folder)
-            self.folder.mkdir()
+            for part in self.folder.iterdir():
+                part.unlink()
         else:
             plan = {**plan, "block_bytes": before["block_bytes"]}
             if _apart_from_state(before) != _apart_from_state(plan):
@@ -149,7 +156,12 @@ class Parts:
     def remove(self) -> None:
         """Gone at once, so that no later run finds a part of it."""
         os.replace(self.folder, self._going)
-        shutil.rmtree(self._going)
+        self.forget()
+
+    def forget(self) -> None:
+        """What a removal that was killed has left, if anything."""
+        if self._going.exists():
+            shutil.rmtree(self._going)
 
     @property
     def _going(self) -> Path:

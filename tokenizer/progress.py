@@ -28,9 +28,13 @@ class Progress:
     def skip(self, block: Block) -> None:
         """A block that an earlier run has finished."""
         self.before += sum(len(document or b"") for document in block.documents)
+        self._show()
 
     def add(self, tally: Tally) -> None:
         self.tally.add(tally)
+        self._show()
+
+    def _show(self) -> None:
         now = time.perf_counter()
         if not self.quiet and now - self.shown >= EVERY_SECONDS[self.terminal]:
             self.shown = now
@@ -39,11 +43,11 @@ class Progress:
     def _line(self, seconds: float) -> None:
         speed = self.tally.text_bytes / max(seconds, 1e-9)
         done = self.tally.text_bytes + self.before
-        left = max(self.total - done, 0) / max(speed, 1e-9)
+        left = f"about {max(self.total - done, 0) / speed / 60:.0f} min left" if speed else "passing over finished blocks"
         share = min(done / max(self.total, 1), 0.99)
         text = (
             f"{100 * share:3.0f} %  {self.tally.documents:,} documents  {speed / 1e6:.1f} MB/s  "
-            f"about {left / 60:.0f} min left  {len(self.tally.bad)} bad"
+            f"{left}  {len(self.tally.bad)} bad"
         )
         print(("\r" if self.terminal else "") + text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
 

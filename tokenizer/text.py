@@ -1,6 +1,7 @@
 """Documents from files: lines of JSON or text, compressed or not, and Parquet; in blocks that any process can work on alone."""
 
 import glob
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ BLOCK_BYTES = 2 * 2**20
 """Of a block: a fraction of a second's work."""
 COMPRESSED = (".gz", ".xz", ".zst")
 KINDS = (".jsonl", ".txt")
+BOM = b"\xef\xbb\xbf"
+"""Of no meaning in UTF-8; some editors begin a file with it."""
 OnError = Literal["stop", "skip"]
 READABLE = ".jsonl or .txt (each also .gz, .xz, .zst) or .parquet"
 
@@ -78,6 +81,8 @@ def blocks(index: int, file: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[B
     size = 0
     try:
         for document in _rows(file) if kind(file) == ".parquet" else _lines(file):
+            if first == 1 and not held and document is not None:
+                document = document.removeprefix(BOM)
             held.append(document)
             size += len(document or b"")
             if size >= block_bytes:
@@ -159,6 +164,8 @@ def _lines(file: Path) -> Iterator[bytes]:
 
 
 def _open(file: Path) -> BinaryIO:
+    if file.suffix in COMPRESSED and file.stat().st_size == 0:
+        raise EOFError("it is empty, which no compressed file is")
     if file.suffix == ".gz":
         import gzip
 
@@ -168,11 +175,9 @@ def _open(file: Path) -> BinaryIO:
 
         return lzma.open(file, "rb")
     if file.suffix == ".zst":
-        import io
+        from tokenizer.zst import ZstdFile
 
-        import zstandard
-
-        return io.BufferedReader(zstandard.open(file, "rb", closefd=True), 2**20)
+        return io.BufferedReader(ZstdFile(file), 2**20)
     return file.open("rb", buffering=2**20)
 
 
@@ -184,9 +189,12 @@ def _rows(file: Path) -> Iterator[bytes | None]:
     if "text" not in table.schema_arrow.names:
         raise UserError(f'{file}: has no column "text" but {", ".join(table.schema_arrow.names)}')
     kind = table.schema_arrow.field("text").type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+    plain = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    if not (pyarrow.types.is_string(plain) or pyarrow.types.is_large_string(plain)):
         raise UserError(f'{file}: its column "text" holds {kind}, not strings')
+    raw = pyarrow.large_binary() if pyarrow.types.is_large_string(plain) else pyarrow.binary()
     for batch in table.iter_batches(batch_size=256, columns=["text"]):
-        for value in batch.column(0):
-            text = value.as_py()
-            yield None if text is None else text.encode()
+        column = batch.column(0)
+        column = column.dictionary_decode() if pyarrow.types.is_dictionary(kind) else column
+        for value in column.view(raw):  # as bytes, so that one row that is not UTF-8 is one bad document
+            yield value.as_py()

@@ -57,6 +57,11 @@ class Blend:
         source = self._table[0][within]
         return source, block * self._counts[source] + self._table[1][within]
 
+    def document_ends(self, sample: int) -> list[bool]:
+        """Of each example in a sample, whether its document ends with it."""
+        source, number = self.place(sample)
+        return self.sources[source].document_ends(number)
+
     def batch(self, first: int, count: int, with_text: bool = True) -> Batch:
         """Samples `first` to `first + count - 1`; kinds are counted on from source to source."""
         if len(self.sources) == 1:

@@ -92,7 +92,7 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
 
     def blend(part: int, seed: int) -> Blend:
         own_seeds = [stable_hash(seed, index) >> 1 for index in range(len(streams))]  # or sources would draw alike
-        samples = tuple(PackedSamples(both[part], objective, data.sequence_length, own) for both, own in zip(streams, own_seeds))
+        samples = tuple(PackedSamples(both[part], objective, data.sequence_length, own, tokenizer.vocab_size) for both, own in zip(streams, own_seeds))
         return Blend(samples, tuple(source.weight for source in sources), seed, len(data.kinds) // len(sources))
 
     valid = blend(1, 0)

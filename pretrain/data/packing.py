@@ -68,6 +68,8 @@ class PackedSamples:
     length: int
     """Positions of a sample."""
     seed: int
+    vocab_size: int = np.iinfo(np.int32).max
+    """Of the tokenizer; tokens are checked against it."""
 
     def __post_init__(self) -> None:
         if len(self.stream) < 2 * self.length:
@@ -98,9 +100,23 @@ class PackedSamples:
         if with_text:
             tokens = self.stream.tokens
             text = np.concatenate([tokens[at : at + take] for at, take in zip(pieces.at.tolist(), pieces.take.tolist())])
+            self._require_known(text)
             following = tokens[np.minimum(pieces.at + pieces.take, len(tokens) - 1)]
             self.objective.fill(batch, pieces, text, following, draws)
         return batch
+
+    def document_ends(self, sample: int) -> list[bool]:
+        """Of each example in a sample, whether its document ends with it."""
+        return [bool(cut[-1]) for cut in self._cut(0, sample, Draws(stable_hash(self.seed), sample))]
+
+    def _require_known(self, text: np.ndarray) -> None:
+        """Token files of other tools say nothing of their tokenizer."""
+        if len(text) and (int(text.max()) >= self.vocab_size or int(text.min()) < 0):
+            wrong = next(int(token) for token in text if not 0 <= token < self.vocab_size)
+            raise UserError(
+                f"{self.stream.prefix}.bin: holds token {wrong}, and the tokenizer has {self.vocab_size} pieces; "
+                "encode again, or set data.tokenizer to the one that was used"
+            )
 
     def _cut(self, row: int, sample: int, draws: Draws) -> list[tuple[int, ...]]:
         """The examples of a sample, as `Pieces` lists them."""

@@ -27,14 +27,19 @@ class TokenStream:
         return len(self.tokens)
 
     def split(self, share: float) -> tuple["TokenStream", "TokenStream"]:
-        """All but the last documents, and the last documents, which hold at least `share` of the tokens."""
-        document = bisect_right(self.ends, len(self) * (1 - share)) - 1
-        if document < 0:
-            raise UserError(f"{self.prefix}.bin: its first document is all but {100 * share:g} % of it, so that none can be held out; give data.valid")
-        at = int(self.ends[document])
+        """All but the last documents, and the last documents, which hold at least `share` of the tokens.
+
+        Where they would hold more than twice as much, a long document is cut in two.
+        """
+        wanted = int(len(self) * (1 - share))
+        document = bisect_right(self.ends, wanted)  # of which, or of whose predecessors' end, the cut is
+        at = int(self.ends[document - 1]) if document else 0
+        if len(self) - at > 2 * share * len(self):
+            at = wanted
+        train_documents = document + (document == 0 or at > int(self.ends[document - 1]))
         return (
-            TokenStream(self.prefix, self.tokens[:at], Part(self.ends, 0, document + 1, 0)),
-            TokenStream(self.prefix, self.tokens[at:], Part(self.ends, document + 1, len(self.ends), at)),
+            TokenStream(self.prefix, self.tokens[:at], Part(self.ends, 0, train_documents, 0, at)),
+            TokenStream(self.prefix, self.tokens[at:], Part(self.ends, document, len(self.ends), at, len(self))),
         )
 
 
@@ -69,6 +74,8 @@ class Part(Sequence):
     last: int
     at: int
     """Where the first one begins in the whole."""
+    stop: int
+    """Where the last one ends there, at most."""
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -76,7 +83,7 @@ class Part(Sequence):
     def __getitem__(self, document: int) -> int:
         if not 0 <= document < len(self):
             raise IndexError(document)
-        return int(self.ends[self.first + document]) - self.at
+        return min(int(self.ends[self.first + document]), self.stop) - self.at
 
 
 def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenStream:

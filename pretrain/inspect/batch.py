@@ -34,7 +34,9 @@ def inspect_batch(run: Run, step: int, out: Path) -> None:
         UserError: the data cannot be opened.
     """
     data = open_data(run)
-    batch, tokenizer = data.train.batch((step - 1) * run.batch, run.micro_batch), data.tokenizer
+    first, tokenizer = (step - 1) * run.batch, data.tokenizer
+    batch = data.train.batch(first, run.micro_batch)
+    document_ends = [data.train.document_ends(first + row) for row in range(run.micro_batch)]
     data.close()
     in_place, kinds, console = run.recipe.data.objective == "mlm", run.recipe.data.kinds, Console(highlight=False)
     console.print(Text("  ").join([*(Text(LEGEND[name], style) for name, style in STYLES.items()), Text("counts in the loss", IN_LOSS)]))
@@ -44,7 +46,8 @@ def inspect_batch(run: Run, step: int, out: Path) -> None:
         for example in range(batch.segments[row].max() + 1):
             places = np.flatnonzero(batch.segments[row] == example)
             kind = kinds[batch.kinds[row, places[0]]]
-            console.print(f"example {example}: {kind.denoiser} of {kind.source}, positions {places[0]} to {places[-1]}", style="dim")
+            ends = "; its document ends here" if document_ends[row][example] else ""
+            console.print(f"example {example}: {kind.denoiser} of {kind.source}, positions {places[0]} to {places[-1]}{ends}", style="dim")
             console.print(as_text(batch, row, example, tokenizer, in_place))
     draw(batch, out)
     console.print(f"who sees whom: {out}")

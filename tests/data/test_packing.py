@@ -140,8 +140,31 @@ def test_the_last_documents_are_held_out():
     assert (len(train), len(valid)) == (200, 10)
     assert list(train.ends) == [100, 150, 200] and list(valid.ends) == [3, 10]
     assert valid.tokens[0] == FIRST_TEXT + 200
-    with pytest.raises(UserError, match="give data.valid"):
-        stream_of(500).split(0.04)
+
+
+@pytest.mark.parametrize("lengths", [(500,), (10, 490), (1000, 1000, 8000), (30,) * 10 + (700,)])
+def test_a_long_last_document_is_cut_rather_than_held_out_whole(lengths):
+    stream = stream_of(*lengths)
+    train, valid = stream.split(0.04)
+    assert len(valid) == pytest.approx(0.04 * len(stream), abs=1) and len(train) + len(valid) == len(stream)
+    assert list(train.ends)[-1] == len(train) and list(valid.ends) == [len(valid)]
+    assert list(train.ends)[:-1] == list(stream.ends)[: len(lengths) - 1]
+    assert (np.concatenate([train.tokens, valid.tokens]) == stream.tokens).all()
+
+
+def test_a_token_that_the_tokenizer_does_not_have_is_named():
+    stream = stream_of(5000)
+    samples = PackedSamples(stream, Causal(pad=0, eos=1), 50, 0, vocab_size=int(stream.tokens.max()) - 999)
+    with pytest.raises(UserError, match=rf"holds token \d+, and the tokenizer has {stream.tokens.max() - 999} pieces"):
+        for sample in range(samples.windows + 1):
+            samples.batch([sample])
+
+
+def test_ends_of_documents_are_known_to_whoever_looks():
+    samples = PackedSamples(stream_of(40, 30, 200, 7), Causal(pad=0, eos=1), 50, 0)
+    for sample in range(samples.windows):
+        assert len(samples.document_ends(sample)) == samples.batch([sample]).segments.max() + 1
+    assert any(any(samples.document_ends(s)) for s in range(3)) and not all(all(samples.document_ends(s)) for s in range(3))
 
 
 def test_a_hundred_million_documents_open_at_once(tmp_path):

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow
+import pyarrow.parquet
 import pytest
+import zstandard
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from pretrain.errors import UserError
@@ -39,10 +42,6 @@ def texts(home) -> list[str]:
 @pytest.fixture(scope="module")
 def corpus(texts, tmp_path_factory) -> Path:
     """The texts over files of very different sizes and of every kind."""
-    import pyarrow
-    import pyarrow.parquet
-    import zstandard
-
     folder = tmp_path_factory.mktemp("corpus")
     cuts = [0, 20, 40, 1100, 1150, 1300, 1450, len(texts)]
     parts = [texts[a:b] for a, b in zip(cuts, cuts[1:])]
@@ -190,7 +189,11 @@ GOOD = b'{"text": "fine"}\n'
         ("x.txt", b"fine\n\xff\xfe\nfine\n", "line 2: not UTF-8", 2),
         ("x.jsonl.gz", gzip.compress(GOOD * 40_000)[:-20], "damaged or truncated after line", None),
         ("x.jsonl.xz", lzma.compress(GOOD * 40_000)[:-20], "damaged or truncated after line", None),
+        ("x.jsonl.zst", zstandard.compress(GOOD * 40_000)[:-3], "damaged or truncated after line", None),
+        ("x.txt.zst", zstandard.compress(GOOD * 40_000) + zstandard.compress(os.urandom(400_000).hex().encode())[:-20_000], "middle of a frame", None),
         ("x.parquet", b"PAR1 but not really", "damaged or truncated after line 0", 0),
+        ("x.jsonl.gz", b"", "it is empty, which no compressed file is", 0),
+        ("x.jsonl.zst", b"", "it is empty, which no compressed file is", 0),
     ],
 )
 def test_what_cannot_be_read_is_told_or_counted(home, tmp_path, name, content, reason, kept):
@@ -214,6 +217,45 @@ def test_empty_documents_are_counted_and_left_out(home, tmp_path):
     file = write(tmp_path, "x.jsonl", GOOD + b'{"text": ""}\n\n{"text": " \\n"}\n' + GOOD)
     manifest = encode(file, load_tokenizer(home / "tokenizer"), tmp_path / "out")
     assert (manifest["documents"], manifest["empty_documents"], manifest["bad_documents"]) == (2, 3, [])
+
+
+def test_one_row_of_parquet_that_is_not_utf8_is_one_bad_document(home, tmp_path):
+    rows = pyarrow.array([b"good", b"bad \xff", *[b"more %d" % n for n in range(600)]], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "x.parquet")
+    manifest = encode(str(tmp_path / "x.parquet"), load_tokenizer(home / "tokenizer"), tmp_path / "out", "skip")
+    assert manifest["documents"] == 601 and [bad["line"] for bad in manifest["bad_documents"]] == [2]
+
+
+def test_a_column_of_categories_and_a_large_window_can_be_read(home, tmp_path):
+    texts = [f"text {n % 7}" for n in range(50)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(texts).dictionary_encode()}), tmp_path / "x.parquet")
+    assert list(documents([tmp_path / "x.parquet"])) == texts
+    wide = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters.from_level(1, window_log=30))
+    (tmp_path / "x.txt.zst").write_bytes(wide.compress(b"\xef\xbb\xbfwith a mark\nand without\n"))
+    assert list(documents([tmp_path / "x.txt.zst"])) == ["with a mark", "and without"]
+
+
+def test_nothing_of_somebody_elses_is_removed_or_overwritten(home, tmp_path):
+    tokenizer, file = load_tokenizer(home / "tokenizer"), write(tmp_path, "x.jsonl", GOOD)
+    (tmp_path / "a.parts").mkdir()
+    write(tmp_path / "a.parts", "mine.jsonl", GOOD)
+    with pytest.raises(UserError, match="a.parts: is for blocks of documents, and holds mine.jsonl"):
+        encode(file, tokenizer, tmp_path / "a")
+    assert (tmp_path / "a.parts" / "mine.jsonl").exists()
+    write(tmp_path, "b.json", b"mine")
+    with pytest.raises(UserError, match="b.json exists, and was not left by a run that was killed"):
+        encode(file, tokenizer, tmp_path / "b")
+    assert (tmp_path / "b.json").read_bytes() == b"mine"
+    (tmp_path / ".c.parts.removed").mkdir()
+    encode(file, tokenizer, tmp_path / "c")
+    assert not (tmp_path / ".c.parts.removed").exists(), "left by a kill"
+
+
+def test_a_file_name_of_any_bytes_can_be_listed(home, tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
+    Path(name).write_bytes(GOOD + b"{}\n")
+    done = subprocess.run([sys.executable, "-m", "tokenizer", "encode", "--input", name, "--tokenizer", home / "tokenizer", "--out", tmp_path / "out", "--on-error", "skip"], capture_output=True, text=True)
+    assert done.returncode == 0 and "1 documents" in done.stdout, done.stderr
 
 
 def test_finished_blocks_of_a_changed_file_are_not_used(home, tmp_path):
