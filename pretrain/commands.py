@@ -14,6 +14,7 @@ from pretrain.config.checks import check
 from pretrain.config.run import Run, parse_run, read_run
 from pretrain.config.strict import COMMAND_LINE, one_line
 from pretrain.errors import TrainingStopped, UserError, lost_a_peer
+from pretrain.place import find_place
 
 TRAIN_OPTIONS = ("run-dir", "resume", "resume-changing", "stop-at", "device", "ds-config")
 PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", "ds-config")
@@ -76,22 +77,23 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _outlive_no_launcher()
     pairs = option_pairs(rest, TRAIN_OPTIONS)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    place = find_place(os.environ)
+    os.environ.update(place.environment)
 
     def read() -> Run:
-        return read_run(args.recipe, pairs, args.ds_config, world_size)
+        return read_run(args.recipe, pairs, args.ds_config, place.world_size)
 
-    if world_size == 1:
+    if place.world_size == 1:
         read()  # a mistake is told at once, before torch is imported
     from pretrain.parallel.ranks import device_type, join, prepare_libraries
 
     prepare_libraries(device_type(args.device))  # before the imports below read the environment
-    with join(args.device) as ranks:
+    with join(args.device, place, (args.run_dir or Path("runs/new")).absolute().parent) as ranks:
         run = ranks.together(read)
         from pretrain.options import TrainOptions
         from pretrain.train import train
 
-        train(run, TrainOptions(args.run_dir, args.resume, _names(args.resume_changing), args.stop_at), ranks)
+        train(run, TrainOptions(args.run_dir, args.resume, _names(args.resume_changing), place, args.stop_at), ranks)
     return 0
 
 

@@ -8,6 +8,7 @@ from pretrain.checkpoint.directory import RunDirectory
 from pretrain.config import Run
 from pretrain.errors import UserError
 from pretrain.parallel.ranks import Ranks
+from pretrain.place import Place
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class TrainOptions:
     """auto, never, or a checkpoint's path."""
     changing: tuple[str, ...]
     """Settings that may differ from those of the run so far."""
+    place: Place
+    """How the processes were started."""
     stop_at: int | None
     """End after this step as if interrupted; schedules stay laid out over all steps."""
 
@@ -35,7 +38,7 @@ class TrainOptions:
 
         def claim() -> RunDirectory:
             directory = RunDirectory(self.run_dir or Path(f"runs/{run.name}-{run.method.name}-{datetime.now():%Y%m%d-%H%M%S}"))
-            print(directory.path, flush=True)
+            print(f"{directory.path}\n{self.place.in_words()}", flush=True)
             ranks.keep(directory.lock())
             directory.claim(run, self.resume, self.changing)
             return directory

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, Callable, Iterator, Literal, TypeVar
 
@@ -17,6 +18,8 @@ import torch.distributed as dist
 
 from pretrain.config.recipe import Recipe
 from pretrain.errors import TrainingStopped, UserError
+from pretrain.parallel.meeting import meet, parted
+from pretrain.place import Place
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cuda", "cpu"]
@@ -152,23 +155,22 @@ def prepare_libraries(device: Literal["cuda", "cpu"]) -> None:
 
 
 @contextmanager
-def join(device: DeviceName) -> Iterator[Ranks]:
+def join(device: DeviceName, place: Place, folder: Path) -> Iterator[Ranks]:
     """Meet the other processes before anything else is done: what only one of them finds wrong can then be told by all.
 
+    Args:
+        folder: that all nodes see.
+
     Raises:
-        UserError: a rank has no device, or there are several and no address to meet at.
+        UserError: a rank has no device.
+        TrainingStopped: some process did not come.
     """
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     backend = "gloo" if device_type(device) == "cpu" or torch.version.cuda is None else "cpu:gloo,cuda:nccl"
-    if world_size > 1 and "MASTER_ADDR" not in os.environ:
-        raise UserError(f"WORLD_SIZE is {world_size} and MASTER_ADDR is not set; start the processes with torchrun")
-    if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, rank=rank, world_size=world_size)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    meet(place, folder, backend)
     try:
-        ranks = Ranks(rank, world_size, torch.device("cpu"))
+        ranks = Ranks(place.rank, place.world_size, torch.device("cpu"))
         ranks.device = ranks.together(lambda: choose_device(device))
+        parted(place, folder)
         yield ranks
     finally:
         dist.destroy_process_group()
