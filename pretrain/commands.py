@@ -1,4 +1,4 @@
-"""python -m pretrain train | plan | inspect | verify | export [options]"""
+"""python -m pretrain train | plan | inspect | status | verify | export [options]"""
 
 import argparse
 import ctypes
@@ -14,10 +14,11 @@ from pretrain.config.checks import check
 from pretrain.config.run import Run, parse_run, read_run
 from pretrain.config.strict import COMMAND_LINE, one_line
 from pretrain.errors import TrainingStopped, UserError, lost_a_peer
+from pretrain.job.events import failures_told, tell_job
 from pretrain.place import find_place
 
 TRAIN_OPTIONS = ("run-dir", "resume", "resume-changing", "stop-at", "device", "ds-config")
-PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", "ds-config")
+PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", *TRAIN_OPTIONS)
 INSPECT_OPTIONS = ("step", "out", "ds-config")
 DEFAULT_GPU, DEFAULT_MFU = "h100", 0.4
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, "explain", False):
             print("\n".join(f"{key:<55} {text}" for key, text in all_settings()))
             return 0
-        if args.command in ON_CHECKPOINTS:
-            return ON_CHECKPOINTS[args.command](args, rest)
+        if args.command in ON_RUNS:
+            return ON_RUNS[args.command](args, rest)
         if args.command == "inspect":
             return _inspect(args, rest)
         words = list(sys.argv[1:] if argv is None else argv)
@@ -74,6 +75,11 @@ def _tell(text: str, everywhere: bool = True) -> None:
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
+    with failures_told(args.run_dir):
+        return _train_with_others(args, rest)
+
+
+def _train_with_others(args: argparse.Namespace, rest: list[str]) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _outlive_no_launcher()
     pairs = option_pairs(rest, TRAIN_OPTIONS)
@@ -93,7 +99,10 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
         from pretrain.options import TrainOptions
         from pretrain.train import train
 
-        train(run, TrainOptions(args.run_dir, args.resume, _names(args.resume_changing), place, args.stop_at), ranks)
+        step = train(run, TrainOptions(args.run_dir, args.resume, _names(args.resume_changing), place, args.stop_at), ranks)
+        if ranks.is_main and args.run_dir is not None:
+            kind = "finished" if step >= run.steps else "saved" if ranks.stopped_by else "ended"
+            tell_job(args.run_dir, kind, ranks.stopped_by or "", step=step)
     return 0
 
 
@@ -142,7 +151,27 @@ def _export(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-ON_CHECKPOINTS = {"verify": _verify, "export": _export}
+def _job(args: argparse.Namespace, rest: list[str]) -> int:
+    """What the batch script says and asks."""
+    _nothing_else(rest)
+    from pretrain.job import log
+
+    if args.what == "start":
+        log.started(args.run, dict(os.environ))
+        return 0
+    decision = log.ended(args.run, dict(os.environ), args.code, args.terminated, args.most_failures)
+    return log.QUEUE_AGAIN if decision.requeue else decision.exit_code
+
+
+def _status(args: argparse.Namespace, rest: list[str]) -> int:
+    _nothing_else(rest)
+    from pretrain.job.status import print_status
+
+    print_status(args.runs)
+    return 0
+
+
+ON_RUNS = {"verify": _verify, "export": _export, "job": _job, "status": _status}
 
 
 def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
@@ -226,12 +255,12 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--mfu", type=float, default=DEFAULT_MFU, help=f"share of the GPU's peak that training reaches; {DEFAULT_MFU}")
             command.add_argument("--price-per-gpu-hour", type=float)
             command.add_argument("--suggest", action="store_true", help="rank the layouts that can run there")
-        if name == "train":
-            command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/RECIPE-METHOD-DATETIME")
-            command.add_argument("--resume", default="auto", metavar="auto|never|CHECKPOINT", help="auto: the newest good one of the run directory, if any")
-            command.add_argument("--resume-changing", default="", metavar="NAME,...", help="settings that may differ from the run so far, as lr,path_lengths")
-            command.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
-            command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
+            command = command.add_argument_group("accepted, so that the words for train can be checked")
+        command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/RECIPE-METHOD-DATETIME")
+        command.add_argument("--resume", default="auto", metavar="auto|never|CHECKPOINT", help="auto: the newest good one of the run directory, if any")
+        command.add_argument("--resume-changing", default="", metavar="NAME,...", help="settings that may differ from the run so far, as lr,path_lengths")
+        command.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
+        command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
     inspect = commands.add_parser("inspect", help="look at what the model will see, or at checkpoints", allow_abbrev=False, epilog=settings)
     inspect.add_argument("what", choices=("batch", "checkpoint"))
     inspect.add_argument("recipe", metavar="RECIPE|RUN", help="of a batch the recipe; of checkpoints the run directory, or a checkpoint's folder")
@@ -242,6 +271,14 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a folder for Hugging Face's libraries", allow_abbrev=False)
     for command in (verify, export):
         command.add_argument("run", type=Path, metavar="RUN", help="run directory, or a checkpoint's folder")
+    status = commands.add_parser("status", help="where runs stand", allow_abbrev=False)
+    status.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    job = commands.add_parser("job", help="for slurm/common.sh: the start or the end of a job", allow_abbrev=False)
+    job.add_argument("what", choices=("start", "end"))
+    job.add_argument("run", type=Path, metavar="RUN")
+    job.add_argument("--code", type=int, default=0, help="of the launcher")
+    job.add_argument("--terminated", action="store_true", help="the batch script was told to end")
+    job.add_argument("--most-failures", type=int, default=3, metavar="N", help="starts in a row without a new checkpoint, after which the job gives up")
     export.add_argument("--to", type=Path, required=True, metavar="DIR")
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights; masters are float32")
     return parser

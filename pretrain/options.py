@@ -8,6 +8,7 @@ from pretrain.checkpoint.directory import RunDirectory
 from pretrain.config import Run
 from pretrain.errors import UserError
 from pretrain.parallel.ranks import Ranks
+from pretrain.parallel.watchdog import Watchdog
 from pretrain.place import Place
 
 
@@ -43,4 +44,7 @@ class TrainOptions:
             directory.claim(run, self.resume, self.changing)
             return directory
 
-        return ranks.on_main(claim)
+        directory = ranks.on_main(claim)
+        if ranks.world_size > 1:
+            ranks.watchdog = Watchdog(directory.path, ranks.rank, run.recipe.watchdog_seconds)
+        return directory

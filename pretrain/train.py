@@ -12,8 +12,8 @@ from pretrain.parallel.engine import Engine
 from pretrain.parallel.ranks import Ranks, launch
 
 
-def train(run: Run, options: TrainOptions, ranks: Ranks) -> None:
-    """Train a run from wherever it stands to its end, or until it is asked to stop."""
+def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
+    """Train a run from wherever it stands to its end, or until it is asked to stop; returns the last step that is done and saved."""
     with launch(run.recipe, ranks):  # groups, device, signals
         directory = options.claim_directory(run, ranks)
         data = ranks.together(lambda: open_data(run, ranks.data_parallel_rank, ranks.needs_text))
@@ -32,7 +32,7 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> None:
                 watch.step(step, result, paths)
                 if run.evaluates(step):
                     watch.evaluation(step, engine.evaluate(data.held_out()))  # all layers, always
-                stop = ranks.agree(ranks.stop_requested)  # a signal reached some rank
+                stop = ranks.asked_to_stop()  # a signal reached some rank
                 saver.check()  # what was begun some steps ago may be done, or have failed
                 if run.saves(step) or stop or step == last:
                     saver.begin(run.position(start, step), result.lr)  # is written while training goes on
@@ -41,3 +41,4 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> None:
                 if stop:
                     break
         watch.ended(done)
+        return done

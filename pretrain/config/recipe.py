@@ -235,6 +235,8 @@ class Recipe(Strict):
     """Packed samples of held-out text in an evaluation."""
     log_every: Positive = 1
     """Steps between lines in a log file; a terminal shows every step."""
+    watchdog_seconds: Annotated[Number, Field(gt=0)] = 600.0
+    """With several ranks: the longest that a step or an evaluation may take. Then every rank writes its stack to RUN/stacks/ and ends."""
     threads: Positive | None = None
     """CPU threads of a rank; on CPU they decide the order of sums. None: the cores divided among the node's ranks."""
 

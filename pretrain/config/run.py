@@ -121,7 +121,7 @@ class Run:
         """What decides the losses of a run, as dotted keys. Layout, sharding, micro-batches, saving and logging do not."""
         indifferent = {
             "recipe.parallel", "recipe.save_every", "recipe.save_async", "recipe.on_save_failure", "recipe.keep_checkpoints", "recipe.keep_every", "recipe.log_every", "recipe.eval_every",
-            "recipe.threads", "recipe.model.recompute", "recipe.model.attention", "ds.zero_optimization",
+            "recipe.threads", "recipe.watchdog_seconds", "recipe.model.recompute", "recipe.model.attention", "ds.zero_optimization",
             "ds.train_micro_batch_size_per_gpu", "ds.gradient_accumulation_steps",
             "ds.optimizer.params.fused", "ds.optimizer.params.torch_adam",
         }  # fmt: skip

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from pretrain.config.recipe import Recipe
 from pretrain.errors import TrainingStopped, UserError
 from pretrain.parallel.meeting import meet, parted
+from pretrain.parallel.watchdog import Watchdog
 from pretrain.place import Place
 
 T = TypeVar("T")
@@ -33,8 +34,11 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
-    stop_requested: bool = False
-    """A signal asked this process to stop; the others may not know yet."""
+    signals: list[signal.Signals] = field(default_factory=list)
+    """That asked this process to stop; the others may not know yet."""
+    stopped_by: str | None = None
+    """Name of the signal by which all ranks have agreed to stop."""
+    watchdog: Watchdog | None = None
     _kept: list[Any] = field(default_factory=list)
 
     def keep(self, thing: Any) -> None:
@@ -43,9 +47,9 @@ class Ranks:
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Handler of the stop signals: the loop ends after its step. A second Ctrl-C does not wait for that."""
-        if self.stop_requested and number == signal.SIGINT:
+        if self.signals and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.stop_requested = True
+        self.signals.append(signal.Signals(number))
 
     @property
     def is_main(self) -> bool:
@@ -96,12 +100,17 @@ class Ranks:
             raise type(first)(("" if everywhere else f"rank {', '.join(map(str, failed))}: ") + str(first))
         return result
 
-    def agree(self, flag: bool) -> bool:
-        """True on every rank if it is true on any: a signal reaches some ranks only."""
-        return self.any(flag)[0]
+    def asked_to_stop(self) -> bool:
+        """True on every rank if a signal has reached any of them."""
+        soon, now = self.any(signal.SIGUSR1 in self.signals, any(number != signal.SIGUSR1 for number in self.signals))
+        # USR1 comes before a time limit, and asks to go on later; whoever sends another one does not.
+        self.stopped_by = "SIGTERM" if now else "SIGUSR1" if soon else None
+        return soon or now
 
     def any(self, *flags: bool) -> list[bool]:
-        """The same for several at once."""
+        """Each flag is true on every rank if it is true on any. To be called by all ranks once a step at least."""
+        if self.watchdog is not None:
+            self.watchdog.alive()
         if self.world_size == 1:
             return list(flags)
         votes = torch.tensor([int(flag) for flag in flags], device=self.device)
@@ -198,6 +207,8 @@ def launch(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+        if ranks.watchdog is not None:
+            ranks.watchdog.close()
         destroy_groups()
 
 

@@ -1,0 +1,85 @@
+"""RUN/events.jsonl: what the processes of a job say of their end, each in a line of its own.
+
+Exit codes do not tell: a launcher that kills the others when one fails may answer with the code of one that it has killed.
+"""
+
+import json
+import os
+import socket
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Iterator, Literal, Mapping
+
+from pretrain.config.strict import one_line
+from pretrain.errors import TrainingStopped, UserError, lost_a_peer
+
+Kind = Literal["started", "finished", "ended", "saved", "config", "stopped", "crash", "hung", "node"]
+"""started: rank 0 trains. finished: the last step is done. ended: --stop-at. saved: asked to stop, and has saved. config: a mistake of the user's.
+stopped: cannot go on. crash: a bug, or the machine. hung: no step for too long. node: a node that is not fit."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line."""
+
+    job: str
+    restart: int
+    kind: Kind
+    text: str
+    rank: int
+    node: str
+    step: int | None
+    """Of the newest step, or the newest checkpoint, as the kind may be."""
+    time: str
+
+
+def this_start(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Job and restart of a process: what tells one start of a run from another."""
+    return environment.get("SLURM_JOB_ID", "none"), int(environment.get("SLURM_RESTART_COUNT", "0"))
+
+
+def tell_job(run_dir: Path, kind: Kind, text: str, rank: int = 0, step: int | None = None) -> None:
+    """Append a line, whole, whoever else does; only in a job of SLURM, whose batch script reads it.
+
+    A run directory that is not there, or full, is not ours to complain of: something else is wrong, and told elsewhere.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return
+    job, restart = this_start(os.environ)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    line = json.dumps(asdict(Event(job, restart, kind, text, rank, socket.gethostname(), step, now))) + "\n"
+    try:
+        descriptor = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+    except OSError:
+        pass
+
+
+@contextmanager
+def failures_told(run_dir: Path | None) -> Iterator[None]:
+    """What ends this process, but for the loss of another one, which tells itself."""
+    try:
+        yield
+    except Exception as error:
+        if run_dir is not None and not lost_a_peer(error):
+            kind = "config" if isinstance(error, UserError) else "stopped" if isinstance(error, TrainingStopped) else "crash"
+            words = str(error) if kind != "crash" else f"{type(error).__name__}: {one_line(error)}"
+            tell_job(run_dir, kind, words, int(os.environ.get("RANK", "0")))
+        raise
+
+
+def read_events(run_dir: Path) -> list[Event]:
+    """All whole lines; a killed process may have left a part of one."""
+    file = run_dir / "events.jsonl"
+    events = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            events.append(Event(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return events

@@ -1,0 +1,64 @@
+"""What to do when a start of a job has ended: pure functions, so that every case has a test."""
+
+from dataclasses import dataclass
+from typing import Sequence
+
+from pretrain.job.events import Event
+
+SERIOUS = ("config", "node", "stopped", "hung", "crash")
+"""Kinds of failures, those first that explain others: a rank that is lost makes its peers stop too."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Start again or not, and why, in words for RUN/job.log."""
+
+    requeue: bool
+    reason: str
+    exclude: tuple[str, ...] = ()
+    """Nodes not to be used any more."""
+    exit_code: int = 0
+    """Of the batch script, where the job is not queued again."""
+
+
+def decide(events: Sequence[Event], code: int, terminated: bool, saved: Sequence[int], most: int) -> Decision:
+    """Look at how a start has ended.
+
+    Args:
+        events: of this start.
+        code: of the launcher.
+        terminated: whether the batch script itself was told to end.
+        saved: newest checkpoint's step after each failed start so far, this one last; 0 where there is none.
+        most: starts in a row that may fail without a newer checkpoint.
+    """
+    kinds = {event.kind: event for event in events}
+    if "finished" in kinds:
+        return Decision(False, f"finished at step {kinds['finished'].step}")
+    if asked := kinds.get("saved"):
+        if asked.text == "SIGUSR1" and not terminated:
+            return Decision(True, f"saved at step {asked.step} before the time limit; queued again")
+        return Decision(False, f"told to end ({asked.text}), saved at step {asked.step}; the same command goes on", exit_code=143)
+    if "ended" in kinds:
+        return Decision(False, f"ended at step {kinds['ended'].step}, as --stop-at says")
+    if terminated:
+        return Decision(False, f"told to end before it could save; goes on from step {saved[-1]}", exit_code=143)
+    failure = next((event for kind in SERIOUS for event in events if event.kind == kind), None)
+    what = f"rank {failure.rank} on {failure.node}: {failure.text}" if failure else f"the launcher ended with {code} and no process said why: killed, or a node lost"
+    if failure and failure.kind == "config":
+        return Decision(False, f"{failure.text}; not queued again, since it would come back", exit_code=2)
+    in_vain = without_progress(saved)
+    if in_vain >= most:
+        return Decision(False, f"{what}; {in_vain} starts in a row brought no newer checkpoint than step {saved[-1]}, so it ends here", exit_code=1)
+    exclude = tuple(sorted({event.node for event in events if event.kind == "node"}))
+    rest = f", without {', '.join(exclude)}" if exclude else ""
+    return Decision(True, f"{what}; queued again from step {saved[-1]}{rest} (failure {in_vain} of {most} without progress)", exclude)
+
+
+def without_progress(saved: Sequence[int]) -> int:
+    """Failed starts at the end of the list that all left the same newest checkpoint."""
+    count = 0
+    for step in reversed(saved):
+        if step != saved[-1]:
+            break
+        count += 1
+    return count

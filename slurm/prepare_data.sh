@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Tokenization by many processes: the same bytes as one process writes, and a restart goes on from finished blocks.
+#
+#   sbatch slurm/prepare_data.sh --input 'text/*.jsonl.gz' --tokenizer data/tokenizer --out data/train
+#
+#SBATCH --job-name=prepare-data
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=16           # one reads, the others encode; one reader feeds 20 to 40
+#SBATCH --cpus-per-task=1
+#SBATCH --time=12:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+
+# ---- what differs between sites ------------------------------------------------------------------------------------
+##SBATCH --account=NAME
+##SBATCH --partition=NAME
+# PRETRAIN_HOME=/path/to/this/repository         # found by itself, unless the script was copied elsewhere
+# PYTHON=/path/to/python                         # .venv/bin/python of the repository, unless given
+# LAUNCH=(apptainer exec image.sif)              # put before python: a container
+MPI=pmi2                               # how SLURM and MPI meet: pmi2 for the mpich of requirements.txt; `srun --mpi=list`
+# --------------------------------------------------------------------------------------------------------------------
+
+set -euo pipefail
+if [[ -n ${SLURM_JOB_ID:-} && -z ${PRETRAIN_HOME:-} ]]; then # SLURM runs a copy of this file: ask where it came from
+  PRETRAIN_HOME=$(scontrol show job "$SLURM_JOB_ID" | sed -nE 's#^ *Command=(.*)/slurm/[^/]+\.sh( .*)?$#\1#p')
+fi
+PRETRAIN_HOME=${PRETRAIN_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+# shellcheck source=slurm/common.sh
+source "$PRETRAIN_HOME/slurm/common.sh"
+[[ -n ${SLURM_JOB_ID:-} ]] || exec sbatch "$0" "$@"
+export PYTHONPATH=$PRETRAIN_HOME
+exec srun --export=ALL --mpi="$MPI" --kill-on-bad-exit=1 ${LAUNCH[@]+"${LAUNCH[@]}"} "$PYTHON" -P -m tokenizer encode "$@"

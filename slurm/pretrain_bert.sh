@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# BERT pretraining as a SLURM job that survives time limits, preemption and dead nodes.
+#
+#   sbatch slurm/pretrain_bert.sh                                                       as shipped
+#   sbatch --nodes 2 slurm/pretrain_bert.sh --recipe bert_base --run-dir DIR --steps 1000   any option of `python -m pretrain train`
+#   slurm/pretrain_bert.sh ...                                                          by hand: checks everything, then submits itself
+#
+#SBATCH --job-name=bert
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8            # one task a GPU
+#SBATCH --gpus-per-node=8              # remove on a cluster of CPUs
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300            # seconds before the limit in which to save and queue again
+#SBATCH --requeue
+#SBATCH --open-mode=append             # one log for all starts of a job
+#SBATCH --output=%x-%j.out
+
+# ---- what differs between sites ------------------------------------------------------------------------------------
+##SBATCH --account=NAME
+##SBATCH --partition=NAME
+RECIPE=bert_base                        # unless --recipe says otherwise
+# PRETRAIN_HOME=/path/to/this/repository         # found by itself, unless the script was copied elsewhere
+# PYTHON=/path/to/python                         # .venv/bin/python of the repository, unless given
+# LAUNCH=(apptainer exec --nv image.sif)         # put before python: a container that brings its own torch
+# module load cuda                               # what the site asks for
+# export NCCL_SOCKET_IFNAME=hsn0                 # the interconnect, where NCCL does not find it
+# export TMPDIR=/local/scratch/$USER             # fast disk of the node, for caches of compiled code
+MOST_FAILURES=3                        # starts in a row without a new checkpoint, after which the job gives up
+# --------------------------------------------------------------------------------------------------------------------
+
+set -euo pipefail
+if [[ -n ${SLURM_JOB_ID:-} && -z ${PRETRAIN_HOME:-} ]]; then # SLURM runs a copy of this file: ask where it came from
+  PRETRAIN_HOME=$(scontrol show job "$SLURM_JOB_ID" | sed -nE 's#^ *Command=(.*)/slurm/[^/]+\.sh( .*)?$#\1#p')
+fi
+PRETRAIN_HOME=${PRETRAIN_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+# shellcheck source=slurm/common.sh
+source "$PRETRAIN_HOME/slurm/common.sh"
+pretrain "$@"
