@@ -60,7 +60,7 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
     from pretrain.parallel.shards import moments
 
     engine, directory = Engine(run, ranks), RunDirectory(folder / "run")
-    savers = [Saver(dataclasses.replace(run, recipe=run.recipe.model_copy(update={"save_async": later})), engine, directory) for later in (False, True)]
+    savers = [Saver(dataclasses.replace(run, recipe=run.recipe.model_copy(update={"save_async": later})), engine, directory, "") for later in (False, True)]
     contents = savers[0].contents
     for master in {id(piece.shard.master): piece.shard.master for piece in contents.kept}.values():
         for numbers in moments(engine.deepspeed, master).values():

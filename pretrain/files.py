@@ -8,9 +8,13 @@ from pathlib import Path
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:
     """A file with all of the content, on disk, or the one that was there before. Several processes may write it at once."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    to_disk(part)
-    os.replace(part, path)
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        to_disk(part)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def to_disk(path: Path) -> None:

@@ -45,6 +45,7 @@ class TrainOptions:
             return directory
 
         directory = ranks.on_main(claim)
+        ranks.together(directory.require_seen)
         if ranks.world_size > 1:
             ranks.watchdog = Watchdog(directory.path, ranks.rank, run.recipe.watchdog_seconds)
         return directory

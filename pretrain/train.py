@@ -18,8 +18,9 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
         directory = options.claim_directory(run, ranks)
         data = ranks.together(lambda: open_data(run, ranks.data_parallel_rank, ranks.needs_text))
         engine = Engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
-        saver = Saver(run, engine, directory)
-        start = resume(run, saver.contents, directory, options.resume, options.changing)  # step 0 when there is nothing to resume
+        tokenizer = data.tokenizer.sha256
+        saver = Saver(run, engine, directory, tokenizer)
+        start = resume(run, saver.contents, directory, tokenizer, options.resume, options.changing)  # step 0 when there is nothing to resume
         data.go_on_from(start)
         watch = ranks.together(lambda: Observer(run, directory.path, ranks.is_main, ranks.device, start))
         done, last = start.step, options.last_step(run)

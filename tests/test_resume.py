@@ -1,6 +1,7 @@
 """What may change when a run goes on, which checkpoints are kept, and what happens when one cannot be written."""
 
 import json
+import random
 import os
 import resource
 import shutil
@@ -137,7 +138,7 @@ def test_killed_at_a_random_moment_of_saving(project, half, run_dir, number):
     checkpoints = run_dir / "checkpoints"
     while process.poll() is None and not list(checkpoints.glob("*.unfinished")):
         time.sleep(0.0002)
-    time.sleep(number * 0.0015)
+    time.sleep(random.uniform(0, 0.03))
     process.kill()
     process.communicate()
     rows_before = (run_dir / "metrics.jsonl").read_bytes().splitlines(keepends=True)

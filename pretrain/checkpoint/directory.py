@@ -5,6 +5,7 @@ with a manifest of sizes and checksums; LATEST is written last.
 """
 
 import json
+import errno
 import os
 import platform
 import shutil
@@ -66,7 +67,7 @@ class RunDirectory:
             raise UserError(f"run directory {self.path}: not a folder that can be written to; choose another with --run-dir")
         if self.holds_a_run() and resume == "never":
             raise UserError(f"run directory {self.path}: holds a run; choose another with --run-dir, or --resume auto")
-        if self.holds_a_run():
+        if self.holds_a_run() and not self.steps_saved():  # else the checkpoint says what run it is of
             self._require_same(run, changing)
 
     def describe(self, run: Run) -> None:
@@ -99,11 +100,24 @@ class RunDirectory:
             raise UserError(f"run directory {self.path}: cannot be written: {error.strerror}") from None
         return lock
 
+    def require_seen(self) -> None:
+        """To be called on every rank once rank 0 holds the lock.
+
+        Raises:
+            UserError: this rank sees another folder than rank 0.
+        """
+        if not (self.path / ".lock").exists():
+            raise UserError(f"run directory {self.path}: is not the one that rank 0 sees; choose one on a file system that all nodes share")
+
     def abandon_after(self, step: int) -> None:
         """Put checkpoints beyond `step` aside: training goes on from there, and they belong to no run any more."""
-        for folder in self.steps_saved():
-            if step_of(folder) > step:
-                os.replace(folder, _free_name(folder))
+        beyond = [folder for folder in self.steps_saved() if step_of(folder) > step]
+        for folder in beyond:
+            aside = _free_name(folder)
+            os.replace(folder, aside)
+            print(f"{folder} is put aside as {aside.name}; remove it when it is of no more use", flush=True)
+        if beyond and (left := self.steps_saved()):
+            point_to(left[-1])
 
     def steps_saved(self) -> list[Path]:
         """Folders of checkpoints, whole or damaged, the oldest first."""
@@ -112,27 +126,47 @@ class RunDirectory:
 
 def seal(unfinished: Path, folder: Path, manifest: Manifest) -> None:
     """Turn a folder of written files into a checkpoint: manifest, everything to disk, name, LATEST."""
-    write_whole(unfinished / MANIFEST, manifest.model_dump_json() + "\n")
+    for name, facts in manifest.files.items():
+        file = unfinished / name
+        if not file.is_file() or file.stat().st_size != facts.bytes:
+            raise OSError(errno.EIO, f"rank 0 does not see what another rank wrote, {name}; do all nodes share this file system?", str(file))
+    write_whole(unfinished / MANIFEST, manifest.sealed().model_dump_json() + "\n")
     to_disk(unfinished)
     if folder.exists():
-        shutil.rmtree(folder)
+        _remove(folder)
     os.replace(unfinished, folder)
-    write_whole(folder.parent / "LATEST", folder.name + "\n")
     to_disk(folder.parent)
+    point_to(folder)
+
+
+def point_to(folder: Path) -> None:
+    """Have LATEST name a checkpoint. It is for people and scripts, so that it is no failure if it cannot be written."""
+    try:
+        write_whole(folder.parent / "LATEST", folder.name + "\n")
+    except OSError as error:
+        print(f"WARNING: {folder.parent / 'LATEST'}: cannot be written ({error.strerror}); {folder.name} is good all the same", flush=True)
+
+
+def _remove(folder: Path) -> None:
+    """A checkpoint that is going is none from the first moment on."""
+    going = folder.with_suffix(".removed")
+    os.replace(folder, going)
+    shutil.rmtree(going)
 
 
 def prune(directory: RunDirectory, newest: int, every: int | None) -> None:
-    """Remove checkpoints but for the newest ones and, where `every` is given, those of steps that it divides."""
+    """Remove checkpoints but for the newest ones and, where `every` is given, those of steps that it divides.
+
+    Those that were put aside are for people to remove: a disk that could not be read for a moment makes good ones look damaged.
+    """
     for folder in directory.steps_saved()[:-newest]:
         if every is None or step_of(folder) % every:
-            shutil.rmtree(folder, ignore_errors=True)
-    for folder in directory.checkpoints.glob("*.abandoned*"):
-        shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def prune_leftovers(directory: RunDirectory) -> None:
-    """Remove what killed saves left behind."""
-    for folder in directory.checkpoints.glob("*.unfinished"):
+    """Remove what killed saves and killed removals left behind."""
+    for folder in [*directory.checkpoints.glob("*.unfinished"), *directory.checkpoints.glob("*.removed")]:
         shutil.rmtree(folder)
 
 

@@ -1,7 +1,9 @@
 """The manifest of a checkpoint: everything about it but the numbers. docs/checkpoints.md is the format on one page."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ from pretrain.files import sha256
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+NUMBER_BYTES = 4
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """What is kept of every parameter: the fp32 master weight and AdamW's two moments."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -55,9 +58,20 @@ class Manifest(_Part):
     ds_config: dict[str, Any]
     """As resolved; its path seed, or else the recipe's seed, decides the paths."""
     versions: list[str]
+    tokenizer_sha256: str
+    """Of the sentencepiece model by which the data was made."""
     parameters: dict[str, Annotated[tuple[Positive, ...], Field(strict=False)]]
     """Shapes."""
     files: dict[str, TensorFileFacts]
+    sha256: str = ""
+    """Of everything above, as `sealed` makes it."""
+
+    def sealed(self) -> "Manifest":
+        """With its checksum."""
+        return self.model_copy(update={"sha256": self._digest()})
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Manifest":
@@ -69,7 +83,31 @@ class Manifest(_Part):
             unknown = facts.fragments.keys() - self.parameters.keys()
             if unknown:
                 raise ValueError(f"{file}: no parameter is called {min(unknown)}")
+            if NUMBER_BYTES * len(KINDS) * sum(numbers[-1] for numbers in facts.fragments.values()) > facts.bytes:
+                raise ValueError(f"{file}: is too small for its fragments")
+        parts: dict[str, list[tuple[int, ...]]] = {name: [] for name in self.parameters}
+        for facts in self.files.values():
+            for name, numbers in facts.fragments.items():
+                parts[name].append(numbers)
+        for name, shape in self.parameters.items():
+            if not _tiles(parts[name], prod(shape)):
+                raise ValueError(f"the fragments of {name} do not make it up")
         return self
+
+
+def _tiles(fragments: list[tuple[int, ...]], numbers: int) -> bool:
+    """Do the fragments of a parameter hold each of its numbers once? All are of one layout."""
+    if len({(ranks, block) for ranks, _, block, _, _ in fragments}) != 1:
+        return False
+    ranks, _, block, _, _ = fragments[0]
+    if numbers % (ranks * block):
+        return False
+    at = dict.fromkeys(range(ranks), 0) if ranks <= len(fragments) else {}
+    for _, rank, _, start, length in sorted(fragments, key=lambda fragment: fragment[3]):
+        if at.get(rank) != start:
+            return False
+        at[rank] += length
+    return all(end == numbers // ranks for end in at.values())
 
 
 def as_facts(fragments: dict[str, Fragment], size: int, digest: str) -> TensorFileFacts:
@@ -83,7 +121,12 @@ def read_manifest(folder: Path) -> Manifest:
         ValueError: there is none, or it is damaged; says what is wrong.
     """
     try:
-        return Manifest.model_validate(json.loads((folder / MANIFEST).read_text()))
+        manifest = Manifest.model_validate(json.loads((folder / MANIFEST).read_text()))
+        if manifest.sha256 != manifest._digest():
+            raise ValueError("it is not what was written: checksum")
+        if folder.name.startswith("step_") and folder.name != f"step_{manifest.step:08d}":
+            raise ValueError(f"it is of step {manifest.step}")
+        return manifest
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

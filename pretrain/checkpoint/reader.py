@@ -10,6 +10,10 @@ from pretrain.checkpoint.manifest import KINDS, Manifest
 from pretrain.checkpoint.tensors import TensorFile
 
 
+MOST_OPEN = 64
+"""Files; processes may open some thousand, and a checkpoint may have more."""
+
+
 class Reader:
     """An opened checkpoint. Reads what is asked for and little else; nothing in a file is ever run."""
 
@@ -48,15 +52,18 @@ class Reader:
 
     def whole(self, name: str, kind: str = "weight") -> np.ndarray:
         """A parameter in full, in its shape."""
+        if name not in self.manifest.parameters:
+            raise ValueError(f"has no parameter {name}")
         shape = self.manifest.parameters[name]
         numbers = np.empty(int(np.prod(shape)), dtype=np.float32)
         self.read(name, kind, Fragment(Split.whole(shape), 0, len(numbers)), numbers)
         return numbers.reshape(shape)
 
     def _open(self, file: str, name: str, fragment: Fragment) -> TensorFile:
-        if file not in self._opened:
-            self._opened[file] = TensorFile.open(self.folder / file)
-        opened = self._opened[file]
+        opened = self._opened.pop(file, None) or TensorFile.open(self.folder / file)
+        self._opened[file] = opened  # the one used last stands last
+        if len(self._opened) > MOST_OPEN:
+            self._opened.pop(next(iter(self._opened))).close()
         if any(opened.places.get(f"{kind}/{name}", (0, -1))[1] != fragment.length for kind in KINDS):
             raise ValueError(f"{file}: {name} has not the length that the manifest gives")
         return opened

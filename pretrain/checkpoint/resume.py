@@ -12,10 +12,17 @@ from pretrain.config.recipe import Recipe
 from pretrain.config.run import Position
 from pretrain.config.strict import parse
 from pretrain.errors import UserError
+from pretrain.files import write_whole
 from pretrain.parallel.ranks import Ranks
 
 
-def resume(run: Run, contents: Contents, directory: RunDirectory, choice: str, changing: tuple[str, ...] = ()) -> Position:
+TAKEN = ".resumed_from"
+"""Which checkpoint `--resume PATH` named last, so that the same command, queued again, does not begin there again."""
+
+
+def resume(
+    run: Run, contents: Contents, directory: RunDirectory, tokenizer_sha256: str, choice: str = "auto", changing: tuple[str, ...] = ()
+) -> Position:
     """Load what `--resume` asks for; returns where training goes on, the start if there is nothing to load.
 
     Args:
@@ -27,12 +34,16 @@ def resume(run: Run, contents: Contents, directory: RunDirectory, choice: str, c
     """
     ranks = contents.engine.ranks
     ranks.on_main(lambda: prune_leftovers(directory))
+    if choice not in ("auto", "never") and ranks.on_main(lambda: _taken(directory) == choice and bool(directory.steps_saved())):
+        choice = "auto"  # the same command again: it goes on from what it has saved since
     found = None if choice == "never" else _newest_good(directory, ranks) if choice == "auto" else _asked_for(Path(choice), ranks)
     if found is None:
         ranks.on_main(lambda: directory.describe(run))
         return Position()
     folder, manifest = found
     ranks.on_main(lambda: require_allowed(run, run_of(folder, manifest), changing, str(folder)))
+    if manifest.tokenizer_sha256 != tokenizer_sha256 and "tokenizer" not in changing:
+        raise UserError(f"{folder}: its data was made with another tokenizer than {run.recipe.data.tokenizer} has now; restore it, or pass --resume-changing tokenizer")
     if ranks.is_main:
         there = "" if manifest.layout == run.layout() else ", which was written on another layout"
         print(f"resuming after step {manifest.step} from {folder}{there}", flush=True)
@@ -42,9 +53,17 @@ def resume(run: Run, contents: Contents, directory: RunDirectory, choice: str, c
     def take_over() -> None:
         directory.describe(run)  # as it goes on
         directory.abandon_after(manifest.step)
+        if choice != "auto":
+            write_whole(directory.path / TAKEN, choice + "\n")
 
     ranks.on_main(take_over)
     return Position(manifest.step, manifest.samples)
+
+
+def _taken(directory: RunDirectory) -> str | None:
+    """The checkpoint that a person chose when the run went on last, if anyone did."""
+    file = directory.path / TAKEN
+    return file.read_text().strip() if file.exists() else None
 
 
 def _newest_good(directory: RunDirectory, ranks: Ranks) -> tuple[Path, Manifest] | None:
@@ -64,6 +83,8 @@ def _newest_good(directory: RunDirectory, ranks: Ranks) -> tuple[Path, Manifest]
 def _asked_for(folder: Path, ranks: Ranks) -> tuple[Path, Manifest]:
     if not ranks.on_main(folder.is_dir):
         raise UserError(f"--resume {folder}: neither auto nor never nor a checkpoint's folder")
+    if ranks.on_main((folder / "checkpoints").is_dir):
+        raise UserError(f"--resume {folder}: is a run directory; name one of its checkpoints, as {folder}/checkpoints/step_00000200")
     return folder, _verified(folder, ranks)
 
 

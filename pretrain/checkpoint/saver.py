@@ -1,5 +1,7 @@
 """Saving while training goes on. The loop waits for the copy out of device memory; checksums and the disk have a thread of their own."""
 
+import errno
+import os
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch.distributed as dist
 
 from pretrain.checkpoint.contents import Contents
 from pretrain.checkpoint.directory import RunDirectory, provenance, prune, seal
-from pretrain.checkpoint.manifest import FORMAT, Manifest, TensorFileFacts, as_facts, problem_of
+from pretrain.checkpoint.manifest import FORMAT, Manifest, TensorFileFacts, as_facts
 from pretrain.checkpoint.tensors import write_tensors
 from pretrain.config import Run
 from pretrain.config.run import Position
@@ -19,6 +21,8 @@ from pretrain.config.strict import one_line
 from pretrain.errors import TrainingStopped
 from pretrain.parallel.engine import Engine
 
+SLOW_SECONDS = 10.0
+"""Of waiting, after which it is told, and told again."""
 WAIT_SECONDS = 0.01
 """Between two looks, where there is nothing to do but wait for the disk."""
 
@@ -26,8 +30,8 @@ WAIT_SECONDS = 0.01
 class Saver:
     """Writes checkpoints, one at a time. Every method is called on all ranks at the same point of the loop."""
 
-    def __init__(self, run: Run, engine: Engine, directory: RunDirectory) -> None:
-        self.run, self.engine, self.directory = run, engine, directory
+    def __init__(self, run: Run, engine: Engine, directory: RunDirectory, tokenizer_sha256: str) -> None:
+        self.run, self.engine, self.directory, self.tokenizer_sha256 = run, engine, directory, tokenizer_sha256
         self.contents = Contents(engine)
         self._pending: _Save | None = None
         self._buffer: torch.Tensor | None = None
@@ -56,7 +60,8 @@ class Saver:
         self.contents.copy_to(self._buffer)
         save = _Save(self.directory.checkpoint(position.step), position, lr)
         file, numbers = f"rank_{self.engine.ranks.rank:05d}.safetensors", self._buffer.numpy()
-        save.start(lambda: _write(save.unfinished, file, self.contents, numbers))
+        writers = self.engine.ranks.world_size
+        save.start(lambda: _write(save.unfinished, file, self.contents, numbers, writers))
         self._pending = save
         if not self.run.recipe.save_async:
             self.finish()
@@ -82,11 +87,16 @@ class Saver:
             self._pending = None
 
     def finish(self) -> None:
-        """Wait until nothing is being written; raises what `check` does."""
+        """Wait until nothing is being written, and say so if it takes long; raises what `check` does."""
+        started, told = time.monotonic(), 0.0
         while self._pending is not None:
             self.check()
             if self._pending is not None and self._pending.job.is_alive():
                 time.sleep(WAIT_SECONDS)
+            waited = time.monotonic() - started
+            if self._pending is not None and waited - told > SLOW_SECONDS and self.engine.ranks.is_main:
+                told = waited
+                print(f"WARNING: training waits for checkpoint {self._pending.folder}, for {waited:.0f} s so far; the file system is slow", flush=True)
 
     def _seal(self, save: "_Save") -> None:
         """All ranks have written their files: rank 0 makes a checkpoint of them."""
@@ -120,6 +130,7 @@ class Saver:
             recipe=run.recipe.model_dump(mode="json"),
             ds_config=run.ds.model_dump(mode="json", exclude_none=True),
             versions=provenance(),
+            tokenizer_sha256=self.tokenizer_sha256,
             parameters=dict(sorted(shapes.items())),
             files=files,
         )
@@ -132,8 +143,8 @@ class Saver:
         if save.failure is None:
             reason = f"checkpoint {save.folder}: another rank could not write its part, and tells why"
         else:
-            good = next((folder for folder in reversed(self.directory.steps_saved()) if problem_of(folder) is None), None)
-            rest = f"the newest good one is {good}" if good else "there is no older one"
+            older = self.directory.steps_saved()
+            rest = f"older ones stay, the newest is {older[-1]}" if older else "there is no older one"
             free = shutil.disk_usage(self.directory.path).free / 2**20
             reason = f"checkpoint {save.folder} could not be completed ({one_line(save.failure)}; {free:.0f} MiB free there); {rest}"
         if stops:
@@ -167,10 +178,12 @@ class _Save:
         self.job.start()
 
 
-def _write(folder: Path, file: str, contents: Contents, numbers: Any) -> TensorFileFacts | None:
+def _write(folder: Path, file: str, contents: Contents, numbers: Any, writers: int) -> TensorFileFacts | None:
     """This rank's file; none if other ranks write all that it holds."""
     folder.mkdir(parents=True, exist_ok=True)
     if not contents.lengths:
         return None
+    if shutil.disk_usage(folder).free < numbers.nbytes * writers:  # others write about as much; and rows need room while this is tried
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     size, digest = write_tensors(folder / file, contents.lengths, numbers)
     return as_facts(contents.fragments, size, digest)

@@ -39,6 +39,8 @@ def export(path: Path, to: Path, dtype: torch.dtype = torch.float32) -> Path:
     folder, manifest = _newest_good(path)
     run = run_of(folder, manifest)
     tokenizer, is_bert = tokenizer_of(run), run.recipe.data.objective == "mlm"
+    if tokenizer.sha256 != manifest.tokenizer_sha256:
+        raise UserError(f"{tokenizer.directory}: not the tokenizer by which {folder} was trained; restore it")
     special = {f"{name}_id": tokenizer.id(piece) for name, piece in special_pieces(is_bert).items() if name in ("pad_token", "eos_token")}
     architecture = architecture_of(run.recipe, special)
     to.parent.mkdir(parents=True, exist_ok=True)

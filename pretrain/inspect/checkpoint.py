@@ -6,10 +6,15 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import KINDS, MANIFEST, Manifest, problem_of, read_manifest
 from pretrain.errors import UserError
+
+
+FILE_WIDTH = 160
+"""Columns, where no terminal says how many there are."""
 
 
 def checkpoints_of(path: Path) -> list[Path]:
@@ -20,7 +25,7 @@ def checkpoints_of(path: Path) -> list[Path]:
     """
     if (path / MANIFEST).is_file():
         return [path]
-    folders = RunDirectory(path).steps_saved()
+    folders = RunDirectory(path.parent if path.name == "checkpoints" else path).steps_saved()
     if not folders:
         raise UserError(f"{path}: holds no checkpoint; give a run directory, or a folder as RUN/checkpoints/step_00000200")
     return folders
@@ -28,14 +33,15 @@ def checkpoints_of(path: Path) -> list[Path]:
 
 def inspect_checkpoints(path: Path) -> None:
     """Print a table of the checkpoints of a run, and of the parameters in the newest one that can be read."""
-    console = Console()
+    console = Console(markup=False)
+    console = console if console.is_terminal else Console(markup=False, width=FILE_WIDTH)
     runs = Table("step", "written", "size", "files", Column("layout", no_wrap=True), "samples", "lr", title=str(path), title_justify="left")
     newest: Manifest | None = None
     for folder in checkpoints_of(path):
         try:
             manifest = read_manifest(folder)
         except ValueError as problem:
-            runs.add_row(folder.name, "", "", "", str(problem))
+            runs.add_row(folder.name, "", "", "", Text(str(problem)))
             continue
         newest = manifest
         size = sum(facts.bytes for facts in manifest.files.values())
@@ -50,7 +56,7 @@ def inspect_checkpoints(path: Path) -> None:
     parameters = Table(Column("parameter", overflow="fold"), "shape", "numbers", "stretches", title=f"step {newest.step:,}: {', '.join(KINDS)} of each", title_justify="left")
     for name, shape in newest.parameters.items():
         stretches = sum(name in facts.fragments for facts in newest.files.values())
-        parameters.add_row(name, " x ".join(map(str, shape)), f"{prod(shape):,}", str(stretches))
+        parameters.add_row(Text(name), " x ".join(map(str, shape)), f"{prod(shape):,}", str(stretches))
     parameters.add_section()
     parameters.add_row("all", "", f"{sum(map(prod, newest.parameters.values())):,}")
     console.print(parameters)

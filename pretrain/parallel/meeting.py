@@ -9,7 +9,7 @@ from typing import Callable
 
 import torch.distributed as dist
 
-from pretrain.errors import TrainingStopped
+from pretrain.errors import TrainingStopped, UserError
 from pretrain.files import write_whole
 from pretrain.place import Place
 
@@ -24,12 +24,15 @@ def meet(place: Place, folder: Path, backend: str) -> None:
     the others: through MPI, or through a file in `folder`, which all nodes see.
 
     Raises:
+        UserError: there are several processes, and nothing that brings them together.
         TrainingStopped: some process did not come in time.
     """
     if place.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     elif "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, rank=place.rank, world_size=place.world_size)
+    elif place.launcher in ("python", "torchrun"):
+        raise UserError(f"WORLD_SIZE is {place.world_size} and MASTER_ADDR is not set; start the processes with torchrun, srun or mpiexec")
     else:
         store = _store(place, _through_mpi if place.launcher == "mpiexec" else lambda address: _through_a_file(place, folder, address))
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)

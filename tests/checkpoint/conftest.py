@@ -21,6 +21,7 @@ class Saved:
     run: Run
     engine: Engine
     directory: RunDirectory
+    tokenizer: str
 
     @property
     def folder(self) -> Path:
@@ -37,6 +38,6 @@ def saved(project, ranks, tmp_path_factory) -> Saved:
     for step in range(1, STEPS + 1):
         result = engine.step(step, data.batch(step), run.method.paths(step))
     data.close()
-    with Saver(run, engine, directory) as saver:
+    with Saver(run, engine, directory, data.tokenizer.sha256) as saver:
         saver.begin(run.position(Position(), STEPS), result.lr)
-    return Saved(run, engine, directory)
+    return Saved(run, engine, directory, data.tokenizer.sha256)

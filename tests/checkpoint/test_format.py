@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from pretrain.checkpoint.contents import Contents
-from pretrain.checkpoint.manifest import KINDS, MANIFEST, problem_of, read_manifest
+from pretrain.checkpoint.manifest import KINDS, MANIFEST, Manifest, problem_of, read_manifest
 from pretrain.checkpoint.resume import resume
 from pretrain.errors import UserError
 from pretrain.files import sha256
@@ -44,7 +45,7 @@ def test_the_manifest_says_where_the_run_stands(saved):
 
 def test_weights_moments_and_the_count_of_updates_come_back(saved, ranks):
     engine = Engine(saved.run, ranks)
-    position = resume(saved.run, Contents(engine), saved.directory, "auto")
+    position = resume(saved.run, Contents(engine), saved.directory, saved.tokenizer)
     assert (position.step, position.samples) == (STEPS, STEPS * saved.run.batch)
     for ours, theirs in zip(engine.whole.parameters(), saved.engine.whole.parameters()):
         assert torch.equal(ours, theirs)
@@ -73,8 +74,13 @@ def flip_a_byte(folder: Path) -> None:
 
 
 def edit(folder: Path, change) -> None:
+    """Change the manifest; where it is still one, its checksum agrees, as someone would see to who forges a checkpoint."""
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
+    try:
+        manifest["sha256"] = Manifest.model_validate(manifest).sealed().sha256
+    except ValueError:
+        pass
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -82,6 +88,10 @@ def agree(folder: Path) -> None:
     """Have the manifest agree with the files, as someone would who forges a checkpoint."""
     file = only_file(folder)
     edit(folder, lambda m: m["files"][file.name].update(bytes=file.stat().st_size, sha256=sha256(file)))
+
+
+def fragment(folder: Path, numbers: list[int]) -> None:
+    edit(folder, lambda m: m["files"]["rank_00000.safetensors"]["fragments"].update({"decoder.final_layernorm.weight": numbers}))
 
 
 def rename_file(manifest: dict) -> None:
@@ -99,6 +109,11 @@ def rename_file(manifest: dict) -> None:
         (lambda folder: os.truncate(folder / MANIFEST, 100), "manifest.json cannot be read"),
         (lambda folder: edit(folder, lambda m: m.pop("samples")), "manifest.json is not a checkpoint's (samples: Field required)"),
         (lambda folder: edit(folder, lambda m: m.update(format=9)), "manifest.json is not a checkpoint's (format 9; this program reads 1)"),
+        (lambda folder: edit(folder, lambda m: m.update(step=4)), "it is of step 4"),
+        (lambda folder: fragment(folder, [1, 0, 32, 16, 16]), "the fragments of decoder.final_layernorm.weight do not make it up"),
+        (lambda folder: fragment(folder, [2, 0, 16, 0, 32]), "the fragments of decoder.final_layernorm.weight do not make it up"),
+        (lambda folder: fragment(folder, [1, 0, 32, 0, 2**40]), "is too small for its fragments"),
+        (lambda folder: edit(folder, lambda m: m["parameters"].update(more=[2**50])), "the fragments of more do not make it up"),
         (lambda folder: edit(folder, rename_file), "'../rank_00000.safetensors' is not the name of a file in the checkpoint"),
     ],
 )
@@ -106,6 +121,20 @@ def test_damage_is_found_and_named(copied, harm, complaint):
     assert problem_of(copied) is None
     harm(copied)
     assert complaint in problem_of(copied)
+
+
+def test_no_flipped_bit_of_the_manifest_passes(copied):
+    content = (copied / MANIFEST).read_bytes()
+    whole = json.loads(content)
+    for bit in random.Random(0).sample(range(8 * len(content)), 300):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (copied / MANIFEST).write_bytes(flipped)
+        try:
+            same = json.loads(flipped) == whole
+        except ValueError:
+            same = False
+        assert same or problem_of(copied) is not None, bit
 
 
 class Planted:
@@ -123,12 +152,13 @@ def test_a_planted_pickle_is_not_executed(saved, copied, ranks, tmp_path):
     pickle.loads(pickle.dumps(Planted(mark)))
     assert mark.is_dir(), "the plant works"
     mark.rmdir()
+    size = only_file(copied).stat().st_size
     for name in (only_file(copied).name, "state.pt", ".metadata"):
-        (copied / name).write_bytes(pickle.dumps(Planted(mark)))
+        (copied / name).write_bytes(pickle.dumps(Planted(mark)).ljust(size, b"\0"))
     agree(copied)
     assert problem_of(copied) is None, "to the checksums it is a good checkpoint"
     with pytest.raises(UserError, match="not a safetensors file"):
-        resume(saved.run, Contents(Engine(saved.run, ranks)), saved.directory, str(copied))
+        resume(saved.run, Contents(Engine(saved.run, ranks)), saved.directory, saved.tokenizer, str(copied))
     assert not mark.exists()
 
 
@@ -148,8 +178,8 @@ def shorten(folder: Path, places) -> None:
     [
         (lambda f: shorten(f, lambda h: h.pop("exp_avg/decoder.final_layernorm.weight")), "has not the length that the manifest gives"),
         (lambda f: shorten(f, lambda h: h["exp_avg/decoder.final_layernorm.weight"].update(data_offsets=[0, 2**40])), "is not where the header says"),
-        (lambda f: edit(f, lambda m: m["files"]["rank_00000.safetensors"]["fragments"].pop("decoder.final_layernorm.weight")), "holds 0 of 32 numbers"),
-        (lambda f: edit(f, lambda m: m["parameters"].update({"decoder.final_layernorm.weight": [33]})), "belongs to another model"),
+        (lambda f: edit(f, lambda m: m["recipe"]["model"].update(num_layers=7)), "holds another run: recipe.model.num_layers is 7 there, 8 here"),
+        (lambda f: edit(f, lambda m: m.update(tokenizer_sha256="0" * 64)), "its data was made with another tokenizer"),
         (lambda f: edit(f, lambda m: m["recipe"].update(stepz=3)), 'its recipe: unknown key "stepz"'),
     ],
 )
@@ -157,4 +187,4 @@ def test_a_checkpoint_that_lies_is_refused_with_the_reason(saved, copied, ranks,
     harm(copied)
     assert problem_of(copied) is None
     with pytest.raises(UserError, match=complaint):
-        resume(saved.run, Contents(Engine(saved.run, ranks)), saved.directory, str(copied))
+        resume(saved.run, Contents(Engine(saved.run, ranks)), saved.directory, saved.tokenizer, str(copied))

@@ -1,6 +1,7 @@
 """Two ranks, killed at random moments while they write a checkpoint: both, or one of them."""
 
 import os
+import random
 import signal
 import time
 
@@ -35,7 +36,7 @@ def test_every_resume_finds_a_good_checkpoint(project, unbroken, tmp_path, numbe
             begun = time.time()
         time.sleep(0.0002)
     ranks = ranks_of(process)
-    time.sleep(number * 0.004)
+    time.sleep(random.uniform(0, 0.04))
     for victim in victims:
         os.kill(ranks[victim].pid, signal.SIGKILL)
     process.communicate(timeout=90)

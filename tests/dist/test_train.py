@@ -1,6 +1,7 @@
 """Several processes as torchrun starts them: killed, resumed, refused."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -51,7 +52,7 @@ def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
     again = pretrain(project, run_dir, 2, *PP2)
     out, errors = again.communicate(timeout=180)
     assert again.returncode == 0, errors
-    assert "resuming after step 10" in out
+    assert "resuming after step 10" in out or "resuming after step 5" in out, "the second, if it was complete"
     assert losses(run_dir) == losses(unbroken)
 
 
@@ -85,11 +86,11 @@ def test_a_launcher_that_is_killed_while_its_ranks_start_leaves_none(project, tm
     process.communicate(timeout=60)
 
 
-def only_on_rank_1(command: str, *words) -> list[str]:
+def only_on_rank_1(command: str, *words, **how) -> list[str]:
     """Start two ranks, of which the second runs a shell command first."""
     script = f'if [ $RANK = 1 ]; then {command}; fi; exec "$@"'
     train = [sys.executable, "-m", "pretrain", "train", *map(str, words)]
-    return torchrun(2, "", "--no-python", "sh", "-c", script, "sh", *train)
+    return torchrun(2, "", "--no-python", "sh", "-c", script, "sh", *train, **how)
 
 
 def test_what_only_one_rank_finds_wrong_is_told_once_with_its_number(project, tmp_path):
@@ -109,12 +110,13 @@ def test_a_rank_that_cannot_write_its_part_tells_why_and_no_other_makes_a_reason
     assert not list((run_dir / "checkpoints").glob("step_" + "[0-9]" * 8))
 
 
-def test_another_layout_is_refused_on_resume(project, unbroken):
-    process = pretrain(project, unbroken, 2, "--device", "cpu")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    told = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1 and "written on layout" in told[0]
+def test_a_run_directory_that_not_all_nodes_share_is_refused(project, tmp_path):
+    (tmp_path / "other").mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    words = (project.recipe, "--ds-config", project.ds, "--run-dir", "run", *PP2)
+    process = only_on_rank_1("cd other", *words, cwd=tmp_path, env=environment)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "rank 1: run directory" in errors and "is not the one that rank 0 sees" in errors
 
 
 @pytest.mark.parametrize(

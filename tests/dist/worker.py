@@ -147,8 +147,8 @@ def train_from(run, ranks: Ranks, folder: Path, last: int, saves: Sequence[int] 
     from pretrain.parallel.engine import Engine
 
     data, engine, directory, rows = open_data(run, ranks.data_parallel_rank, ranks.needs_text), Engine(run, ranks), RunDirectory(folder), []
-    with Saver(run, engine, directory) as saver:
-        start = resume(run, saver.contents, directory, "auto")
+    with Saver(run, engine, directory, data.tokenizer.sha256) as saver:
+        start = resume(run, saver.contents, directory, data.tokenizer.sha256)
         data.go_on_from(start)
         for step in range(start.step + 1, last + 1):
             result = engine.step(step, data.batch(step), run.method.paths(step))

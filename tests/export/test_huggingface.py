@@ -42,7 +42,7 @@ def exported(request, project, ranks, tmp_path_factory) -> Exported:
     engine, data, directory = Engine(run, ranks), open_data(run), RunDirectory(home / "run")
     for step in (1, 2):
         result = engine.step(step, data.batch(step), run.method.paths(step))
-    with Saver(run, engine, directory) as saver:
+    with Saver(run, engine, directory, data.tokenizer.sha256) as saver:
         saver.begin(run.position(Position(), 2), result.lr)
     batch = data.batch(3)[0]
     data.close()
@@ -92,9 +92,11 @@ def test_the_tokenizer_makes_the_same_tokens(exported):
         assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode([text])[0].tolist()
         assert theirs.decode(theirs(text, add_special_tokens=False)["input_ids"]) == text
     assert theirs.eos_token_id == ours.id("</s>") and theirs.pad_token_id == ours.id("<pad>")
-    assert theirs("[NLG] <extra_id_0>", add_special_tokens=False)["input_ids"][0] == ours.id("[NLG]")
+    the, of = (ours.encode([word])[0].tolist() for word in ("the", "of"))
+    prompt = [ours.id("[NLU]"), *the, ours.id("<extra_id_0>"), *of]
+    assert theirs("[NLU] the <extra_id_0> of", add_special_tokens=False)["input_ids"] == prompt, "as in training: nothing between"
     if exported.run.recipe.data.objective == "mlm":
-        assert theirs.convert_ids_to_tokens(theirs("a [MASK]")["input_ids"])[::3][0] == "[CLS]"
+        assert theirs("the [MASK] of")["input_ids"] == [ours.id("[CLS]"), *the, ours.id("[MASK]"), *of, ours.id("[SEP]")]
 
 
 def test_the_model_card_says_what_was_done(exported):

@@ -8,6 +8,7 @@ from pretrain.data.loader import open_data
 from pretrain.errors import TrainingStopped, UserError
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.ranks import join, launch
+from pretrain.place import find_place
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_micro_batch(project, ranks):
@@ -78,8 +79,8 @@ def test_flex_is_refused_on_a_cpu(project, ranks):
             pass
 
 
-def test_processes_without_an_address_to_meet_at_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_processes_without_an_address_to_meet_at_are_refused(monkeypatch, tmp_path):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UserError, match="WORLD_SIZE is 2 and MASTER_ADDR is not set"), join("cpu"):
+    place = find_place({"RANK": "0", "WORLD_SIZE": "2"})
+    with pytest.raises(UserError, match="WORLD_SIZE is 2 and MASTER_ADDR is not set"), join("cpu", place, tmp_path):
         pass

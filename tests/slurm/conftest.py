@@ -95,6 +95,12 @@ class Job:
             assert time.time() < deadline, self.story()
             time.sleep(0.02)
 
+    def facts(self) -> dict[str, str]:
+        return self.cluster.facts(self.number)
+
+    def nodes(self) -> list[str]:
+        return self.cluster.run("scontrol", "show", "hostnames", self.facts()["NodeList"]).stdout.split()
+
     def signal(self, name: str) -> None:
         self.cluster.run("scancel", f"--signal={name}", self.number)
 

@@ -1,15 +1,25 @@
 """Jobs on a real SLURM of three nodes: to the end, through signals, and through the loss of nodes."""
 
 import json
+import re
+import shutil
+import signal
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
+from pretrain.checkpoint.directory import RunDirectory
+from pretrain.checkpoint.manifest import problem_of
 from tests.dist.launch import pretrain
+from tests.slurm.conftest import PROJECT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.dist]
 TP2_PP2 = ("--parallel.tensor", "2", "--parallel.pipeline", "2")
 TP2 = ("--parallel.tensor", "2")
+TWO = ("--parallel.pipeline", "2")
+ONE_EACH = ("--nodes=2", "--ntasks-per-node=1")
 TOLERANCE = 1e-4
 
 
@@ -33,9 +43,9 @@ def require_same(run_dir, unbroken) -> None:
     assert max(abs(a["loss"] - b["loss"]) for a, b in zip(found, unbroken)) < TOLERANCE
 
 
-@pytest.mark.parametrize("layout", [TP2_PP2, TP2], ids=["TP2 x PP2", "TP2 x DP2 with ZeRO-1"])
+@pytest.mark.parametrize("layout", [TP2_PP2, pytest.param(TP2, marks=pytest.mark.slow)], ids=["TP2 x PP2", "TP2 x DP2 with ZeRO-1"])
 def test_two_nodes_train_to_the_end(submit, unbroken, layout):
-    job = submit(*layout, "--steps", "40")
+    job = submit(*layout, "--steps", "40", name="a run's directory")
     assert job.wait() == "COMPLETED", job.story()
     require_same(job.run_dir, unbroken)
     story = (job.run_dir / "job.log").read_text()
@@ -43,11 +53,143 @@ def test_two_nodes_train_to_the_end(submit, unbroken, layout):
     assert "4 processes on 2 nodes, started by srun" in job.log.read_text()
 
 
-def test_before_the_time_limit_it_saves_and_is_queued_again(submit, unbroken):
-    job = submit(*TP2_PP2, "--steps", "40", "--save-every", "100")
+def own_copy(tmp_path) -> Path:
+    """Of the scripts and the code, to be edited."""
+    home = tmp_path / "project"
+    for name in ("pretrain", "tokenizer", "ds_configs", "slurm"):
+        shutil.copytree(PROJECT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "requirements.txt", home)
+    return home
+
+
+def test_before_the_time_limit_it_saves_and_is_queued_again_with_the_code_that_was_submitted(submit, unbroken, tmp_path):
+    home = own_copy(tmp_path)
+    job = submit(*TWO, "--steps", "40", "--save-every", "100", sbatch=ONE_EACH, home=home)
     job.wait_for_step(15)
+    (home / "pretrain" / "train.py").write_text("raise SystemExit('edited after the submission')")
     job.signal("USR1")
     assert job.wait() == "COMPLETED", job.story()
     require_same(job.run_dir, unbroken)
     story = (job.run_dir / "job.log").read_text()
-    assert "before the time limit; queued again" in story and "start 1: 4 tasks" in story and "finished at step 40" in story
+    assert "before the time limit; queued again" in story and "start 1: 2 tasks" in story and "finished at step 40" in story
+    assert re.search(r"start 1: 2 tasks on \S+, from step 1[5-9]", story), "not from the beginning"
+
+
+def test_a_node_that_dies_is_replaced_by_another(submit, cluster, unbroken):
+    job = submit(*TWO, "--steps", "40", "--save-every", "5", sbatch=ONE_EACH)
+    job.wait_for_step(12)
+    kept = [row for row in (job.run_dir / "metrics.jsonl").read_bytes().splitlines() if json.loads(row)["step"] <= 5]
+    node = job.nodes()[1]
+    cluster.shell(f"node_crash {node}")
+    try:
+        assert job.wait() == "COMPLETED", job.story()
+    finally:
+        cluster.shell(f"node_start {node} >/dev/null 2>&1")
+    require_same(job.run_dir, unbroken)
+    assert (job.run_dir / "metrics.jsonl").read_bytes().splitlines()[: len(kept)] == kept
+    assert node not in job.nodes(), "it went on without that node"
+
+
+def test_a_misspelt_key_ends_the_job_at_once_and_for_good(submit):
+    started = time.time()
+    job = submit("--ds.zero_optimisation.stage", "1", sbatch=ONE_EACH)
+    assert job.wait(seconds=60) == "FAILED" and time.time() - started < 30
+    assert 'did you mean "--ds.zero_optimization"?' in job.log.read_text()
+    time.sleep(1)
+    assert job.wait() == "FAILED" and job.facts()["Restarts"] == "0", "not queued again"
+
+
+def test_by_hand_a_misspelt_key_is_refused_before_anything_is_queued(cluster, project, tmp_path):
+    words = ["--recipe", project.recipe, "--ds-config", project.ds, "--run-dir", tmp_path / "run"]
+    done = cluster.run("bash", PROJECT / "slurm" / "pretrain_ul2.sh", *words, "--stepz", "3", cwd=tmp_path)
+    assert done.returncode == 2 and 'unknown option "--stepz"; did you mean "--steps"?' in done.stderr
+    assert "Submitted" not in done.stdout and not (tmp_path / "run").exists()
+
+
+def test_cancelled_it_saves_and_is_not_queued_again(submit, unbroken):
+    job = submit(*TWO, "--steps", "2000", "--save-every", "5", sbatch=ONE_EACH)
+    job.wait_for_step(12)
+    job.signal("TERM")
+    assert job.wait() in ("FAILED", "CANCELLED"), job.story()
+    assert job.facts()["Restarts"] == "0" and "told to end (SIGTERM)" in (job.run_dir / "job.log").read_text()
+    newest = RunDirectory(job.run_dir).steps_saved()[-1]
+    assert problem_of(newest) is None and int(newest.name[5:]) >= 12
+
+
+def test_data_is_prepared_on_two_nodes_as_by_one_process(submit, cluster, home, tmp_path):
+    from tokenizer.encode import encode
+    from tokenizer.pieces import load_tokenizer
+
+    words = ["--input", home / "train.jsonl", "--tokenizer", home / "tokenizer", "--out", tmp_path / "two" / "x"]
+    small = ["--nodes=2", "--ntasks-per-node=2", "--time=10:00"]
+    done = cluster.run("sbatch", "--parsable", *small, PROJECT / "slurm" / "prepare_data.sh", *words, cwd=tmp_path)
+    number = done.stdout.strip()
+    assert cluster.wait(number) == "COMPLETED", (tmp_path / f"prepare-data-{number}.out").read_text()
+    encode(str(home / "train.jsonl"), load_tokenizer(home / "tokenizer"), tmp_path / "one" / "x")
+    for end in (".bin", ".idx", ".json"):
+        assert (tmp_path / "two" / f"x{end}").read_bytes() == (tmp_path / "one" / f"x{end}").read_bytes()
+
+
+@pytest.mark.slow
+def test_cancelled_with_scancel_alone_a_good_checkpoint_stays(submit, cluster):
+    job = submit(*TWO, "--steps", "2000", "--save-every", "5", sbatch=ONE_EACH)
+    job.wait_for_step(12)
+    cluster.run("scancel", job.number)
+    assert job.wait() == "CANCELLED", job.story()
+    newest = RunDirectory(job.run_dir).steps_saved()[-1]
+    assert problem_of(newest) is None and int(newest.name[5:]) >= 5
+    time.sleep(8)
+    assert job.wait() == "CANCELLED" and job.facts()["Restarts"] == "0", "not queued again"
+
+
+@pytest.mark.slow
+def test_preempted_it_is_queued_again_by_slurm_and_goes_on(submit, cluster, unbroken, tmp_path):
+    job = submit(*TWO, "--steps", "40", "--save-every", "5", sbatch=("--nodes=3", "--ntasks-per-node=1", "--exclusive", "--nodes=2"))
+    job.wait_for_step(12)
+    urgent = cluster.run("sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--time=1:00", "--wrap", "sleep 5", cwd=tmp_path).stdout.strip()
+    assert cluster.wait(urgent, "RUNNING", "COMPLETED", seconds=60)
+    assert job.wait() == "COMPLETED", job.story()
+    require_same(job.run_dir, unbroken)
+    assert job.facts()["Restarts"] == "1"
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_on_one_node_with_another_layout(submit, unbroken):
+    first = submit(*TWO, "--steps", "40", "--stop-at", "15", sbatch=ONE_EACH)
+    assert first.wait() == "COMPLETED", first.story()
+    second = submit("--parallel.tensor", "2", "--steps", "40", sbatch=("--nodes=1",))
+    assert second.wait() == "COMPLETED", second.story()
+    require_same(second.run_dir, unbroken)
+    assert "written on another layout" in second.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_found_and_the_job_goes_on(submit, cluster, unbroken):
+    job = submit(*TWO, "--steps", "40", "--save-every", "5", "--watchdog-seconds", "20", sbatch=ONE_EACH)
+    job.wait_for_step(12)
+    victim = next(p for p in psutil.process_iter() if str(job.run_dir) in p.cmdline() and "train" in p.cmdline() and "srun" not in p.cmdline()[0] and p.environ().get("SLURM_PROCID") == "1")
+    victim.send_signal(signal.SIGSTOP)
+    stopped = time.time()
+    stack = job.run_dir / "stacks" / f"job_{job.number}_start_0_rank_00000.txt"
+    while not stack.exists():
+        assert time.time() - stopped < 60, job.story()
+        time.sleep(0.1)
+    assert job.wait() == "COMPLETED", job.story()
+    require_same(job.run_dir, unbroken)
+    assert "engine.py" in stack.read_text() and "no step for 20 s" in (job.run_dir / "job.log").read_text()
+
+
+@pytest.mark.slow
+def test_two_jobs_on_one_node_do_not_meet(submit, unbroken):
+    jobs = [submit(*TWO, "--steps", "40", name=name, sbatch=("--nodes=1", "--nodelist=n1")) for name in ("a", "b")]
+    for job in jobs:
+        assert job.wait() == "COMPLETED", job.story()
+        require_same(job.run_dir, unbroken)
+
+
+@pytest.mark.slow
+def test_failures_without_progress_end_the_job_with_the_reason(submit):
+    job = submit(*TWO, "--steps", "40", "--ds.optimizer.params.lr", "1e30", "--ds.scheduler.params.warmup_num_steps", "1", sbatch=ONE_EACH)
+    assert job.wait(seconds=300) == "FAILED", job.story()
+    story = (job.run_dir / "job.log").read_text()
+    assert story.count("queued again") == 2 and "3 starts in a row brought no newer checkpoint than step 0" in story
