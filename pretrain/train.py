@@ -9,6 +9,7 @@ from pretrain.data.loader import open_data
 from pretrain.observe.observer import Observer
 from pretrain.options import TrainOptions
 from pretrain.parallel.engine import Engine
+from pretrain.parallel.preflight import preflight
 from pretrain.parallel.ranks import Ranks, launch
 
 
@@ -16,6 +17,7 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
     """Train a run from wherever it stands to its end, or until it is asked to stop; returns the last step that is done and saved."""
     with launch(run.recipe, ranks):  # groups, device, signals
         directory = options.claim_directory(run, ranks)
+        preflight(ranks, directory.path)  # are all nodes fit?
         data = ranks.together(lambda: open_data(run, ranks.data_parallel_rank, ranks.needs_text))
         engine = Engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
         tokenizer = data.tokenizer.sha256

@@ -15,8 +15,8 @@ from typing import Iterator, Literal, Mapping
 from pretrain.config.strict import one_line
 from pretrain.errors import TrainingStopped, UserError, lost_a_peer
 
-Kind = Literal["started", "finished", "ended", "saved", "config", "stopped", "crash", "hung", "node"]
-"""started: rank 0 trains. finished: the last step is done. ended: --stop-at. saved: asked to stop, and has saved. config: a mistake of the user's.
+Kind = Literal["finished", "ended", "saved", "config", "stopped", "crash", "hung", "node"]
+"""finished: the last step is done. ended: --stop-at. saved: asked to stop, and has saved. config: a mistake of the user's.
 stopped: cannot go on. crash: a bug, or the machine. hung: no step for too long. node: a node that is not fit."""
 
 

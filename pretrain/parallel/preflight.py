@@ -1,0 +1,94 @@
+"""Half a minute before a run: are the nodes alike and fit, and do the groups of ranks work?
+
+A node that is not fit is named, and remembered by the job, which is queued again without it.
+"""
+
+import os
+import platform
+import shutil
+import socket
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from pretrain.errors import TrainingStopped
+from pretrain.job.events import tell_job
+from pretrain.parallel.ranks import Ranks
+from pretrain.parallel.watchdog import Watchdog
+
+SECONDS = 30.0
+FREE = 0.9
+"""Share of a GPU's memory that must be free; else somebody else's process is on it."""
+LEAST_SPACE = 2**30
+"""Bytes free where the run directory is, below which a warning is given; a checkpoint is checked for its own size."""
+PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece")
+
+
+def preflight(ranks: Ranks, run_dir: Path) -> None:
+    """To be called on all ranks when the groups are there.
+
+    Raises:
+        TrainingStopped: names the nodes that are not fit, and why.
+    """
+    watchdog = Watchdog(run_dir, ranks.rank, SECONDS)
+    watchdog.alive()
+    try:
+        complaint = _versions(ranks) or _memory(ranks) or _write_access(run_dir)
+        if complaint:
+            tell_job(run_dir, "node", complaint, ranks.rank)
+        complaints: list[str | None] = [None] * ranks.world_size
+        dist.all_gather_object(complaints, complaint and f"{socket.gethostname()}: {complaint}")
+        unfit = sorted({told for told in complaints if told})
+        if unfit:
+            raise TrainingStopped(f"not fit: {'; '.join(unfit)}")
+        _groups(ranks)
+        if ranks.is_main and (free := shutil.disk_usage(run_dir).free) < LEAST_SPACE:
+            print(f"WARNING: {run_dir}: {free / 2**20:.0f} MiB free there", flush=True)
+    finally:
+        watchdog.close()
+
+
+def _versions(ranks: Ranks) -> str | None:
+    """What this node has that most ranks have not."""
+    mine = (platform.python_version(), *(f"{package} {version(package)}" for package in PACKAGES))
+    everyone: list[tuple[str, ...]] = [()] * ranks.world_size
+    dist.all_gather_object(everyone, mine)
+    usual = Counter(everyone).most_common(1)[0][0]
+    other = [f"{ours} instead of {theirs}" for ours, theirs in zip(mine, usual) if ours != theirs]
+    return f"has {', '.join(other)}" if other else None
+
+
+def _memory(ranks: Ranks) -> str | None:
+    if ranks.device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(ranks.device)
+    return f"only {free / 2**30:.0f} of {total / 2**30:.0f} GiB of {ranks.device} are free" if free < FREE * total else None
+
+
+def _write_access(run_dir: Path) -> str | None:
+    file = run_dir / f".written_by_{socket.gethostname()}_{os.getpid()}"
+    try:
+        file.write_text("")
+        file.unlink()
+    except OSError as error:
+        return f"cannot write to {run_dir} ({error.strerror})"
+    return None
+
+
+def _groups(ranks: Ranks) -> None:
+    """A sum over every group that training will use; one that hangs is the watchdog's to find."""
+    groups = {
+        "tensor": parallel_state.get_tensor_model_parallel_group(),
+        "pipeline": parallel_state.get_pipeline_model_parallel_group(),
+        "data": parallel_state.get_data_parallel_group(),
+        "whole": dist.group.WORLD,
+    }
+    for name, group in groups.items():
+        one = torch.ones(1, device=ranks.device)
+        dist.all_reduce(one, group=group)
+        if int(one) != dist.get_world_size(group):
+            raise TrainingStopped(f"a sum over the {name} group of rank {ranks.rank} gives {int(one)} instead of {dist.get_world_size(group)}")
