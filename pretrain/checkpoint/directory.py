@@ -4,14 +4,11 @@ A checkpoint is a folder `checkpoints/step_00000200`. It gets that name only whe
 with a manifest of sizes and checksums; LATEST is written last.
 """
 
-import json
 import errno
+import json
 import os
-import platform
 import shutil
-import subprocess
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -26,8 +23,7 @@ from pretrain.config.recipe import Recipe
 from pretrain.config.strict import parse, read_json, read_yaml
 from pretrain.errors import UserError
 from pretrain.files import to_disk, write_whole
-
-PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece")
+from pretrain.versions import commit, versions
 
 
 @dataclass(frozen=True)
@@ -184,10 +180,7 @@ def _free_name(folder: Path) -> Path:
 
 def provenance() -> list[str]:
     """Versions and commit, a line each."""
-    lines = [f"python {platform.python_version()}", *(f"{package} {version(package)}" for package in PACKAGES)]
-    home = Path(__file__).parent
-    git = subprocess.run(["git", "-C", home, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True)
-    return [*lines, f"commit {git.stdout.strip() or 'unknown'}"]
+    return [*versions(), f"commit {commit()}"]
 
 
 def dump_json(value: Any) -> str:

@@ -4,11 +4,9 @@ A node that is not fit is named, and remembered by the job, which is queued agai
 """
 
 import os
-import platform
 import shutil
 import socket
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -19,13 +17,13 @@ from pretrain.errors import TrainingStopped
 from pretrain.job.events import tell_job
 from pretrain.parallel.ranks import Ranks
 from pretrain.parallel.watchdog import Watchdog
+from pretrain.versions import versions
 
 SECONDS = 30.0
 FREE = 0.9
 """Share of a GPU's memory that must be free; else somebody else's process is on it."""
 LEAST_SPACE = 2**30
 """Bytes free where the run directory is, below which a warning is given; a checkpoint is checked for its own size."""
-PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece")
 
 
 def preflight(ranks: Ranks, run_dir: Path) -> None:
@@ -54,7 +52,7 @@ def preflight(ranks: Ranks, run_dir: Path) -> None:
 
 def _versions(ranks: Ranks) -> str | None:
     """What this node has that most ranks have not."""
-    mine = (platform.python_version(), *(f"{package} {version(package)}" for package in PACKAGES))
+    mine = tuple(versions())
     everyone: list[tuple[str, ...]] = [()] * ranks.world_size
     dist.all_gather_object(everyone, mine)
     usual = Counter(everyone).most_common(1)[0][0]
