@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What the scripts of this folder share. They source it, having set RECIPE, PRETRAIN_HOME, MOST_FAILURES and perhaps PYTHON and LAUNCH.
 
+GRACE=600 # seconds, more than any site gives a preempted job
 PYTHON=${PYTHON:-$PRETRAIN_HOME/.venv/bin/python}
 LAUNCH=("${LAUNCH[@]}")
 
@@ -105,7 +106,7 @@ copy_code() {
 
 train() {
   local code=$1 status=0 step="" terminated=0
-  export TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-20000} TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
+  export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-20000} TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
   export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=${TORCH_NCCL_DEBUG_INFO_TEMP_FILE:-$RUN_DIR/nccl_trace_rank_}
   trap '[[ -n $step ]] && kill -USR1 "$step" 2>/dev/null' USR1
   trap 'terminated=1; [[ -n $step ]] && kill -TERM "$step" 2>/dev/null' TERM
@@ -120,11 +121,21 @@ train() {
   finish "$code" "$status" "$terminated"
 }
 
+# Steps alone are told of a preemption; this script is not.
+preempted() {
+  scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
+}
+
 # Queue the job again, or end it, as the policy says.
 finish() {
   local code=$1 status=$2 terminated=$3 verdict=0 excluded words=()
   ((terminated)) && words=(--terminated)
   python_of "$code" -m pretrain job end "$RUN_DIR" --code "$status" --most-failures "$MOST_FAILURES" ${words[@]+"${words[@]}"} || verdict=$?
+  if ((terminated)) || preempted; then # a script that ends within the grace of a preemption would be taken for one that has failed: SLURM is to kill it
+    trap '' TERM
+    sleep "$GRACE" &
+    wait $!
+  fi
   if ((verdict != 75)); then # EX_TEMPFAIL: try again
     exit "$verdict"
   fi
