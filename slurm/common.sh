@@ -54,7 +54,8 @@ pretrain() {
 # By hand: everything that a laptop can check, then into the queue.
 submit() {
   SCRIPT=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
-  local nodes=${SBATCH_NODES:-$(sbatch_value nodes)} tasks
+  local nodes tasks
+  nodes=$(sbatch_value nodes)
   tasks=$(sbatch_value ntasks-per-node)
   python_of "$PRETRAIN_HOME" -m pretrain plan "$RECIPE" --nodes "$nodes" --gpus-per-node "$tasks" ${OPTIONS[@]+"${OPTIONS[@]}"} || exit $?
   command -v sbatch >/dev/null || fail "everything holds, and there is no sbatch here to submit it with"

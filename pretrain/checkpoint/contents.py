@@ -63,7 +63,7 @@ class Contents:
 
     @torch.no_grad()
     def load(self, folder: Path, manifest: Manifest) -> None:
-        """Read what this rank keeps, and nothing else, from a checkpoint written on any layout. A collective.
+        """Read what this rank keeps, and nothing else, from a checkpoint written on any layout; `loaded` is to follow.
 
         Raises:
             UserError: it lacks something, or is of another model.

@@ -9,7 +9,6 @@ from pretrain.files import write_whole
 from pretrain.job.events import read_events, this_start
 from pretrain.job.policy import Decision, decide
 
-MOST_FAILURES = 3
 STATE = ".job.json"
 BAD_NODES = "bad_nodes"
 """Names with commas between, as SLURM takes them."""
@@ -37,7 +36,7 @@ def started(run_dir: Path, environment: dict[str, str]) -> None:
     write_line(run_dir, f"job {job}, start {restart}: {tasks} tasks on {nodes}, {f'from step {step}' if step else 'from the beginning'}")
 
 
-def ended(run_dir: Path, environment: dict[str, str], code: int, terminated: bool, most: int = MOST_FAILURES) -> Decision:
+def ended(run_dir: Path, environment: dict[str, str], code: int, terminated: bool, most: int) -> Decision:
     """Decide, remember, and tell the story."""
     job, restart = this_start(environment)
     events = [event for event in read_events(run_dir) if (event.job, event.restart) == (job, restart)]
