@@ -1,8 +1,11 @@
 """A real SLURM of three nodes on this machine, and jobs on it."""
 
+import contextlib
 import os
+import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -59,14 +62,30 @@ def cluster():
     root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a short path: sockets lie in it
     root.chmod(0o755)  # munge has a user of its own
     cluster = Cluster(root)
-    sizes = {"NNODES": "3", "CPUS": "4", "GPUS": "1", "MEM": "8000", "BASEPORT": str(20000 + os.getpid() % 20000)}
+    sizes = {"NNODES": "3", "CPUS": "4", "GPUS": "1", "MEM": "8000", "BASEPORT": str(free_ports(4))}
     log = (root / "start.log").open("w")  # a pipe would stay open in the daemons
-    started = subprocess.run(["bash", HERE / "start.sh"], env={**cluster.environment, **sizes}, stdout=log, stderr=log, timeout=600)
-    if started.returncode and not shutil.which("slurmctld"):
-        pytest.skip(f"no SLURM: apt-get could not install it: {(root / 'start.log').read_text().splitlines()[-1:]}")
-    assert started.returncode == 0, (root / "start.log").read_text()
-    yield cluster
-    subprocess.run(["bash", HERE / "stop.sh"], env={**cluster.environment, "PURGE": "1"}, timeout=120)
+    try:
+        started = subprocess.run(["bash", HERE / "start.sh"], env={**cluster.environment, **sizes}, stdout=log, stderr=log, timeout=600)
+        if started.returncode and not shutil.which("slurmctld"):
+            pytest.skip(f"no SLURM: apt-get could not install it: {(root / 'start.log').read_text().splitlines()[-1:]}")
+        assert started.returncode == 0, (root / "start.log").read_text()
+        yield cluster
+    finally:  # also when it came up in part
+        subprocess.run(["bash", HERE / "stop.sh"], env={**cluster.environment, "PURGE": "1"}, timeout=120)
+
+
+def free_ports(count: int) -> int:
+    """The first of ``count`` ports in a row that nobody listens on, below those that the system hands out by itself: other tests ask it for ports."""
+    handed_out_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for first in random.sample(range(10_000, handed_out_from - count), 100):
+        with contextlib.ExitStack() as listening:
+            try:
+                for port in range(first, first + count):
+                    listening.enter_context(socket.create_server(("", port)))
+            except OSError:
+                continue
+            return first
+    raise AssertionError(f"no {count} free ports in a row below {handed_out_from}")
 
 
 @dataclass(frozen=True)
