@@ -31,6 +31,7 @@ from pretrain.config import Run, read_run
 from pretrain.config.command_line import option_pairs
 from pretrain.errors import UserError
 from pretrain.parallel.ranks import Ranks, device_type, join, launch, prepare_libraries
+from pretrain.place import find_place
 from pretrain.subnetwork import Path as LayerPath, draw
 from pretrain.subnetwork.makespan import active_by_part, ideal_pipeline_ratio
 
@@ -43,13 +44,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HOME / "results")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     args, rest = parser.parse_known_args()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    place = find_place(os.environ)
+    os.environ.update(place.environment)
     try:
-        run = read_run(str(HOME / "path_speed.yaml"), option_pairs(rest), str(HOME / "path_speed.json"), world_size)
+        run = read_run(str(HOME / "path_speed.yaml"), option_pairs(rest), str(HOME / "path_speed.json"), place.world_size)
     except UserError as error:
         sys.exit(f"error: {error}")
     prepare_libraries(device_type(args.device))
-    with join(args.device) as ranks, launch(run.recipe, ranks):
+    args.out.mkdir(parents=True, exist_ok=True)
+    with join(args.device, place, args.out) as ranks, launch(run.recipe, ranks):
         result = measure(run, ranks, args.rounds)
         if ranks.is_main:
             write(result, args.out)
@@ -253,7 +256,6 @@ def write(result: Result, out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    out.mkdir(parents=True, exist_ok=True)
     device = "gpu" if "threads" not in str(result.facts["device"]) else "cpu"
     name = f"path_speed_{device}_{result.facts['layout']}"
     (out / f"{name}.json").write_text(json.dumps(vars(result), indent=1) + "\n")

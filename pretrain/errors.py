@@ -1,5 +1,7 @@
 """The two ways in which the program ends other than well."""
 
+from typing import Mapping, Sequence
+
 
 class UserError(ValueError):
     """Says what is wrong, where (file and key), and what to write instead.
@@ -22,6 +24,17 @@ class TrainingStopped(RuntimeError):
         stopped = cls(reason)
         stopped.everywhere = False
         return stopped
+
+
+class NodesUnfit(TrainingStopped):
+    """Some nodes are not fit for the run, and others are; the job is queued again without them."""
+
+    def __init__(self, complaints: Mapping[str, str], nodes: Sequence[str]) -> None:
+        """complaints: of nodes, by their names. nodes: of all ranks."""
+        super().__init__(f"not fit: {'; '.join(f'{node}: {why}' for node, why in sorted(complaints.items()))}")
+        self.complaints = dict(complaints)
+        self.told_by = next((rank for rank, node in enumerate(nodes) if node not in complaints), 0)
+        """The first rank on a fit node: one that is not may be unable to tell."""
 
 
 def lost_a_peer(error: BaseException) -> bool:

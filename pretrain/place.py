@@ -1,5 +1,6 @@
 """How this process was started, and which one it is: under torchrun, srun, mpiexec, or alone."""
 
+import socket
 from dataclasses import dataclass
 from typing import Literal, Mapping
 
@@ -27,6 +28,11 @@ class Place:
         processes = "one process" if self.world_size == 1 else f"{self.world_size} processes"
         nodes = -(-self.world_size // self.local_world_size)
         return f"{processes}{f' on {nodes} nodes' if nodes > 1 else ''}, started by {self.launcher}"
+
+
+def this_node(environment: Mapping[str, str]) -> str:
+    """As SLURM calls it, which may not be the host's own name."""
+    return environment.get("SLURMD_NODENAME", socket.gethostname())
 
 
 def find_place(environment: Mapping[str, str]) -> Place:

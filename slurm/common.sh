@@ -36,6 +36,12 @@ fail() {
   exit 2
 }
 
+# A line of the run's story, as `python -m pretrain job` writes them.
+log() {
+  echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: $*"
+  echo "$(date -u +%FT%TZ)  job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}: $*" >>"$RUN_DIR/job.log"
+}
+
 # The value of an #SBATCH line of the script that was started.
 sbatch_value() {
   sed -nE "s/^#SBATCH --$1=([^ ]+).*/\1/p" "$SCRIPT" | head -n 1
@@ -81,7 +87,7 @@ run_job() {
   python_of "$code_copy" -m pretrain plan "$RECIPE" --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "$tasks_per_node" \
     ${OPTIONS[@]+"${OPTIONS[@]}"} >"$RUN_DIR/plan.txt" || plan=$?
   if ((plan)); then # it would come back on every start
-    echo "job $SLURM_JOB_ID: not started, see the error above" | tee -a "$RUN_DIR/job.log"
+    log "not started, see the error above"
     exit "$plan"
   fi
   python_of "$code_copy" -m pretrain job start "$RUN_DIR"
@@ -141,7 +147,10 @@ finish() {
     exit "$verdict"
   fi
   trap '' TERM # SLURM ends this script when the job goes back to the queue
-  scontrol requeue "$SLURM_JOB_ID"
+  if ! scontrol requeue "$SLURM_JOB_ID"; then # --no-requeue, salloc, a site that forbids it
+    log "SLURM does not queue it again; the same command goes on"
+    exit 1
+  fi
   excluded=$(cat "$RUN_DIR/bad_nodes" 2>/dev/null || true)
   [[ -z $excluded ]] || scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$excluded"
   exit 75

@@ -71,7 +71,7 @@ class RunDirectory:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_whole(self.ds_config, dump_json(run.ds.model_dump(mode="json", exclude_none=True)))
         header = "".join(f"# {line}\n" for line in provenance())
-        body = yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False)
+        body = yaml.safe_dump({"name": run.name, **run.recipe.model_dump(mode="json", exclude={"name"})}, sort_keys=False)
         write_whole(self.recipe, f"# {run.name}, as run\n{header}{body}")
 
     def _require_same(self, run: Run, changing: Sequence[str]) -> None:

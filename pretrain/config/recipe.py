@@ -210,6 +210,8 @@ class Parallel(Strict):
 class Recipe(Strict):
     """Everything about a run but how to optimise, which stands in the DeepSpeed JSON."""
 
+    name: str | None = None
+    """Of the run, in titles. None: that of the recipe's file."""
     model: Model
     data: Data
     parallel: Parallel = Parallel()

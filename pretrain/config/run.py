@@ -32,7 +32,7 @@ class Run:
     """What is to be trained, checked and ready; nothing in it depends on which rank asks."""
 
     name: str
-    """The recipe's name."""
+    """The recipe's name, or what it says its name is."""
     recipe: Recipe
     ds: DeepSpeedConfig
     recipe_file: str
@@ -121,7 +121,7 @@ class Run:
         """What decides the losses of a run, as dotted keys. Layout, sharding, micro-batches, saving and logging do not."""
         indifferent = {
             "recipe.parallel", "recipe.save_every", "recipe.save_async", "recipe.on_save_failure", "recipe.keep_checkpoints", "recipe.keep_every", "recipe.log_every", "recipe.eval_every",
-            "recipe.threads", "recipe.watchdog_seconds", "recipe.model.recompute", "recipe.model.attention", "ds.zero_optimization",
+            "recipe.threads", "recipe.watchdog_seconds", "recipe.name", "recipe.model.recompute", "recipe.model.attention", "ds.zero_optimization",
             "ds.train_micro_batch_size_per_gpu", "ds.gradient_accumulation_steps",
             "ds.optimizer.params.fused", "ds.optimizer.params.torch_adam",
         }  # fmt: skip
@@ -171,7 +171,7 @@ def parse_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str 
     if tokens is not None:
         steps = _steps(tokens, ds.train_batch_size * parsed.data.sequence_length)
         parsed = parsed.model_copy(update={"steps": steps})
-    return Run(recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), parsed.parallel.model_ranks if world_size is None else world_size)
+    return Run(parsed.name or recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), parsed.parallel.model_ranks if world_size is None else world_size)
 
 
 def _source(path: Path, overrides: Sequence[tuple[str, str]], prefix: str) -> str:

@@ -5,7 +5,6 @@ Exit codes do not tell: a launcher that kills the others when one fails may answ
 
 import json
 import os
-import socket
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Iterator, Literal, Mapping
 
 from pretrain.config.strict import one_line
-from pretrain.errors import TrainingStopped, UserError, lost_a_peer
+from pretrain.errors import NodesUnfit, TrainingStopped, UserError, lost_a_peer
+from pretrain.place import this_node
 
 Kind = Literal["finished", "ended", "saved", "config", "stopped", "crash", "hung", "node"]
 """finished: the last step is done. ended: --stop-at. saved: asked to stop, and has saved. config: a mistake of the user's.
@@ -40,8 +40,11 @@ def this_start(environment: Mapping[str, str]) -> tuple[str, int]:
     return environment.get("SLURM_JOB_ID", "none"), int(environment.get("SLURM_RESTART_COUNT", "0"))
 
 
-def tell_job(run_dir: Path, kind: Kind, text: str, rank: int = 0, step: int | None = None) -> None:
+def tell_job(run_dir: Path, kind: Kind, text: str, rank: int = 0, step: int | None = None, node: str | None = None) -> None:
     """Append a line, whole, whoever else does; only in a job of SLURM, whose batch script reads it.
+
+    Args:
+        node: of which it is told; this one if None.
 
     A run directory that is not there, or full, is not ours to complain of: something else is wrong, and told elsewhere.
     """
@@ -49,7 +52,7 @@ def tell_job(run_dir: Path, kind: Kind, text: str, rank: int = 0, step: int | No
         return
     job, restart = this_start(os.environ)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    line = json.dumps(asdict(Event(job, restart, kind, text, rank, socket.gethostname(), step, now))) + "\n"
+    line = json.dumps(asdict(Event(job, restart, kind, text, rank, node or this_node(os.environ), step, now))) + "\n"
     try:
         descriptor = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -67,9 +70,13 @@ def failures_told(run_dir: Path | None) -> Iterator[None]:
         yield
     except Exception as error:
         if run_dir is not None and not lost_a_peer(error):
-            kind = "config" if isinstance(error, UserError) else "stopped" if isinstance(error, TrainingStopped) else "crash"
-            words = str(error) if kind != "crash" else f"{type(error).__name__}: {one_line(error)}"
-            tell_job(run_dir, kind, words, int(os.environ.get("RANK", "0")))
+            rank = int(os.environ.get("RANK", "0"))
+            if isinstance(error, NodesUnfit):
+                for node, complaint in error.complaints.items() if rank == error.told_by else ():
+                    tell_job(run_dir, "node", complaint, rank, node=node)
+            else:
+                kind = "config" if isinstance(error, UserError) else "stopped" if isinstance(error, TrainingStopped) else "crash"
+                tell_job(run_dir, kind, str(error) if kind != "crash" else f"{type(error).__name__}: {one_line(error)}", rank)
         raise
 
 

@@ -43,7 +43,9 @@ def decide(events: Sequence[Event], code: int, terminated: bool, saved: Sequence
     if terminated:
         return Decision(False, f"told to end before it could save; goes on from step {saved[-1]}", exit_code=143)
     failure = next((event for kind in SERIOUS for event in events if event.kind == kind), None)
-    what = f"rank {failure.rank} on {failure.node}: {failure.text}" if failure else f"the launcher ended with {code} and no process said why: killed, or a node lost"
+    what = f"the launcher ended with {code} and no process said why: killed, or a node lost"
+    if failure:
+        what = f"{failure.node}: {failure.text}" if failure.kind == "node" else f"rank {failure.rank} on {failure.node}: {failure.text}"
     if failure and failure.kind == "config":
         return Decision(False, f"{failure.text}; not queued again, since it would come back", exit_code=2)
     in_vain = without_progress(saved)

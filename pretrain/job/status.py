@@ -1,6 +1,7 @@
 """`status`: where runs stand, from what lies in their directories."""
 
 import time
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -29,7 +30,7 @@ def print_status(runs: Sequence[Path]) -> None:
     Raises:
         UserError: a folder is no run directory.
     """
-    table = Table(Column("run", overflow="fold"), "state", "step", "loss", "tokens/s", "ETA", "restarts", "checkpoint", "job")
+    table = Table(Column("run", overflow="fold"), "state", "step", "loss", "tokens/s", "ETA", "slowest rank", "restarts", "checkpoint", "job")
     for run in runs:
         table.add_row(*status_of(run).values())
     Console().print(table)
@@ -52,10 +53,21 @@ def status_of(run: Path) -> dict[str, str]:
         "loss": f"{last['loss']:.4f}" if last else "",
         "tokens/s": f"{last['tokens_per_second']:,.0f}" if last else "",
         "ETA": f"{int(left // 3600)}:{int(left % 3600 // 60):02d}" if left else "",
+        "slowest rank": _slowest(rows[-RECENT:]),
         "restarts": str(last["restart"] if last else 0),
         "checkpoint": f"step {newest_step(run):,}" if newest_step(run) else "none",
         "job": events[-1].job if events else "",
     }
+
+
+def _slowest(rows: list[dict]) -> str:
+    """The rank that was slowest most often, if there are several, and by how much: a pipeline's last one has the head to compute, too."""
+    several = [row for row in rows if "slowest_rank" in row]
+    if not several:
+        return ""
+    (rank, node), _ = Counter((row["slowest_rank"], row["slowest_node"]) for row in several).most_common(1)[0]
+    ratio = median(row["slowest_over_median"] for row in several if row["slowest_rank"] == rank)
+    return f"{rank} on {node}, {ratio:.2f}x"
 
 
 def _state(rows: list[dict], wanted: int, pace: float, events: list) -> str:

@@ -16,10 +16,11 @@ from pretrain.config.run import Position
 from pretrain.observe.console import Console, Line
 from pretrain.observe.metrics import MetricsFile
 from pretrain.observe.report import write_report
+from pretrain.parallel.ranks import Ranks
 from pretrain.subnetwork import Path as LayerPath
 from pretrain.subnetwork.flops import expected_active
 
-NOT_SCALARS = {"step", "time"}
+NOT_SCALARS = {"step", "time", "slowest_node"}
 RECENT = 20
 """Steps over which the pace is measured."""
 
@@ -27,14 +28,14 @@ RECENT = 20
 class Observer:
     """Watches the loop of one rank."""
 
-    def __init__(self, run: Run, directory: Path, is_main: bool, device: torch.device, start: Position) -> None:
-        self.run, self.directory, self.device, self.start = run, directory, device, start
+    def __init__(self, run: Run, directory: Path, ranks: Ranks, start: Position) -> None:
+        self.run, self.directory, self.device, self.nodes, self.start = run, directory, ranks.device, ranks.nodes, start
         self.shape = run.recipe.shape
         self.pace: deque[float] = deque(maxlen=RECENT)
         self._mark = time.perf_counter()
         self._data_seconds = 0.0
-        self.is_main = is_main
-        if not is_main:
+        self.is_main = ranks.is_main
+        if not self.is_main:
             return
         self.metrics = MetricsFile(directory / "metrics.jsonl", start.step)
         self.layers_run = self._layers_run_before(start.step)
@@ -75,6 +76,7 @@ class Observer:
             "tflops_per_gpu": operations / seconds / run.world_size / 1e12,
             "peak_memory_gib": round(peak_memory_gib(self.device), 3),
             "restart": self.metrics.restarts,
+            **slowest(result.forward_seconds, self.nodes),
         }
         self._record(row)
         self.console.step(Line(run, row, self._eta(step)))
@@ -135,6 +137,14 @@ class Observer:
             for stage in self.run.method.stages
         )
         return median(self.pace) * remaining * self.run.tokens_per_step
+
+
+def slowest(seconds: Sequence[float], nodes: Sequence[str]) -> dict[str, Any]:
+    """The rank that took longest for its own work, and how much longer than the median rank; nothing if there is one rank."""
+    if len(seconds) == 1:
+        return {}
+    rank = max(range(len(seconds)), key=seconds.__getitem__)
+    return {"slowest_rank": rank, "slowest_node": nodes[rank], "slowest_over_median": round(seconds[rank] / median(seconds), 4)}
 
 
 def peak_memory_gib(device: torch.device) -> float:

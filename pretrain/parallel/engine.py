@@ -29,6 +29,7 @@ from pretrain.model.decoder import Decoder, build_chunks, transformer_config
 from pretrain.model.weights import initialize
 from pretrain.parallel.optimizer import WholeModel, clip, deepspeed_json, global_norm, mark_copies, parameter_groups
 from pretrain.parallel.ranks import Ranks
+from pretrain.parallel.stopwatch import Stopwatch
 from pretrain.subnetwork import Path, fingerprint
 
 
@@ -70,6 +71,8 @@ class StepResult:
     """Learning rate of this step's update."""
     targets: int
     """Target tokens of the global batch."""
+    forward_seconds: tuple[float, ...]
+    """That each rank spent in its own forward passes."""
 
 
 class Engine:
@@ -87,6 +90,7 @@ class Engine:
         self.whole = WholeModel(self.chunks)
         mark_copies(self.whole)
         self.stage = run.ds.zero_optimization.stage
+        self.stopwatch = Stopwatch(ranks.device)
         self.deepspeed, *_ = deepspeed.initialize(
             model=self.whole,
             model_parameters=parameter_groups(self.whole, run.ds.optimizer.params.weight_decay),
@@ -110,7 +114,7 @@ class Engine:
         self._forget_gradients()
         # DeepSpeed averages gradients over replicas, so each replica's part is scaled up by their number.
         sums = self.forward_backward(micro_batches, scale=self.run.data_parallel / targets)
-        losses = self._require_finite(step, [entry["sums"].sum() for entry in sums])
+        losses, forward_seconds = self._require_finite(step, [entry["sums"].sum() for entry in sums])
         self._complete_gradients()
         lr = self._set_learning_rate(step)
         grad_norm = self._update()
@@ -119,7 +123,7 @@ class Engine:
                 f"step {step}: the gradient's norm is not finite although the loss is; nothing of this step is saved; lower the "
                 "learning rate and start again, from the newest checkpoint"
             )
-        return StepResult(losses / targets, grad_norm, lr, targets)
+        return StepResult(losses / targets, grad_norm, lr, targets, forward_seconds)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> Evaluation:
@@ -127,6 +131,7 @@ class Engine:
         full = Path.full(self.run.recipe.model.num_layers)
         self._set_mode(training=False)
         entries = self.forward_backward([MicroBatch(batch, full) for batch in batches], scale=1.0, forward_only=True)
+        self.stopwatch.take()  # belongs to no step
         kinds = self.run.recipe.data.kinds
         totals = torch.zeros(2, len(kinds), dtype=torch.float64, device=self.ranks.device)
         for entry in entries:
@@ -169,7 +174,8 @@ class Engine:
             chunk.route.path = micro.path
             # ZeRO-2 and 3 reduce in the backward pass, which they only notice if their engine ran the forward one.
             model = self.deepspeed if self.stage >= 2 else chunk
-            output = model(on_device["tokens"], on_device["positions"], mask, labels=on_device["labels"])
+            with self.stopwatch.running():
+                output = model(on_device["tokens"], on_device["positions"], mask, labels=on_device["labels"])
 
             def loss(losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
                 """losses: [b, s]. Returns what is differentiated, the number of targets, and sums by denoiser."""
@@ -194,8 +200,11 @@ class Engine:
             forward_only=forward_only,
         )
 
-    def _require_finite(self, step: int, losses: list[Tensor]) -> float:
-        """Sum of the step's losses over all replicas; stops the run before the update if one is not finite."""
+    def _require_finite(self, step: int, losses: list[Tensor]) -> tuple[float, tuple[float, ...]]:
+        """Sum of the step's losses over all replicas, and seconds of each rank's forward passes.
+
+        Stops the run before the update if a loss is not finite.
+        """
         count = self.run.micro_batches
         mine = torch.zeros(count, dtype=torch.float64, device=self.ranks.device)
         if losses:
@@ -203,7 +212,11 @@ class Engine:
         table = torch.zeros(self.run.data_parallel, count, dtype=torch.float64, device=self.ranks.device)
         if _counts_for_replica():
             table[self.ranks.data_parallel_rank] = mine
-        dist.all_reduce(table)
+        seconds = torch.zeros(self.ranks.world_size, dtype=torch.float64, device=self.ranks.device)
+        seconds[self.ranks.rank] = self.stopwatch.take()
+        everything = torch.cat([table.flatten(), seconds])
+        dist.all_reduce(everything)
+        table, seconds = everything[: table.numel()].view_as(table), everything[table.numel() :]
         bad = (~torch.isfinite(table)).nonzero().tolist()
         if bad:
             replica, micro_batch = bad[0]
@@ -211,7 +224,7 @@ class Engine:
                 f"step {step}, micro-batch {micro_batch} of replica {replica}: the loss is {table[replica, micro_batch].item()}; "
                 "nothing was updated; the same command goes on from the newest checkpoint, if there is one"
             )
-        return float(table.sum())
+        return float(table.sum()), tuple(seconds.tolist())
 
     def _forget_gradients(self) -> None:
         """ZeRO-3 keeps the last gradient of a layer, and would apply it again where the layer is skipped."""

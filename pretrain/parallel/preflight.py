@@ -13,8 +13,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from pretrain.errors import TrainingStopped
-from pretrain.job.events import tell_job
+from pretrain.errors import NodesUnfit, TrainingStopped
 from pretrain.parallel.ranks import Ranks
 from pretrain.parallel.watchdog import Watchdog
 from pretrain.versions import versions
@@ -30,19 +29,15 @@ def preflight(ranks: Ranks, run_dir: Path) -> None:
     """To be called on all ranks when the groups are there.
 
     Raises:
-        TrainingStopped: names the nodes that are not fit, and why.
+        NodesUnfit: some nodes are not fit.
+        TrainingStopped: a group of ranks does not work.
     """
     watchdog = Watchdog(run_dir, ranks.rank, SECONDS)
     watchdog.alive()
     try:
-        complaint = _versions(ranks) or _memory(ranks) or _write_access(run_dir)
-        if complaint:
-            tell_job(run_dir, "node", complaint, ranks.rank)
-        complaints: list[str | None] = [None] * ranks.world_size
-        dist.all_gather_object(complaints, complaint and f"{socket.gethostname()}: {complaint}")
-        unfit = sorted({told for told in complaints if told})
+        unfit = ranks.complaints_by_node(_versions(ranks) or _memory(ranks) or _write_access(run_dir))
         if unfit:
-            raise TrainingStopped(f"not fit: {'; '.join(unfit)}")
+            raise NodesUnfit(unfit, ranks.nodes)
         _groups(ranks)
         if ranks.is_main and (free := shutil.disk_usage(run_dir).free) < LEAST_SPACE:
             print(f"WARNING: {run_dir}: {free / 2**20:.0f} MiB free there", flush=True)

@@ -1,11 +1,8 @@
 """This process among the others: rank, device, groups, and how the run is asked to stop."""
 
-import atexit
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +14,11 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config.recipe import Recipe
-from pretrain.errors import TrainingStopped, UserError
+from pretrain.errors import NodesUnfit, TrainingStopped, UserError
+from pretrain.parallel.caches import prepare_caches
 from pretrain.parallel.meeting import meet, parted
 from pretrain.parallel.watchdog import Watchdog
-from pretrain.place import Place
+from pretrain.place import Place, this_node
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cuda", "cpu"]
@@ -39,6 +37,8 @@ class Ranks:
     stopped_by: str | None = None
     """Name of the signal by which all ranks have agreed to stop."""
     watchdog: Watchdog | None = None
+    nodes: list[str] = field(default_factory=lambda: [this_node(os.environ)])
+    """The name of every rank's node."""
     _kept: list[Any] = field(default_factory=list)
 
     def keep(self, thing: Any) -> None:
@@ -100,6 +100,12 @@ class Ranks:
             raise type(first)(("" if everywhere else f"rank {', '.join(map(str, failed))}: ") + str(first))
         return result
 
+    def complaints_by_node(self, complaint: str | None) -> dict[str, str]:
+        """The first complaint of each node's ranks, on every rank; empty if there is none."""
+        told: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(told, complaint)
+        return {node: why for node, why in reversed(list(zip(self.nodes, told))) if why is not None}
+
     def asked_to_stop(self) -> bool:
         """True on every rank if a signal has reached any of them."""
         soon, now = self.any(signal.SIGUSR1 in self.signals, any(number != signal.SIGUSR1 for number in self.signals))
@@ -145,6 +151,26 @@ def choose_device(name: DeviceName) -> torch.device:
     return torch.device("cuda", local)
 
 
+def choose_device_together(ranks: Ranks, name: DeviceName) -> torch.device:
+    """The device of this rank, once every rank has one.
+
+    Raises:
+        UserError: every node lacks one: they were asked for wrongly.
+        NodesUnfit: other nodes have what some lack.
+    """
+    device, complaint = torch.device("cpu"), None
+    try:
+        device = choose_device(name)
+    except UserError as error:
+        complaint = str(error)
+    unfit = ranks.complaints_by_node(complaint)
+    if unfit and len(unfit) == len(set(ranks.nodes)):
+        raise UserError(next(iter(unfit.values())))
+    if unfit:
+        raise NodesUnfit(unfit, ranks.nodes)
+    return device
+
+
 def prepare_libraries(device: Literal["cuda", "cpu"]) -> None:
     """What DeepSpeed reads when it is imported, and silence for notices that tell a user of this program nothing.
 
@@ -153,10 +179,7 @@ def prepare_libraries(device: Literal["cuda", "cpu"]) -> None:
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, also where no launcher set it
-    # A killed job leaves a lock in the shared cache, on which the next one would wait for ever.
-    if "TORCH_EXTENSIONS_DIR" not in os.environ:
-        os.environ["TORCH_EXTENSIONS_DIR"] = tempfile.mkdtemp(prefix="torch-extensions-")
-        atexit.register(shutil.rmtree, os.environ["TORCH_EXTENSIONS_DIR"], ignore_errors=True)
+    prepare_caches()
     warnings.filterwarnings("ignore", module=r"megatron\.")
     from deepspeed.utils import logger
 
@@ -171,14 +194,16 @@ def join(device: DeviceName, place: Place, folder: Path) -> Iterator[Ranks]:
         folder: that all nodes see.
 
     Raises:
-        UserError: a rank has no device.
+        UserError: there are no devices for the ranks.
+        NodesUnfit: some nodes lack devices that others have.
         TrainingStopped: some process did not come.
     """
     backend = "gloo" if device_type(device) == "cpu" or torch.version.cuda is None else "cpu:gloo,cuda:nccl"
     meet(place, folder, backend)
     try:
-        ranks = Ranks(place.rank, place.world_size, torch.device("cpu"))
-        ranks.device = ranks.together(lambda: choose_device(device))
+        ranks = Ranks(place.rank, place.world_size, torch.device("cpu"), nodes=[""] * place.world_size)
+        dist.all_gather_object(ranks.nodes, this_node(os.environ))
+        ranks.device = choose_device_together(ranks, device)
         parted(place, folder)
         yield ranks
     finally:

@@ -1,6 +1,7 @@
 """A node that is not like the others, or cannot write, is found before anything is trained."""
 
 import pytest
+import torch
 
 from tests.dist.test_train import PP2, only_on_rank_1
 
@@ -12,6 +13,12 @@ def refused(project, tmp_path, command: str) -> str:
     _, errors = process.communicate(timeout=90)
     assert process.returncode != 0 and not (tmp_path / "run" / "metrics.jsonl").exists()
     return errors
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is no CPU build")
+@pytest.mark.parametrize("where, words", [("export SLURMD_NODENAME=n2", "stopped: not fit: n2: --device cuda: this torch"), ("true", "error: --device cuda: this torch")])
+def test_a_node_without_devices_is_named_and_a_wish_that_no_node_can_fulfil_is_a_mistake(project, tmp_path, where, words):
+    assert words in refused(project, tmp_path, f'{where}; set -- "$@" --device cuda')
 
 
 def test_another_version_on_one_node_is_named(project, tmp_path):

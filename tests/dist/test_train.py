@@ -1,14 +1,18 @@
 """Several processes as torchrun starts them: killed, resumed, refused."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
+import statistics
 import sys
 import time
 
 import psutil
 import pytest
 
+from pretrain.job.status import status_of
 from tests.dist.launch import pretrain, ranks_of, torchrun
 
 pytestmark = pytest.mark.dist
@@ -84,6 +88,25 @@ def test_a_launcher_that_is_killed_while_its_ranks_start_leaves_none(project, tm
     process.kill()
     assert not psutil.wait_procs(ranks.values(), timeout=60)[1]
     process.communicate(timeout=60)
+
+
+def test_the_slowest_rank_is_named(project, tmp_path):
+    """Two replicas, one of which is stopped for most of the time."""
+    run_dir = tmp_path / "run"
+    process = pretrain(project, run_dir, 2, "--device", "cpu")
+    wait_for(run_dir, 4, process)
+    victim = ranks_of(process)[1]
+    with contextlib.suppress(psutil.NoSuchProcess):  # it is done
+        while process.poll() is None:
+            victim.suspend()
+            time.sleep(0.03)
+            victim.resume()
+            time.sleep(0.01)
+    assert process.wait() == 0
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    slow = [row["slowest_over_median"] for row in rows if row.get("slowest_rank") == 1 and row["step"] > 5]
+    assert len(slow) >= 10 and statistics.median(slow) > 1.2
+    assert f"1 on {socket.gethostname()}" in status_of(run_dir)["slowest rank"]
 
 
 def only_on_rank_1(command: str, *words, **how) -> list[str]:

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from pretrain.errors import TrainingStopped, UserError
+from pretrain.errors import NodesUnfit, TrainingStopped, UserError
 from pretrain.job import log
 from pretrain.job.events import Event, failures_told, read_events, tell_job
 from pretrain.job.policy import decide, without_progress
@@ -31,7 +31,7 @@ def event(kind: str, text: str = "", rank: int = 0, node: str = "n1", step: int 
         ([event("stopped", "disk full")], 1, False, [5, 5, 10], True, 0, "from step 10 (failure 1 of 3"),
         ([event("hung", "no step for 600 s", 0), event("hung", "no step for 600 s", 2)], 70, False, [5], True, 0, "rank 0 on n1: no step for 600 s"),
         ([event("stopped", "a peer", 1), event("crash", "KeyError: x", 2, "n2")], 1, False, [5], True, 0, "rank 1 on n1: a peer"),
-        ([event("node", "no GPU is visible", 3, "n4")], 1, False, [5], True, 0, "queued again from step 5, without n4"),
+        ([event("node", "no GPU is visible", 3, "n4")], 1, False, [5], True, 0, "n4: no GPU is visible; queued again from step 5, without n4"),
         ([], 137, False, [5], True, 0, "the launcher ended with 137 and no process said why"),
     ],
 )
@@ -57,6 +57,16 @@ def test_what_ends_a_process_is_told(job, tmp_path, error, kind):
         raise error
     (told,) = read_events(tmp_path)
     assert (told.job, told.restart, told.kind, told.rank, told.node) == ("7", 2, kind, 3, socket.gethostname())
+
+
+def test_a_node_that_is_not_fit_is_told_by_the_first_rank_of_one_that_is(job, tmp_path, monkeypatch):
+    """It may be unable to write."""
+    for rank, node in enumerate(nodes := ["n1", "n1", "n2", "n2", "n3"]):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("SLURMD_NODENAME", node)
+        with pytest.raises(NodesUnfit, match="not fit: n1: no GPU; n3: too old"), failures_told(tmp_path):
+            raise NodesUnfit({"n3": "too old", "n1": "no GPU"}, nodes)
+    assert [(told.kind, told.node, told.text, told.rank) for told in read_events(tmp_path)] == [("node", "n3", "too old", 2), ("node", "n1", "no GPU", 2)]
 
 
 def test_the_loss_of_another_process_is_not(job, tmp_path):

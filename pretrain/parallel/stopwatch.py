@@ -1,0 +1,37 @@
+"""How long this rank computes, apart from the time in which it waits for others: what tells a slow rank from those that it holds up."""
+
+import time
+from contextlib import contextmanager
+from typing import Iterator
+
+import torch
+
+
+class Stopwatch:
+    """Adds up the time of pieces of work, on the device's own clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        if self.on_gpu:  # the host is ahead of the device, which notes when it gets here
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            begin = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - begin
+
+    def take(self) -> float:
+        """Seconds since this was last asked; waits for the device to be through with what was timed."""
+        for begin, end in self._events:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000
+        seconds, self._seconds, self._events = self._seconds, 0.0, []
+        return seconds
