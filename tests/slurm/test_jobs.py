@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import problem_of
 from tests.dist.launch import pretrain
-from tests.slurm.conftest import PROJECT
+from tests.slurm.conftest import PROJECT, SMALL, Job
 
 pytestmark = [pytest.mark.slurm, pytest.mark.dist]
 TP2_PP2 = ("--parallel.tensor", "2", "--parallel.pipeline", "2")
@@ -128,6 +130,69 @@ def test_data_is_prepared_on_two_nodes_as_by_one_process(submit, cluster, home, 
     encode(str(home / "train.jsonl"), load_tokenizer(home / "tokenizer"), tmp_path / "one" / "x")
     for end in (".bin", ".idx", ".json"):
         assert (tmp_path / "two" / f"x{end}").read_bytes() == (tmp_path / "one" / f"x{end}").read_bytes()
+
+
+def test_by_hand_from_an_edited_script_it_is_checked_and_submitted(cluster, project, unbroken, tmp_path):
+    """As a user does it: a few lines at the top are edited. Nothing of the environment goes along."""
+    home = own_copy(tmp_path)
+    script = home / "slurm" / "pretrain_ul2.sh"
+    edits = {"nodes=4": "nodes=2", "ntasks-per-node=8": "ntasks-per-node=1", "#SBATCH --gpus-per-node=8": "##", "cpus-per-task=8": "cpus-per-task=1", "time=24:00:00": "time=10:00"}
+    edits |= {"RECIPE=ul2_1.6b": f'RECIPE="{project.recipe}"', "# PYTHON=/path/to/python": f"PYTHON={sys.executable}"}
+    text = script.read_text()
+    for old, new in edits.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    script.write_text(text)
+    words = ["--ds-config", project.ds, "--run-dir", "its run", *TWO, "--device", "cpu", "--steps", "40"]
+    environment = {**cluster.environment, "SBATCH_EXPORT": "NONE"}
+    environment.pop("PYTHON")
+    done = subprocess.run(["bash", script, *words], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    number = re.search(r"Submitted batch job (\d+)", done.stdout)[1]
+    job = Job(cluster, number, tmp_path / "its run", tmp_path / f"ul2-{number}.out")
+    assert job.wait() == "COMPLETED", job.story()
+    require_same(job.run_dir, unbroken)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_not_fit_is_left_out(submit, cluster, unbroken, tmp_path):
+    """Its mount of the run directory is read-only."""
+    if not (cluster.root / "ns").exists():
+        pytest.skip("nodes have no mounts of their own here")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    slurmd = (cluster.root / "run" / "slurmd.n2.pid").read_text().strip()
+    there = f"nsenter --target {slurmd} --mount"
+    cluster.shell(f"{there} mount --bind '{run_dir}' '{run_dir}' && {there} mount -o remount,bind,ro '{run_dir}'")
+    try:
+        job = submit(*TWO, "--steps", "40", sbatch=ONE_EACH, run_dir=run_dir)
+        assert job.wait() == "COMPLETED", job.story()
+    finally:
+        cluster.shell(f"{there} umount '{run_dir}'")
+    require_same(run_dir, unbroken)
+    story = (run_dir / "job.log").read_text()
+    assert "tasks on n[1-2]" in story and f"n2: cannot write to {run_dir}" in story and "queued again from step 0, without n2" in story
+    assert (run_dir / "bad_nodes").read_text() == "n2\n" and job.nodes() == ["n1", "n3"] and job.facts()["ExcNodeList"] == "n2"
+
+
+@pytest.mark.slow
+def test_where_slurm_does_not_queue_it_again_the_job_says_so(submit, unbroken):
+    job = submit(*TWO, "--steps", "40", "--save-every", "100", sbatch=(*ONE_EACH, "--no-requeue"))
+    job.wait_for_step(15)
+    job.signal("USR1")
+    assert job.wait() == "FAILED", job.story()
+    assert (job.run_dir / "job.log").read_text().endswith("SLURM does not queue it again; the same command goes on\n")
+    again = submit(*TWO, "--steps", "40", "--save-every", "100", sbatch=(*ONE_EACH, "--no-requeue"))
+    assert again.wait() == "COMPLETED", again.story()
+    require_same(again.run_dir, unbroken)
+
+
+@pytest.mark.slow
+def test_within_salloc_the_script_runs_where_it_is(cluster, project, unbroken, tmp_path):
+    words = ["--recipe", project.recipe, "--ds-config", project.ds, "--run-dir", tmp_path / "run", *TWO, "--device", "cpu", "--steps", "40"]
+    done = cluster.run("salloc", *SMALL, *ONE_EACH, "bash", PROJECT / "slurm" / "pretrain_ul2.sh", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    require_same(tmp_path / "run", unbroken)
 
 
 @pytest.mark.slow
