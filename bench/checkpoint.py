@@ -36,13 +36,14 @@ STEP_SECONDS = 0.1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--recipe", default="ul2_124m")
+    parser.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; default: where temporary files are")
     parser.add_argument("--out", type=Path, default=HOME / "results")
     args = parser.parse_args()
     device = torch.device(device_type("auto"))
     prepare_libraries(device.type)
-    run = read_run(args.recipe, [("--keep-checkpoints", "1")])
+    run = read_run(args.recipe, [("--keep-checkpoints", "1")], args.ds_config)
     dist.init_process_group("gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
     make_groups(run.recipe, device)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

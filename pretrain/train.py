@@ -24,7 +24,7 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
         saver = Saver(run, engine, directory, tokenizer)
         start = resume(run, saver.contents, directory, tokenizer, options.resume, options.changing)  # step 0 when there is nothing to resume
         data.go_on_from(start)
-        watch = ranks.together(lambda: Observer(run, directory.path, ranks, start))
+        watch = ranks.together(lambda: Observer(run, directory.path, ranks.is_main, ranks.device, ranks.nodes, start))
         done, last = start.step, options.last_step(run)
         with closing(data), closing(watch), saver:  # ends when the newest checkpoint is on disk
             for step in range(done + 1, last + 1):

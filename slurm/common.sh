@@ -4,6 +4,8 @@
 GRACE=600 # seconds, more than any site gives a preempted job
 PYTHON=${PYTHON:-$PRETRAIN_HOME/.venv/bin/python}
 LAUNCH=("${LAUNCH[@]}")
+# --export=ALL: the tasks get this environment, however the job was submitted. One task a GPU; binding is SLURM's.
+SRUN=(srun --export=ALL --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --mpi=none)
 
 # Python from the given copy of the code, whatever folder we are in: -P keeps that folder out of its path.
 python_of() {
@@ -117,9 +119,7 @@ train() {
   export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=${TORCH_NCCL_DEBUG_INFO_TEMP_FILE:-$RUN_DIR/nccl_trace_rank_}
   trap '[[ -n $step ]] && kill -USR1 "$step" 2>/dev/null' USR1
   trap 'terminated=1; [[ -n $step ]] && kill -TERM "$step" 2>/dev/null' TERM
-  # --export=ALL: the tasks get this environment, however the job was submitted. One task a GPU; binding is SLURM's.
-  PYTHONPATH=$code srun --export=ALL --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --mpi=none \
-    ${LAUNCH[@]+"${LAUNCH[@]}"} "$PYTHON" -P -m pretrain train "$RECIPE" --run-dir "$RUN_DIR" ${OPTIONS[@]+"${OPTIONS[@]}"} &
+  PYTHONPATH=$code "${SRUN[@]}" ${LAUNCH[@]+"${LAUNCH[@]}"} "$PYTHON" -P -m pretrain train "$RECIPE" --run-dir "$RUN_DIR" ${OPTIONS[@]+"${OPTIONS[@]}"} &
   step=$!
   while kill -0 "$step" 2>/dev/null; do # a signal ends `wait`, not the step
     status=0

@@ -39,3 +39,19 @@ def test_mpiexec_needs_no_address(project, tmp_path):
     done = subprocess.run([mpiexec, "-n", "2", *map(str, words), "--parallel.tensor", "2", "--stop-at", "2"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "2 processes, started by mpiexec" in done.stdout and "ended after step 2 of 20" in done.stdout
+
+
+def test_threads_are_those_that_slurm_was_asked_for(monkeypatch):
+    from pretrain.parallel.ranks import cpus_of_this_rank
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    for name in ("SLURM_STEP_ID", "SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert cpus_of_this_rank() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cpus_of_this_rank() == 4
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert cpus_of_this_rank() == 3
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert cpus_of_this_rank() == 4, "torchrun within a task has divided it"

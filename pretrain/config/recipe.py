@@ -240,7 +240,7 @@ class Recipe(Strict):
     watchdog_seconds: Annotated[Number, Field(gt=0)] = 600.0
     """With several ranks: the longest that a step or an evaluation may take. Then every rank writes its stack to RUN/stacks/ and ends."""
     threads: Positive | None = None
-    """CPU threads of a rank; on CPU they decide the order of sums. None: the cores divided among the node's ranks."""
+    """CPU threads of a rank; on CPU they decide the order of sums. None: the cores divided among the ranks of a node, or what SLURM gives a task."""
 
     @property
     def shape(self) -> Shape:

@@ -16,7 +16,6 @@ from pretrain.config.run import Position
 from pretrain.observe.console import Console, Line
 from pretrain.observe.metrics import MetricsFile
 from pretrain.observe.report import write_report
-from pretrain.parallel.ranks import Ranks
 from pretrain.subnetwork import Path as LayerPath
 from pretrain.subnetwork.flops import expected_active
 
@@ -28,14 +27,15 @@ RECENT = 20
 class Observer:
     """Watches the loop of one rank."""
 
-    def __init__(self, run: Run, directory: Path, ranks: Ranks, start: Position) -> None:
-        self.run, self.directory, self.device, self.nodes, self.start = run, directory, ranks.device, ranks.nodes, start
+    def __init__(self, run: Run, directory: Path, is_main: bool, device: torch.device, nodes: Sequence[str], start: Position) -> None:
+        """nodes: the name of every rank's."""
+        self.run, self.directory, self.device, self.nodes, self.start = run, directory, device, nodes, start
         self.shape = run.recipe.shape
         self.pace: deque[float] = deque(maxlen=RECENT)
         self._mark = time.perf_counter()
         self._data_seconds = 0.0
-        self.is_main = ranks.is_main
-        if not self.is_main:
+        self.is_main = is_main
+        if not is_main:
             return
         self.metrics = MetricsFile(directory / "metrics.jsonl", start.step)
         self.layers_run = self._layers_run_before(start.step)

@@ -219,8 +219,7 @@ def launch(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
     """
     if recipe.model.attention == "flex" and ranks.device.type != "cuda":
         raise UserError("model.attention flex is for GPUs (it has no backward pass on CPU); pass --model.attention sdpa")
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(recipe.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    torch.set_num_threads(recipe.threads or cpus_of_this_rank())
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -235,6 +234,13 @@ def launch(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
         if ranks.watchdog is not None:
             ranks.watchdog.close()
         destroy_groups()
+
+
+def cpus_of_this_rank() -> int:
+    """Its share of those that the process may use, and no more than SLURM was asked for: not every site binds tasks to theirs."""
+    share = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    under_srun = "SLURM_STEP_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    return min(share, int(os.environ["SLURM_CPUS_PER_TASK"])) if under_srun and "SLURM_CPUS_PER_TASK" in os.environ else share
 
 
 def make_groups(recipe: Recipe, device: torch.device) -> None:

@@ -258,3 +258,19 @@ def test_failures_without_progress_end_the_job_with_the_reason(submit):
     assert job.wait(seconds=300) == "FAILED", job.story()
     story = (job.run_dir / "job.log").read_text()
     assert story.count("queued again") == 2 and "3 starts in a row brought no newer checkpoint than step 0" in story
+
+
+@pytest.mark.slow
+def test_acceptance(cluster, tmp_path):
+    """What anybody may run on a cluster of their own."""
+    words = ["--out", "its results", "--device", "cpu", "--rounds", "1"]
+    done = cluster.run("sbatch", "--parsable", *SMALL, *ONE_EACH, "--time=20:00", PROJECT / "slurm" / "acceptance.sh", *words, cwd=tmp_path)
+    state = cluster.wait(number := done.stdout.strip(), seconds=600)
+    told = (tmp_path / f"acceptance-{number}.out").read_text()
+    found = json.loads((tmp_path / "its results" / "acceptance.json").read_text())
+    good = {part["name"]: part["good"] for part in found["parts"]}
+    assert list(good) == ["collectives", "parity", "kill and resume", "path speed"]
+    assert all(good[name] for name in good if name != "path speed"), told  # one round beside other tests is no measure of speed
+    assert found["parts"][3]["facts"]["ratios"].keys() == {"DP2", "PP2"}, told
+    assert state == ("COMPLETED" if all(good.values()) else "FAILED") and found["line"] in told
+    assert found["parts"][1]["facts"].keys() == {"DP2", "TP2", "PP2"}

@@ -1,0 +1,244 @@
+"""Does everything work on this cluster? For slurm/acceptance.sh, which calls it within a job.
+
+    python -m bench.acceptance --out DIR [--device auto|cuda|cpu] -- srun WORDS... python -P
+
+What follows `--` starts a module on all tasks of the job. Collectives, the same losses on every layout as in one process, the time that skipped
+layers save, and a run that is killed and resumed; each has a log in DIR. Writes DIR/acceptance.json, and a line for docs/tested_on.md.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Callable, Sequence
+
+from bench.path_speed import Result
+from pretrain.errors import TrainingStopped
+from pretrain.observe.metrics import read_rows, training_rows
+from pretrain.parallel.ranks import device_type
+from pretrain.versions import commit
+
+STEPS, KILLED_AFTER = 20, 10
+LEARNING_RATE = 3e-4
+"""A tenth of the quick start's: its own makes single steps so steep, as a stage begins, that rounding comes out a thousand times larger."""
+TOLERANCE = 1e-4
+"""Between the losses of two layouts, in fp32."""
+PART_SECONDS = 400
+LARGER = "--model.hidden_size 2048 --model.num_attention_heads 16 --model.ffn_hidden_size 5632 --data.sequence_length 1024 --ds.bf16.enabled true"
+"""Of path_speed's model on GPUs, which would be waiting for the CPU otherwise."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tasks are used; what is left over is replicas."""
+
+    tensor: int = 1
+    pipeline: int = 1
+
+    @property
+    def options(self) -> list[str]:
+        return ["--parallel.tensor", str(self.tensor), "--parallel.pipeline", str(self.pipeline)]
+
+    def name(self, tasks: int) -> str:
+        sizes = {"TP": self.tensor, "PP": self.pipeline, "DP": tasks // (self.tensor * self.pipeline)}
+        return "x".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "one"
+
+
+def layouts(tasks: int, tasks_per_node: int) -> list[Layout]:
+    """Those that the tasks can form; tensor ranks over several nodes only if nodes have one task."""
+    wanted = [Layout(), Layout(tensor=2), Layout(pipeline=2), Layout(tensor=4), Layout(tensor=2, pipeline=2)]
+    widest = max(2, tasks_per_node)
+    return [layout for layout in wanted if tasks % (layout.tensor * layout.pipeline) == 0 and layout.tensor <= widest]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What came of one part."""
+
+    name: str
+    good: bool
+    words: str
+    """In a line: what was measured, or what went wrong."""
+    facts: dict = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Failed(Exception):
+    """A part did not do what it should; the message says what."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The allocation that this runs in."""
+
+    number: str
+    tasks: int
+    nodes: int
+    out: Path
+    device: str
+    rounds: int
+    """Of path_speed."""
+    launcher: Sequence[str]
+
+    @property
+    def layouts(self) -> list[Layout]:
+        return layouts(self.tasks, self.tasks // self.nodes)
+
+    def start(self, name: str, *words: object, alone: bool = False) -> subprocess.Popen:
+        """A step of the job, its output in DIR/NAME.log; on one task if alone."""
+        srun, *rest = self.launcher
+        few = ["--nodes=1", "--ntasks=1"] if alone else []
+        command = [srun, f"--job-name={name}", *few, *rest, *map(str, words)]
+        environment = {**os.environ, "PRETRAIN_CACHE": str(self.out / "data")}  # all nodes see that one
+        with (self.out / f"{name}.log").open("w") as log:
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    def finish(self, name: str, process: subprocess.Popen) -> None:
+        """Wait for a step.
+
+        Raises:
+            Failed: it took too long, or ended badly.
+        """
+        try:
+            code = process.wait(PART_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+            raise Failed(f"took longer than {PART_SECONDS} s; {self.out / name}.log") from None
+        if code:
+            told = [line for line in (self.out / f"{name}.log").read_text(errors="replace").splitlines() if re.search("error|stopped|Error", line)]
+            raise Failed(f"ended with {code}: {told[0].strip() if told else 'no word why'}; {self.out / name}.log")
+
+    def train(self, name: str, layout: Layout, alone: bool = False) -> subprocess.Popen:
+        """The quick start's model, in fp32, for a few steps."""
+        batch = 2 * self.tasks * -(-8 // self.tasks)  # whatever the layout, replicas divide it, and so do two paths
+        sizes = ["--ds.train_batch_size", batch, "--ds.train_micro_batch_size_per_gpu", 1, "--steps", STEPS, "--save-every", 6]
+        sizes += ["--ds.optimizer.params.lr", LEARNING_RATE, "--ds.scheduler.params.warmup_num_steps", 5]
+        return self.start(name, "-m", "pretrain", "train", "ul2_tiny", "--run-dir", self.out / name, "--device", self.device, *sizes, *layout.options, alone=alone)
+
+    def losses(self, name: str) -> list[float]:
+        return [row["loss"] for row in training_rows(read_rows(self.out / name / "metrics.jsonl"))]
+
+
+def collectives(job: Job) -> Part:
+    """Right results everywhere, at which bandwidth."""
+    job.finish("collectives", job.start("collectives", "-m", "bench.collectives", "--out", job.out / "collectives.json", "--device", job.device))
+    facts = json.loads((job.out / "collectives.json").read_text())
+    best = max((row for row in facts["rows"] if row["operation"] == "all_reduce" and row["group"] == "all ranks"), key=lambda row: row["bytes"])
+    return Part("collectives", True, f"right; all_reduce of {best['bytes'] / 2**20:.0f} MiB at {best['gigabytes_per_second']:.2f} GB/s", facts)
+
+
+def parity(job: Job) -> Part:
+    """Every layout has the losses of one process."""
+    job.finish("one_process", job.train("one_process", Layout(), alone=True))
+    reference, far = job.losses("one_process"), {}
+    for layout in job.layouts:
+        name = layout.name(job.tasks)
+        job.finish(name, job.train(name, layout))
+        far[name] = furthest(job.losses(name), reference)
+    words = ", ".join(f"{name} {distance:.1e}" for name, distance in far.items())
+    return Part("parity", max(far.values()) <= TOLERANCE, f"losses of {STEPS} steps within {words} of one process (at most {TOLERANCE:g})", far)
+
+
+def furthest(found: Sequence[float], reference: Sequence[float]) -> float:
+    """Largest difference between two runs' losses.
+
+    Raises:
+        Failed: they do not have the same steps.
+    """
+    if len(found) != len(reference):
+        raise Failed(f"{len(found)} steps instead of {len(reference)}")
+    return max(abs(a - b) for a, b in zip(found, reference))
+
+
+def kill_and_resume(job: Job) -> Part:
+    """SIGKILL for all tasks amid a run; the same command again gives the losses of the unbroken run."""
+    layout = job.layouts[-1]
+    name = "killed"
+    process, deadline = job.train(name, layout), time.time() + PART_SECONDS
+    while len(job.losses(name) if (job.out / name / "metrics.jsonl").exists() else []) < KILLED_AFTER:
+        if process.poll() is not None or time.time() > deadline:
+            process.kill()
+            raise Failed(f"did not come to step {KILLED_AFTER}; {job.out / name}.log")
+        time.sleep(0.1)
+    steps = subprocess.run(["squeue", "--steps", "--noheader", "--jobs", job.number, "--format", "%i %j"], capture_output=True, text=True, check=True).stdout
+    (step,) = re.findall(rf"(\S+) {name}$", steps, re.MULTILINE)
+    subprocess.run(["scancel", "--signal=KILL", step], check=True)
+    process.wait(PART_SECONDS)
+    before = len(job.losses(name))
+    if before >= STEPS:
+        raise Failed("it was done before it was killed")
+    job.finish("resumed", job.train(name, layout))
+    far = furthest(job.losses(name), job.losses(layout.name(job.tasks)))
+    words = f"{layout.name(job.tasks)} killed after step {before}, resumed: losses within {far:.1e} of the unbroken run's"
+    return Part("kill and resume", far <= TOLERANCE, words, {"killed_after": before, "distance": far})
+
+
+def path_speed(job: Job) -> Part:
+    """Half the layers take the share of the time that their operations promise."""
+    larger = LARGER.split() if job.device == "cuda" else []
+    ratios, bars = {}, {}
+    for layout in dict.fromkeys([job.layouts[0], job.layouts[-1]]):
+        name = f"path_speed_{layout.name(job.tasks)}"
+        batch = ["--ds.train_micro_batch_size_per_gpu", 2, "--ds.train_batch_size", 8 * (job.tasks // (layout.tensor * layout.pipeline))]
+        folder = job.out / name
+        job.finish(name, job.start(name, "-m", "bench.path_speed", "--rounds", job.rounds, "--out", folder, "--device", job.device, *layout.options, *batch, *larger))
+        result = Result(**json.loads(next(folder.glob("*.json")).read_text()))
+        ratios[layout.name(job.tasks)] = result.ratio("half", "all") / result.ideal
+        bars[layout.name(job.tasks)] = result.bar
+    words = ", ".join(f"{name} {ratio:.3f} (at most {bars[name]:g})" for name, ratio in ratios.items())
+    good = all(ratio <= bars[name] for name, ratio in ratios.items())
+    return Part("path speed", good, f"half the layers, measured over ideal: {words}", {"ratios": ratios, "bars": bars})
+
+
+def judged(part: Callable[[Job], Part], job: Job) -> Part:
+    """What came of a part, told as it comes."""
+    name, began = part.__name__.replace("_", " "), time.time()
+    try:
+        result = part(job)
+    except (Failed, TrainingStopped, OSError, ValueError, subprocess.SubprocessError) as error:
+        result = Part(name, False, str(error))
+    print(f"{'ok    ' if result.good else 'FAILED'}  {name}: {result.words}  ({time.time() - began:.0f} s)", flush=True)
+    return Part(name, result.good, result.words, result.facts, round(time.time() - began, 1))
+
+
+def line(job: Job, parts: Sequence[Part]) -> str:
+    """Of the table in docs/tested_on.md."""
+    hardware = next((part.facts["device"] for part in parts if "device" in part.facts), "unknown device")
+    nccl = next((f", NCCL {part.facts['nccl']}" for part in parts if part.facts.get("nccl")), "")
+    results = "; ".join(part.words if part.good else f"**{part.name}: {part.words}**" for part in parts)
+    return f"| {date.today()} | {job.nodes} nodes, {job.tasks} tasks, {hardware} | torch {version('torch')}{nccl} | {short(commit())} | {results} |"
+
+
+def short(commit: str) -> str:
+    return commit[:12] + "-dirty" * commit.endswith("-dirty")
+
+
+def main() -> int:
+    """0 if everything holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--rounds", type=int, default=8, help="of path_speed")
+    parser.add_argument("launcher", nargs="+")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    number, tasks, nodes = (os.environ[name] for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_JOB_NUM_NODES"))
+    job = Job(number, int(tasks), int(nodes), args.out.absolute(), device_type(args.device), args.rounds, args.launcher)
+    parts = [judged(part, job) for part in (collectives, parity, kill_and_resume, path_speed)]
+    good = all(part.good for part in parts)
+    told = line(job, parts)
+    (job.out / "acceptance.json").write_text(json.dumps({"good": good, "line": told, "parts": [asdict(part) for part in parts]}, indent=1) + "\n")
+    print(f"\n{job.out / 'acceptance.json'}; the line for docs/tested_on.md:\n{told}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

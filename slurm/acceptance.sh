@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Does everything work on this cluster? A quarter of an hour: collectives, the same losses on every layout as in one process, a run that is killed and
+# resumed, the time that skipped layers save. Writes DIR/acceptance.json and a line for docs/tested_on.md; please send it.
+#
+#   sbatch slurm/acceptance.sh [--out DIR]
+#
+#SBATCH --job-name=acceptance
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8            # one task a GPU
+#SBATCH --gpus-per-node=8              # remove on a cluster of CPUs
+#SBATCH --cpus-per-task=8
+#SBATCH --time=0:40:00
+#SBATCH --output=%x-%j.out
+
+# ---- what differs between sites ------------------------------------------------------------------------------------
+##SBATCH --account=NAME
+##SBATCH --partition=NAME
+# PRETRAIN_HOME=/path/to/this/repository         # found by itself, unless the script was copied elsewhere
+# PYTHON=/path/to/python                         # .venv/bin/python of the repository, unless given
+# LAUNCH=(apptainer exec --nv image.sif)         # put before python: a container that brings its own torch
+# module load cuda                               # what the site asks for
+# export NCCL_SOCKET_IFNAME=hsn0                 # the interconnect, where NCCL does not find it
+# --------------------------------------------------------------------------------------------------------------------
+
+set -euo pipefail
+if [[ -n ${SLURM_JOB_ID:-} && -z ${PRETRAIN_HOME:-} ]]; then # SLURM runs a copy of this file: ask where it came from
+  PRETRAIN_HOME=$(scontrol show job "$SLURM_JOB_ID" | sed -nE 's#^ *Command=(.*)/slurm/[^/]+\.sh( .*)?$#\1#p')
+fi
+PRETRAIN_HOME=${PRETRAIN_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+# shellcheck source=slurm/common.sh
+source "$PRETRAIN_HOME/slurm/common.sh"
+[[ -n ${SLURM_JOB_ID:-} ]] || exec sbatch "$0" "$@"
+export PYTHONPATH=$PRETRAIN_HOME
+exec "$PYTHON" -P -m bench.acceptance --out "acceptance-$SLURM_JOB_ID" "$@" -- "${SRUN[@]}" ${LAUNCH[@]+"${LAUNCH[@]}"} "$PYTHON" -P
