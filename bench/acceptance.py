@@ -187,7 +187,8 @@ def path_speed(job: Job) -> Part:
     ratios, bars = {}, {}
     for layout in dict.fromkeys([job.layouts[0], job.layouts[-1]]):
         name = f"path_speed_{layout.name(job.tasks)}"
-        batch = ["--ds.train_micro_batch_size_per_gpu", 2, "--ds.train_batch_size", 8 * (job.tasks // (layout.tensor * layout.pipeline))]
+        samples = (16 if layout.pipeline > 1 else 8) * (job.tasks // (layout.tensor * layout.pipeline))  # a pipeline of few micro-batches is mostly empty
+        batch = ["--ds.train_micro_batch_size_per_gpu", 4, "--ds.train_batch_size", samples]
         folder = job.out / name
         job.finish(name, job.start(name, "-m", "bench.path_speed", "--rounds", job.rounds, "--out", folder, "--device", job.device, *layout.options, *batch, *larger))
         result = Result(**json.loads(next(folder.glob("*.json")).read_text()))
