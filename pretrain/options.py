@@ -40,6 +40,7 @@ class TrainOptions:
         def claim() -> RunDirectory:
             directory = RunDirectory(self.run_dir or Path(f"runs/{run.name}-{run.method.name}-{datetime.now():%Y%m%d-%H%M%S}"))
             print(f"{directory.path}\n{self.place.in_words()}", flush=True)
+            print("".join(f"{notice}\n" for notice in run.notices), end="", flush=True)
             ranks.keep(directory.lock())
             directory.claim(run, self.resume, self.changing)
             return directory

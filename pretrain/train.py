@@ -28,13 +28,15 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
         done, last = start.step, options.last_step(run)
         with closing(data), closing(watch), saver:  # ends when the newest checkpoint is on disk
             for step in range(done + 1, last + 1):
+                if copies := run.method.copies(step):
+                    saver.grow(start, done, copies)  # stacking and midas: a stage begins
                 paths = run.method.paths(step)  # which layers each part of the batch runs
                 batches = data.batch(step)
                 watch.data_ready()
                 result = engine.step(step, batches, paths)
                 watch.step(step, result, paths)
                 if run.evaluates(step):
-                    watch.evaluation(step, engine.evaluate(data.held_out()))  # all layers, always
+                    watch.evaluation(step, engine.evaluate(data.held_out(), run.method.whole(step)))  # all layers, always
                 stop = ranks.asked_to_stop()  # a signal reached some rank
                 saver.check()  # what was begun some steps ago may be done, or have failed
                 if run.saves(step) or stop or step == last:

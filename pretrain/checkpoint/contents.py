@@ -1,5 +1,6 @@
 """What a checkpoint keeps of the engine, and how it comes back."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pretrain.checkpoint.reader import Reader
 from pretrain.errors import UserError
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.shards import Shard, masters_changed, moments, own_shards
+from pretrain.subnetwork.methods.base import Copies
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,11 @@ class Contents:
             torch.cuda.synchronize()
 
     @torch.no_grad()
-    def load(self, folder: Path, manifest: Manifest) -> None:
+    def load(self, folder: Path, manifest: Manifest, copies: Copies | None = None) -> None:
         """Read what this rank keeps, and nothing else, from a checkpoint written on any layout; `loaded` is to follow.
+
+        Args:
+            copies: if given, only layers that become copies of others, read under the others' names.
 
         Raises:
             UserError: it lacks something, or is of another model.
@@ -76,10 +81,13 @@ class Contents:
         try:
             with Reader(folder, manifest) as reader:
                 for name, piece in by_name.items():
+                    source = name if copies is None else _copied(name, dict(copies))
+                    if source is None:
+                        continue
                     numbers = {"weight": piece.shard.master, **moments(self.engine.deepspeed, piece.shard.master)}
                     for kind in KINDS:
                         target = np.empty(piece.shard.length, dtype=np.float32)
-                        reader.read(name, kind, piece.fragment, target)
+                        reader.read(source, kind, piece.fragment, target)
                         piece.shard.view(numbers[kind]).copy_(torch.from_numpy(target))
         except ValueError as error:
             raise UserError(f"{folder}: {error}") from None
@@ -87,6 +95,12 @@ class Contents:
     def loaded(self, step: int) -> None:
         """To be called on all ranks when all of them have loaded."""
         masters_changed(self.engine.deepspeed, [piece.shard for piece in self.kept], step)
+
+
+def _copied(name: str, copies: dict[int, int]) -> str | None:
+    """The parameter that this one becomes a copy of."""
+    match = re.fullmatch(r"(decoder\.layers\.)(\d+)(\..+)", name)
+    return f"{match[1]}{copies[int(match[2])]}{match[3]}" if match and int(match[2]) in copies else None
 
 
 def _piece(shard: Shard) -> Piece:

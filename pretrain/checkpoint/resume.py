@@ -57,7 +57,7 @@ def resume(
             write_whole(directory.path / TAKEN, choice + "\n")
 
     ranks.on_main(take_over)
-    return Position(manifest.step, manifest.samples)
+    return Position(manifest.step, manifest.samples, folder)
 
 
 def _taken(directory: RunDirectory) -> str | None:

@@ -13,13 +13,14 @@ import torch.distributed as dist
 
 from pretrain.checkpoint.contents import Contents
 from pretrain.checkpoint.directory import RunDirectory, provenance, prune, seal
-from pretrain.checkpoint.manifest import FORMAT, Manifest, TensorFileFacts, as_facts
+from pretrain.checkpoint.manifest import FORMAT, Manifest, TensorFileFacts, as_facts, read_manifest
 from pretrain.checkpoint.tensors import write_tensors
 from pretrain.config import Run
 from pretrain.config.run import Position
 from pretrain.config.strict import one_line
 from pretrain.errors import TrainingStopped
 from pretrain.parallel.engine import Engine
+from pretrain.subnetwork.methods.base import Copies
 
 SLOW_SECONDS = 10.0
 """Of waiting, after which it is told, and told again."""
@@ -97,6 +98,32 @@ class Saver:
             if self._pending is not None and waited - told > SLOW_SECONDS and self.engine.ranks.is_main:
                 told = waited
                 print(f"WARNING: training waits for checkpoint {self._pending.folder}, for {waited:.0f} s so far; the file system is slow", flush=True)
+
+    def grow(self, start: Position, done: int, copies: Copies) -> None:
+        """Make layers copies of others, weights and moments, as they are after step `done`.
+
+        Read from the checkpoint of that step, which every layout can: the layers may be with other ranks.
+
+        Args:
+            start: from where this process went on.
+
+        Raises:
+            TrainingStopped: there is no such checkpoint, because it could not be written.
+        """
+        self.finish()
+        ranks, folder = self.engine.ranks, start.checkpoint if start.step == done and start.checkpoint else self.directory.checkpoint(done)
+
+        def manifest() -> Manifest:
+            try:
+                return read_manifest(folder)
+            except ValueError as error:
+                raise OSError(errno.ENODATA, f"layers are to be copied from it: {error}", str(folder)) from None
+
+        facts = ranks.on_main(manifest)
+        ranks.together(lambda: self.contents.load(folder, facts, copies))
+        self.contents.loaded(done)
+        if ranks.is_main:
+            print(f"step {done + 1}: layers {', '.join(str(new) for new, _ in copies)} begin as copies of {', '.join(str(old) for _, old in copies)}", flush=True)
 
     def _seal(self, save: "_Save") -> None:
         """All ranks have written their files: rank 0 makes a checkpoint of them."""

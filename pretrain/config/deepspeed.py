@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pretrain.config.recipe import Count, Number, Positive
 from pretrain.config.strict import Strict
-from pretrain.subnetwork.methods import MethodName
+from pretrain.subnetwork.methods import KEYS, RESIDUAL_SCALE, MethodName
 from pretrain.subnetwork.path import ResidualScale, Sampler
 
 Auto = Literal["auto"]
@@ -152,13 +152,24 @@ class Zero(Strict):
     }  # fmt: skip
 
 
+FORMER = "progressive_layer_drop"
+"""DeepSpeed's key, until it removed it."""
+
+
 class ProgressiveSubnetwork(Strict):
     """Which part of the network each step trains. A block of ours, after DeepSpeed's former progressive_layer_drop."""
 
     method: MethodName = "raptr"
-    """full: all layers in every step, whatever else this block says. raptr: random paths that grow in stages."""
+    """full: all layers in every step, whatever else this block says. raptr: random paths that grow in stages. constant: random paths of one
+    length. pld: progressive layer dropping. ild_dts: dropping that fades. stacking, midas: a shallow model that grows by copies of its layers."""
     path_lengths: tuple[int, ...] = ()
     """Active layers of each stage, as a list or "6-8-10-12". The last stage usually trains all layers."""
+    theta: Number | None = None
+    """Of pld: what the mean share of active layers tends to is (1 + theta) / 2; 0.5 if left out."""
+    gamma: Number | None = None
+    """Of pld: how fast, a step; 0.001 if left out."""
+    q_max: Number | None = None
+    """Of ild_dts: how often the last layer is dropped in the first step; 0.6 if left out."""
     stage_fractions: Annotated[tuple[Number, ...], Field(strict=False)] | None = None
     """Share of the steps of each stage; equal if left out, as in the paper's BERT runs."""
     full_model_first_fraction: Annotated[Number, Field(ge=0, lt=1)] = 0.0
@@ -175,7 +186,8 @@ class ProgressiveSubnetwork(Strict):
     """How many different paths one global batch runs. More paths give every layer a gradient more often; each must
     cover whole micro-batches."""
     residual_scale: ResidualScale = "none"
-    """Factor on the residual branches of an active layer in training, from its probability to be active."""
+    """Factor on the residual branches of an active layer in training, from its probability to be active. Of pld and ild_dts "1/keep" if left
+    out, of the others "none"."""
     path_seed: Count | None = None
     """Seed of the paths; the run's seed if left out."""
 
@@ -191,11 +203,29 @@ class ProgressiveSubnetwork(Strict):
         except ValueError:
             raise ValueError('write whole numbers with dashes, as in "6-8-10-12", or a list') from None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _scale(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("method") in RESIDUAL_SCALE:
+            return {"residual_scale": RESIDUAL_SCALE[data["method"]], **data}
+        return data
+
     @model_validator(mode="after")
     def _complete(self) -> "ProgressiveSubnetwork":
-        if self.method == "raptr" and not self.path_lengths:
-            raise ValueError('method "raptr" needs "path_lengths", as in "6-8-10-12"')
+        if self.method == "full":
+            return self
+        taken = KEYS[self.method]
+        foreign = [key for key, field in type(self).model_fields.items() if key not in ("method", *taken) and getattr(self, key) != field.default]
+        if foreign:
+            raise ValueError(f'method "{self.method}" has no {", ".join(foreign)}; it takes {", ".join(taken)}')
+        if "path_lengths" in taken and not self.path_lengths:
+            raise ValueError(f'method "{self.method}" needs "path_lengths", as in "{"9" if self.method == "constant" else "6-8-10-12"}"')
         return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As `make_method` takes them."""
+        return {key: value for key in KEYS.get(self.method, ()) if (value := getattr(self, key)) is not None}
 
 
 class DeepSpeedConfig(Strict):
@@ -222,9 +252,22 @@ class DeepSpeedConfig(Strict):
     progressive_subnetwork: ProgressiveSubnetwork = ProgressiveSubnetwork(method="full")
     """Which layers a step trains; all of them if left out."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _former_name(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or FORMER not in data:
+            return data
+        block, rest = data[FORMER], {key: value for key, value in data.items() if key != FORMER}
+        if "progressive_subnetwork" in rest:
+            raise ValueError(f'"{FORMER}" and "progressive_subnetwork" say the same; keep the latter')
+        if not isinstance(block, dict) or block.keys() - {"enabled", "theta", "gamma"}:
+            raise ValueError(f'"{FORMER}" has the keys enabled, theta and gamma')
+        settings = {key: block[key] for key in ("theta", "gamma") if key in block}
+        return {**rest, "progressive_subnetwork": {"method": "pld", **settings} if block.get("enabled", True) else {"method": "full"}}
+
     foreign: ClassVar[dict[str, str]] = {
         "fp16": "fp16 is not supported; use bf16 or leave both out for fp32",
-        "progressive_layer_drop": 'DeepSpeed removed it; see "progressive_subnetwork"',
+        FORMER: 'write "progressive_subnetwork.method" pld',  # in a file it is understood
         "managed_gradient_accumulation": "it is set by this program; remove it",
         "activation_checkpointing": 'it is set in the recipe, as "model.recompute"; remove it',
         "sequence_parallel_size": 'the layout is set in the recipe, under "parallel"; remove it',

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from pretrain.config.checks import check
-from pretrain.config.deepspeed import DeepSpeedConfig
+from pretrain.config.deepspeed import FORMER, DeepSpeedConfig
 from pretrain.config.recipe import Recipe, find_recipe
 from pretrain.config.strict import COMMAND_LINE, parse, read_json, read_yaml, set_key
 from pretrain.errors import UserError
@@ -25,6 +25,8 @@ class Position:
     """The last one that was trained."""
     samples: int = 0
     """Packed samples consumed so far: with the seed, the whole state of the data."""
+    checkpoint: Path | None = None
+    """From which the run has gone on, if it stands there."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Run:
     recipe_file: str
     ds_file: str
     world_size: int = 1
+    notices: tuple[str, ...] = ()
+    """What the user should know of how the files were read."""
 
     @property
     def steps(self) -> int:
@@ -76,21 +80,9 @@ class Run:
     @cached_property
     def method(self) -> Method:
         block = self.ds.progressive_subnetwork
+        settings = {"path_seed": self.recipe.seed, **block.settings}
         try:
-            return make_method(
-                block.method,
-                layers=self.recipe.model.num_layers,
-                steps=self.steps,
-                path_lengths=block.path_lengths,
-                stage_fractions=block.stage_fractions,
-                full_model_first_fraction=block.full_model_first_fraction,
-                fixed_layers=block.fixed_layers,
-                sampler=block.sampler,
-                balance_groups=block.balance_groups,
-                paths_per_step=block.paths_per_step,
-                residual_scale=block.residual_scale,
-                path_seed=self.recipe.seed if block.path_seed is None else block.path_seed,
-            )
+            return make_method(block.method, layers=self.recipe.model.num_layers, steps=self.steps, **settings)
         except ValueError as error:
             raise UserError(f'{self.ds_file}: "progressive_subnetwork": {error}') from None
 
@@ -104,7 +96,8 @@ class Run:
         return {**layout, "data": self.data_parallel, "zero_stage": self.ds.zero_optimization.stage}
 
     def saves(self, step: int) -> bool:
-        return step % self.recipe.save_every == 0 or step == self.steps
+        """Growth reads the layers that it copies from the checkpoint before it."""
+        return step % self.recipe.save_every == 0 or step == self.steps or bool(self.method.copies(step + 1))
 
     def evaluates(self, step: int) -> bool:
         return step % self.recipe.eval_every == 0 or step == self.steps
@@ -171,7 +164,13 @@ def parse_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str 
     if tokens is not None:
         steps = _steps(tokens, ds.train_batch_size * parsed.data.sequence_length)
         parsed = parsed.model_copy(update={"steps": steps})
-    return Run(parsed.name or recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), parsed.parallel.model_ranks if world_size is None else world_size)
+    ranks = parsed.parallel.model_ranks if world_size is None else world_size
+    notices = ()
+    if FORMER in ds_data:
+        block = ds.progressive_subnetwork
+        means = f'"method": "pld", "theta": {block.settings.get("theta", 0.5):g}, "gamma": {block.settings.get("gamma", 0.001):g}' if block.method == "pld" else '"method": "full"'
+        notices = (f'{ds_path}: "{FORMER}", which DeepSpeed has removed, is taken for "progressive_subnetwork": {{{means}}}',)
+    return Run(parsed.name or recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), ranks, notices)
 
 
 def _source(path: Path, overrides: Sequence[tuple[str, str]], prefix: str) -> str:

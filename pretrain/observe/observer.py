@@ -17,7 +17,6 @@ from pretrain.observe.console import Console, Line
 from pretrain.observe.metrics import MetricsFile
 from pretrain.observe.report import write_report
 from pretrain.subnetwork import Path as LayerPath
-from pretrain.subnetwork.flops import expected_active
 
 NOT_SCALARS = {"step", "time", "slowest_node"}
 RECENT = 20
@@ -92,7 +91,9 @@ class Observer:
         self._record({"step": step, "eval_loss": result.loss, **modes, **denoisers, **sources})
         shown = {**(result.by_mode or (result.by_denoiser if len(result.by_denoiser) > 1 else {})), **(result.by_source if sources else {})}
         parts = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        self.console.say(f"step {step}/{self.run.steps}  held-out loss {result.loss:.4f} (all layers)  {parts}".rstrip())
+        count = self.run.method.whole(step).length
+        which = "all layers" if count == self.run.recipe.model.num_layers else f"the {count} layers there are"
+        self.console.say(f"step {step}/{self.run.steps}  held-out loss {result.loss:.4f} ({which})  {parts}".rstrip())
 
     def saved(self, step: int) -> None:
         """Called when a checkpoint has been begun; the time that the loop waited for it belongs to no step."""
@@ -132,10 +133,12 @@ class Observer:
         """Remaining operations at the recent pace: later stages take longer a step, and the estimate knows it."""
         if len(self.pace) < 2:
             return None
-        remaining = sum(
-            max(0, stage.last_step - max(step, stage.first_step - 1)) * self.shape.token(float(expected_active(self.run.method, stage)))
-            for stage in self.run.method.stages
-        )
+        remaining = 0.0
+        for stage in self.run.method.stages:
+            first = max(step + 1, stage.first_step)
+            if first <= stage.last_step:
+                active = sum(self.run.method.keep(first, stage.last_step))
+                remaining += (stage.last_step - first + 1) * self.shape.token(float(active))
         return median(self.pace) * remaining * self.run.tokens_per_step
 
 

@@ -126,11 +126,11 @@ class Engine:
         return StepResult(losses / targets, grad_norm, lr, targets, forward_seconds)
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[Batch]) -> Evaluation:
-        """Losses with all layers active."""
-        full = Path.full(self.run.recipe.model.num_layers)
+    def evaluate(self, batches: Sequence[Batch], path: Path | None = None) -> Evaluation:
+        """Losses through a path, by default with all layers active."""
+        whole = path or Path.full(self.run.recipe.model.num_layers)
         self._set_mode(training=False)
-        entries = self.forward_backward([MicroBatch(batch, full) for batch in batches], scale=1.0, forward_only=True)
+        entries = self.forward_backward([MicroBatch(batch, whole) for batch in batches], scale=1.0, forward_only=True)
         self.stopwatch.take()  # belongs to no step
         kinds = self.run.recipe.data.kinds
         totals = torch.zeros(2, len(kinds), dtype=torch.float64, device=self.ranks.device)

@@ -16,6 +16,8 @@ from pretrain.plan.balance import spread
 from pretrain.plan.cost import USABLE, Cluster, fits, hours, speed, suggest, why_not_plain
 from pretrain.plan.memory import GIB, rank_memory
 from pretrain.subnetwork.flops import expected_active, savings
+from pretrain.subnetwork.methods.independent import Independent
+from pretrain.subnetwork.methods.raptr import Raptr
 
 MOST_SUGGESTIONS = 12
 UNBALANCED = 1.02
@@ -63,9 +65,10 @@ def count_parameters(run: Run) -> dict[str, int]:
 
 def warnings(run: Run) -> Iterator[str]:
     """What can run, but probably should not."""
+    yield from run.notices
     layers, method = run.recipe.model.num_layers, run.method
-    for stage in method.stages:
-        keep = method.keep(stage)
+    for stage in method.stages if isinstance(method, Raptr) else ():
+        keep = method.keep(stage.first_step, stage.last_step)
         free = [(layer, p) for layer, p in enumerate(keep) if p != 1]
         if not free:
             continue
@@ -82,7 +85,7 @@ def warnings(run: Run) -> Iterator[str]:
     warm_up = run.ds.scheduler.params.warmup_num_steps if run.ds.scheduler else 0
     if warm_up >= run.steps:
         yield f"the learning rate warms up for {warm_up} steps, longer than the run; lower scheduler.params.warmup_num_steps"
-    if method.stages[-1].path_length < layers:
+    if method.name == "raptr" and method.stages[-1].path_length < layers:
         yield f"the last stage runs {method.stages[-1].path_length} of {layers} layers; RaPTr ends with the full model"
 
 
@@ -98,18 +101,20 @@ def _room(run: Run, cluster: Cluster) -> Iterator[str]:
 
 
 def _independent_draws(run: Run) -> Iterator[str]:
-    """bernoulli: replicas that run different paths at a time wait for the longest."""
+    """Replicas that run different paths at a time wait for the longest."""
     block = run.ds.progressive_subnetwork
     at_once = min(run.data_parallel, block.paths_per_step)
-    if block.method != "raptr" or block.sampler != "bernoulli" or at_once == 1:
+    independent = isinstance(run.method, Independent) or (isinstance(run.method, Raptr) and block.sampler == "bernoulli")
+    if not independent or at_once == 1:
         return
     for stage in run.method.stages:
-        keep = [float(p) for p in run.method.keep(stage)]
+        keep = [float(p) for p in run.method.keep(stage.first_step, stage.last_step)]
         mean, longest = sum(keep), expected_longest(keep, at_once)
         if longest > 1.05 * mean:
             yield (
                 f"stage {stage.index}: paths are drawn independently, and the longest of {at_once} at a time has about "
-                f"{longest:.1f} layers where the mean is {mean:g}; the slowest replica sets the pace, exact and balanced avoid it"
+                f"{longest:.1f} layers where the mean is {mean:.3g}; the slowest replica sets the pace"
+                + (", exact and balanced avoid it" if isinstance(run.method, Raptr) else "; fewer paths_per_step lessen it")
             )
 
 
@@ -130,10 +135,8 @@ def _balance(run: Run) -> Iterator[str]:
     uneven = {stage.index: spread(run, stage).busiest(p.pipeline) for stage in run.method.stages}
     worst = max(uneven, key=uneven.__getitem__)
     if uneven[worst] > UNBALANCED:
-        yield (
-            f"paths are not balanced over {p.pipeline} pipeline ranks: in stage {worst} the busiest one runs {uneven[worst]:.2f} times the "
-            f'mean, and sets the pace; use "sampler": "balanced" with balance_groups a multiple of {p.pipeline} that divides the path lengths'
-        )
+        mend = f'; use "sampler": "balanced" with balance_groups a multiple of {p.pipeline} that divides the path lengths' if isinstance(run.method, Raptr) else ""
+        yield f"paths are not balanced over {p.pipeline} pipeline ranks: in stage {worst} the busiest one runs {uneven[worst]:.2f} times the mean, and sets the pace{mend}"
 
 
 def _size(run: Run) -> Table:
@@ -174,10 +177,10 @@ def _stages(run: Run) -> Table:
         table.add_row(
             str(stage.index),
             f"{stage.first_step:,} to {stage.last_step:,}",
-            f"{float(expected_active(run.method, stage)):g} of {run.recipe.model.num_layers}",
+            f"{float(expected_active(run.method, stage)):.4g} of {run.recipe.model.num_layers}",
             f"{100 * float(saved.layer_flops):.0f} %",
             f"{100 * saved.model_flops:.0f} %",
-            _ranges(run.method.keep(stage)),
+            _ranges(run.method.keep(stage.first_step, stage.last_step)),
         )
     return table
 

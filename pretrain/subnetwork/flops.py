@@ -55,8 +55,8 @@ def ideal_ratio(shape: Shape, active: float) -> float:
 
 
 def expected_active(method: Method, stage: Stage) -> Fraction:
-    """Expected number of active layers in a step of `stage`."""
-    return sum(method.keep(stage), Fraction(0))
+    """Expected number of active layers in a step of `stage`, mean over its steps."""
+    return sum(method.keep(stage.first_step, stage.last_step), Fraction(0))
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,7 @@ class Scheme:
     @cached_property
     def scales(self) -> tuple[float, ...]:
         """Factor on an active layer's residual branches; 1 for a layer that is always active."""
-        exponent = {"none": 0.0, "1/keep": 1.0, "1/sqrt(keep)": 0.5}[self.residual_scale]
-        return tuple(1.0 if p in (0, 1) else float(p) ** -exponent for p in self.keep)
+        return tuple(scale_of(p, self.residual_scale) for p in self.keep)
 
     @property
     def group_size(self) -> int:
@@ -125,12 +124,11 @@ def draw(scheme: Scheme, step: int, index: int) -> Path:
     takes a uniform subset of k layers. `balanced` is ours (docs/paths.md): k layers, evenly spread over groups of
     neighbouring layers, so that pipeline ranks that own whole groups have equal work.
     """
+    if scheme.sampler == "bernoulli":
+        return draw_each(scheme.keep, scheme.scales, scheme.seed, step, index)
     rank = {layer: _hash(scheme.seed, step, index, layer) for layer in range(scheme.layers)}
     chosen = set(scheme.fixed)
-    if scheme.sampler == "bernoulli":
-        keep = scheme.keep
-        chosen |= {n for n in rank if rank[n] * keep[n].denominator < keep[n].numerator << 64}
-    elif scheme.sampler == "exact":
+    if scheme.sampler == "exact":
         chosen |= _first(range(scheme.layers), scheme.length, rank, chosen)
     else:
         low, eligible, rest = scheme._shares
@@ -143,6 +141,18 @@ def draw(scheme: Scheme, step: int, index: int) -> Path:
         for j, count in enumerate(share):
             chosen |= _first(scheme.group(j), count, rank, chosen)
     return Path(tuple(n in chosen for n in range(scheme.layers)), scheme.scales)
+
+
+def draw_each(keep: Sequence[Fraction], scales: tuple[float, ...], seed: int, step: int, index: int) -> Path:
+    """Path `index` of step `step`, each layer active by itself with its probability."""
+    active = tuple(_hash(seed, step, index, n) * p.denominator < p.numerator << 64 for n, p in enumerate(keep))
+    return Path(active, scales)
+
+
+def scale_of(keep: Fraction, convention: ResidualScale) -> float:
+    """Factor on the residual branches of a layer that is active with this probability; 1 if it always is."""
+    exponent = {"none": 0.0, "1/keep": 1.0, "1/sqrt(keep)": 0.5}[convention]
+    return 1.0 if keep in (0, 1) else float(keep) ** -exponent
 
 
 def fingerprint(step: int, paths: Sequence[Path]) -> int:

@@ -1,0 +1,48 @@
+"""Methods that give every layer a probability of its own in every step, and draw each layer by itself."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pretrain.subnetwork.methods.base import Method, Settings
+from pretrain.subnetwork.path import Path, ResidualScale, draw_each, scale_of
+from pretrain.subnetwork.schedule import Stage
+
+GRAIN = 2**32
+"""Probabilities are whole multiples of 1/GRAIN, so that the last bits of a machine's `exp` decide nothing."""
+
+
+@dataclass(frozen=True)
+class Independent(Method):
+    """No fixed layers, one stage."""
+
+    residual_scale: ResidualScale
+    paths_per_step: int
+    path_seed: int
+
+    @abstractmethod
+    def pace(self, first: int, last: int) -> float:
+        """By which probabilities change over the run, mean over steps; counted from 1."""
+
+    @abstractmethod
+    def probability(self, layer: int, pace: float) -> float:
+        """Of a layer, counted from 0, to be active; linear in `pace`, so that a mean pace gives a mean probability."""
+
+    def keep(self, first: int, last: int) -> tuple[Fraction, ...]:
+        pace = self.pace(first, last)
+        return tuple(Fraction(round(self.probability(layer, pace) * GRAIN), GRAIN) for layer in range(self.layers))
+
+    def paths(self, step: int) -> tuple[Path, ...]:
+        keep = self.keep(step, step)
+        scales = tuple(scale_of(p, self.residual_scale) for p in keep)
+        return tuple(draw_each(keep, scales, self.path_seed, step, index) for index in range(self.paths_per_step))
+
+
+def made(kind: type[Independent], settings: Settings, name: str, *own: float) -> Independent:
+    """With its one stage, whose length is the mean over the run."""
+
+    def with_length(length: int) -> Independent:
+        stage = Stage(1, 1, settings.steps, length)
+        return kind(name, settings.layers, (stage,), settings.residual_scale, settings.paths_per_step, settings.path_seed, *own)
+
+    return with_length(round(sum(with_length(settings.layers).keep(1, settings.steps))))
