@@ -46,8 +46,8 @@ def _method(run: Run) -> str:
     block = run.ds.progressive_subnetwork
     if block.method == "full":
         return "full: all layers in every step"
-    lengths = "-".join(map(str, block.path_lengths))
-    return f"{block.method}, path lengths {lengths}, sampler {block.sampler}, {block.paths_per_step} paths a step (arXiv 2402.05913)"
+    shown = {**block.settings, "path_lengths": "-".join(map(str, block.path_lengths))} if block.path_lengths else block.settings
+    return f"{block.method}: {', '.join(f'{key} {value}' for key, value in shown.items())}" + " (arXiv 2402.05913)" * (block.method == "raptr")
 
 
 def _measured(path: Path, step: int) -> list[tuple[str, str]]:

@@ -38,6 +38,9 @@ def export(path: Path, to: Path, dtype: torch.dtype = torch.float32) -> Path:
         raise UserError(f"--to {to}: exists; remove it or choose another folder")
     folder, manifest = _newest_good(path)
     run = run_of(folder, manifest)
+    there = run.method.whole(manifest.step).length
+    if there < run.recipe.model.num_layers:
+        raise UserError(f"{folder}: has {there} of its {run.recipe.model.num_layers} layers so far; export a checkpoint of the last stage, which begins at step {run.method.stages[-1].first_step}")
     tokenizer, is_bert = tokenizer_of(run), run.recipe.data.objective == "mlm"
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise UserError(f"{tokenizer.directory}: not the tokenizer by which {folder} was trained; restore it")

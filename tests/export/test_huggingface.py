@@ -20,7 +20,8 @@ from pretrain.export.huggingface import export
 from pretrain.model.attention import dense_mask
 from pretrain.parallel.engine import Engine
 from pretrain.subnetwork import Path as LayerPath
-from tests.conftest import BERT
+from tests.conftest import BERT, DS, Project
+from tests.runs import train
 
 TOLERANCE = 1e-4
 RECIPES = {"ul2": {}, "gpt": {"data.objective": "causal"}, "gpt, untied": {"data.objective": "causal", "model.tied_embeddings": "false"}, "bert": BERT}
@@ -101,7 +102,7 @@ def test_the_tokenizer_makes_the_same_tokens(exported):
 
 def test_the_model_card_says_what_was_done(exported):
     card = (exported.folder / "README.md").read_text()
-    assert "raptr, path lengths 4-6-8" in card and "| step | 2 of 20 |" in card and "AdamW" in card
+    assert "raptr: path_lengths 4-6-8" in card and "| step | 2 of 20 |" in card and "AdamW" in card
     config = json.loads((exported.folder / "config.json").read_text())
     assert config["vocab_size"] == exported.run.recipe.model.vocab_size and config["dtype"] == "float32"
 
@@ -123,3 +124,13 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(exported, tmp_pat
     with pytest.raises(UserError, match="holds no checkpoint"):
         export(tmp_path, tmp_path / "hf")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_still_growing_is_not_exported(project, tmp_path):
+    ds = tmp_path / "ds.json"
+    ds.write_text(json.dumps({**DS, "progressive_subnetwork": {"method": "stacking", "path_lengths": "4-8"}}))
+    growing = Project(project.home, project.recipe, ds)
+    assert train(growing, tmp_path / "run", "--stop-at", "10").returncode == 0
+    with pytest.raises(UserError, match="has 4 of its 8 layers so far; export a checkpoint of the last stage, which begins at step 11"):
+        export(tmp_path / "run", tmp_path / "to")
+    assert not (tmp_path / "to").exists()
