@@ -18,7 +18,7 @@ from pretrain.job.events import failures_told, tell_job
 from pretrain.place import find_place
 
 TRAIN_OPTIONS = ("run-dir", "resume", "resume-changing", "stop-at", "device", "ds-config")
-PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", *TRAIN_OPTIONS)
+PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", "target-speedup", *TRAIN_OPTIONS)
 INSPECT_OPTIONS = ("step", "out", "ds-config")
 DEFAULT_GPU, DEFAULT_MFU = "h100", 0.4
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
@@ -233,7 +233,7 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
     if args.nodes is not None:
         cluster = Cluster(args.nodes, args.gpus_per_node, args.gpu, args.mfu, args.price_per_gpu_hour)
     if problem is None:
-        print_plan(run, cluster, args.suggest)
+        print_plan(run, cluster, args.suggest, args.target_speedup)
         return 0
     print(f"this layout cannot run: {problem}\n")
     return 0 if print_suggestions(run, cluster) else 2
@@ -254,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--gpu", default=DEFAULT_GPU, help="a100-40gb, a100-80gb, h100, h200, b200, mi300x")
             command.add_argument("--mfu", type=float, default=DEFAULT_MFU, help=f"share of the GPU's peak that training reaches; {DEFAULT_MFU}")
             command.add_argument("--price-per-gpu-hour", type=float)
+            command.add_argument("--target-speedup", type=float, metavar="FACTOR", help="propose path lengths for so many times fewer layer FLOPs, as 1.33")
             command.add_argument("--suggest", action="store_true", help="rank the layouts that can run there")
             command = command.add_argument_group("accepted, so that the words for train can be checked")
         command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/RECIPE-METHOD-DATETIME")

@@ -15,28 +15,38 @@ from pretrain.parallel.ranks import destroy_groups, make_groups
 from pretrain.plan.balance import spread
 from pretrain.plan.cost import USABLE, Cluster, fits, hours, speed, suggest, why_not_plain
 from pretrain.plan.memory import GIB, rank_memory
+from pretrain.plan.target import Offer, offers
 from pretrain.subnetwork.flops import expected_active, savings
 from pretrain.subnetwork.methods.independent import Independent
 from pretrain.subnetwork.methods.raptr import Raptr
 
 MOST_SUGGESTIONS = 12
+PAPERS_MOST = 1.33
+"""Times fewer layer operations, of BERT (arXiv 2402.05913)."""
 UNBALANCED = 1.02
 """Active layers of the busiest pipeline rank over the mean beyond which `plan` warns."""
 UNEVEN = Fraction(1, 4)
 """Relative distance of a layer's probability from the uniform one beyond which `plan` warns."""
 
 
-def print_plan(run: Run, cluster: Cluster | None = None, suggestions: bool = False) -> None:
-    """Build the model on the meta device, which allocates nothing, and show what the run would do."""
+def print_plan(run: Run, cluster: Cluster | None = None, suggestions: bool = False, target: float | None = None) -> None:
+    """Build the model on the meta device, which allocates nothing, and show what the run would do.
+
+    Args:
+        target: how many times fewer layer operations path lengths are to be proposed for.
+    """
+    proposed = [] if target is None else offers(run, target)  # what cannot be fulfilled is told first
     console = _console()
     tables = [_size(run), _batches(run), _stages(run), _savings(run), _ranks(run)]
     if cluster is not None:
         tables.append(_cost(run, cluster))
         if suggestions:
             tables.append(_suggestions(run, cluster))
+    if proposed:
+        tables.append(_target(proposed, target))
     for table in tables:
         console.print(table)
-    for warning in [*warnings(run), *([] if cluster is None else _room(run, cluster))]:
+    for warning in [*warnings(run), *([] if cluster is None else _room(run, cluster)), *(_of_target(proposed, target) if proposed else [])]:
         console.print(f"warning: {warning}")
     console.print("everything that can be checked without data holds")
 
@@ -237,6 +247,36 @@ def _suggestions(run: Run, cluster: Cluster) -> Table:
             "yes" if s.fits else "no", f"{s.seconds / found[0].seconds:.2f}", f"{1 / speed(s.run).ratio:.2f}x",
         )  # fmt: skip
     return table
+
+
+def _target(proposed: list[Offer], target: float) -> Table:
+    table = _table(f"for {target:g} times fewer layer FLOPs", "method", "path lengths", "fewer layer FLOPs", "ideal speed-up of this layout", "busiest pipeline rank's layers over the mean, by stage")
+    for offer in proposed:
+        if offer.run is None:
+            table.add_row(offer.what, f"cannot run so: {offer.why}", "", "", "")
+        else:
+            lengths = "-".join(map(str, offer.run.ds.progressive_subnetwork.path_lengths))
+            ranks = offer.run.recipe.parallel.pipeline
+            busiest = " ".join(f"{spread(offer.run, stage).busiest(ranks):.2f}" for stage in offer.run.method.stages)
+            table.add_row(offer.what, lengths, f"{offer.layer_factor:.2f}x", f"{offer.ideal:.2f}x", busiest)
+    return table
+
+
+def _of_target(proposed: list[Offer], target: float) -> Iterator[str]:
+    """What hurts about the first offer."""
+    first = proposed[0]
+    if first.run is None:
+        return
+    layers, lengths = first.run.recipe.model.num_layers, first.run.ds.progressive_subnetwork.path_lengths
+    if abs(first.layer_factor / target - 1) > 0.02:
+        yield f"no schedule of whole layers comes nearer to {target:g} than {first.layer_factor:.2f}"
+    if lengths[0] < layers / 2:
+        yield f"the first stage would run {lengths[0]} of {layers} layers; the paper's schedules begin with half or more, and less is untested"
+    if target > PAPERS_MOST:
+        yield f"the paper reports {PAPERS_MOST:g} times fewer layer FLOPs at most; what more costs in loss is not known"
+    for warning in warnings(first.run):
+        if warning not in first.run.notices:
+            yield f"with {first.what}: {warning}"
 
 
 def _console() -> Console:

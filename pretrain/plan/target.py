@@ -1,0 +1,83 @@
+"""`plan --target-speedup`: path lengths for a share of the layers' operations, and what they buy on this layout beside the alternatives."""
+
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
+from math import comb
+from typing import Any
+
+from pretrain.config import Run
+from pretrain.config.strict import COMMAND_LINE
+from pretrain.errors import UserError
+from pretrain.plan.cost import speed
+from pretrain.subnetwork.flops import savings
+
+STAGES = 4
+"""Of the paper's schedules, where the recipe has none."""
+MOST_CHOICES = 500_000
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A method with its settings, and what it saves."""
+
+    what: str
+    run: Run | None
+    """None where the method cannot run so; `why` says why."""
+    why: str = ""
+
+    @property
+    def layer_factor(self) -> float:
+        return savings(self.run.method, self.run.recipe.shape).layer_factor
+
+    @property
+    def ideal(self) -> float:
+        """Step time of this layout, all layers over the method's, communication free."""
+        return 1 / speed(self.run).ratio
+
+
+def propose(layers: int, stages: int, factor: float, fixed: int, groups: int) -> tuple[int, ...]:
+    """Path lengths that grow to all layers and run 1/factor of the layers' operations over stages of equal length.
+
+    Nearest to the target first; of equals those that grow most evenly, then those that `groups` divides, so that groups have equal shares in every step.
+
+    Raises:
+        UserError: no such lengths.
+    """
+    shortest = max(fixed, 1)
+    reach = layers * stages / (layers + (stages - 1) * shortest)
+    if not 1 <= factor <= reach:
+        raise UserError(f"{COMMAND_LINE}: --target-speedup {factor:g}: {layers} layers in {stages} stages, the last of which runs all, can save 1 to {reach:.2f} times")
+    if comb(layers - shortest + stages - 1, stages - 1) > MOST_CHOICES:
+        raise UserError(f"{COMMAND_LINE}: --target-speedup: {stages} stages of {layers} layers have too many possible lengths to look at; use fewer stages")
+    wanted = layers * stages / factor
+
+    def worth(lengths: tuple[int, ...]) -> tuple:
+        steps = [b - a for a, b in zip(lengths, lengths[1:])]
+        uneven = max(steps) - min(steps) if steps else 0
+        return abs(sum(lengths) - wanted), uneven, sum(k % groups > 0 for k in lengths), -lengths[0]
+
+    return min(((*rest, layers) for rest in combinations_with_replacement(range(shortest, layers + 1), stages - 1)), key=worth)
+
+
+def offers(run: Run, factor: float) -> list[Offer]:
+    """RaPTr with paths balanced over this layout's pipeline ranks, RaPTr with uniform paths, and stacking."""
+    block, layers, ranks = run.ds.progressive_subnetwork, run.recipe.model.num_layers, run.recipe.parallel.pipeline
+    groups = block.balance_groups if block.balance_groups % ranks == 0 else ranks
+    fixed = 2 if block.fixed_layers is None else len(set(block.fixed_layers))
+    lengths = propose(layers, len(block.path_lengths) if len(block.path_lengths) > 1 else STAGES, factor, fixed, groups)
+    shared = {"path_lengths": lengths, "paths_per_step": block.paths_per_step, "residual_scale": block.residual_scale if block.method == "raptr" else "none", "fixed_layers": block.fixed_layers}
+    return [
+        _offer(run, f"raptr, balanced over {groups} groups", {"method": "raptr", "sampler": "balanced", "balance_groups": groups, **shared}),
+        _offer(run, "raptr, uniform (exact)", {"method": "raptr", "sampler": "exact", **shared}),
+        _offer(run, "stacking", {"method": "stacking", "path_lengths": lengths}),
+    ]
+
+
+def _offer(run: Run, what: str, block: dict[str, Any]) -> Offer:
+    settings = type(run.ds.progressive_subnetwork).model_validate(block)
+    changed = replace(run, ds=run.ds.model_copy(update={"progressive_subnetwork": settings}))
+    try:
+        assert changed.method
+    except UserError as error:
+        return Offer(what, None, str(error).split(": ", 2)[-1])
+    return Offer(what, changed)
