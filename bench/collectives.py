@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import statistics
-import warnings
 from pathlib import Path
 from typing import Callable
 
@@ -34,7 +33,6 @@ def main() -> None:
     place = find_place(os.environ)
     os.environ.update(place.environment)
     prepare_libraries(device_type(args.device))
-    warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)  # the new names came with torch 2.13; ours begins with 2.11
     with join(args.device, place, args.out.absolute().parent) as ranks:
         on_gpu = ranks.device.type == "cuda"
         if on_gpu:

@@ -94,7 +94,8 @@ def _train_with_others(args: argparse.Namespace, rest: list[str]) -> int:
     from pretrain.parallel.ranks import device_type, join, prepare_libraries
 
     prepare_libraries(device_type(args.device))  # before the imports below read the environment
-    with join(args.device, place, (args.run_dir or Path("runs/new")).absolute().parent) as ranks:
+    run_dir = (args.run_dir or Path("runs/new")).absolute()
+    with join(args.device, place, run_dir if run_dir.is_dir() else run_dir.parent) as ranks:
         run = ranks.together(read)
         from pretrain.options import TrainOptions
         from pretrain.train import train
@@ -157,10 +158,10 @@ def _job(args: argparse.Namespace, rest: list[str]) -> int:
     from pretrain.job import log
 
     if args.what == "start":
-        log.started(args.run, dict(os.environ))
-        return 0
-    decision = log.ended(args.run, dict(os.environ), args.code, args.terminated, args.most_failures)
-    return log.QUEUE_AGAIN if decision.requeue else decision.exit_code
+        decision = log.started(args.run, dict(os.environ), args.most_failures)
+        return 0 if decision is None else log.OVER[decision.exit_code]
+    decision = log.ended(args.run, dict(os.environ), args.code, tuple(args.signal), args.most_failures)
+    return log.QUEUE_AGAIN if decision.requeue else log.OVER[decision.exit_code]
 
 
 def _status(args: argparse.Namespace, rest: list[str]) -> int:
@@ -278,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("what", choices=("start", "end"))
     job.add_argument("run", type=Path, metavar="RUN")
     job.add_argument("--code", type=int, default=0, help="of the launcher")
-    job.add_argument("--terminated", action="store_true", help="the batch script was told to end")
+    job.add_argument("--signal", choices=("USR1", "TERM"), action="append", default=[], help="that the batch script got")
     job.add_argument("--most-failures", type=int, default=3, metavar="N", help="starts in a row without a new checkpoint, after which the job gives up")
     export.add_argument("--to", type=Path, required=True, metavar="DIR")
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights; masters are float32")

@@ -38,7 +38,8 @@ def this_node(environment: Mapping[str, str]) -> str:
 def find_place(environment: Mapping[str, str]) -> Place:
     """From what launchers leave in the environment.
 
-    Within a job of SLURM only srun makes a process one of several: the batch script has a rank of its own, which means nothing.
+    Within a job of SLURM only a step of srun makes a process one of several: the batch script has a rank of its own, which means nothing. mpiexec starts
+    its processes by such steps, so that they have SLURM's numbers of the step beside its own.
     """
 
     def numbers(*names: str) -> list[int] | None:
@@ -47,13 +48,13 @@ def find_place(environment: Mapping[str, str]) -> Place:
     if found := numbers("RANK", "WORLD_SIZE"):
         local = numbers("LOCAL_RANK", "LOCAL_WORLD_SIZE") or [0, 1]
         return Place("torchrun" if "TORCHELASTIC_RUN_ID" in environment else "python", *found, *local)
-    if "SLURM_STEP_ID" in environment and (found := numbers("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
-        per_node = _tasks_of_node(environment["SLURM_STEP_TASKS_PER_NODE"], int(environment["SLURM_NODEID"]))
-        return Place("srun", *found, per_node)
     if found := numbers("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"):
         return Place("mpiexec", *found)
     if found := numbers("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"):
         return Place("mpiexec", *found)
+    if "SLURM_STEP_ID" in environment and (found := numbers("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
+        per_node = _tasks_of_node(environment["SLURM_STEP_TASKS_PER_NODE"], int(environment["SLURM_NODEID"]))
+        return Place("srun", *found, per_node)
     return Place("python")
 
 

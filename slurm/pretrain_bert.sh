@@ -30,10 +30,17 @@ MOST_FAILURES=3                        # starts in a row without a new checkpoin
 # --------------------------------------------------------------------------------------------------------------------
 
 set -euo pipefail
-if [[ -n ${SLURM_JOB_ID:-} && -z ${PRETRAIN_HOME:-} ]]; then # SLURM runs a copy of this file: ask where it came from
-  PRETRAIN_HOME=$(scontrol show job "$SLURM_JOB_ID" | sed -nE 's#^ *Command=(.*)/slurm/[^/]+\.sh( .*)?$#\1#p')
+if [[ -z ${PRETRAIN_HOME:-} ]]; then # two folders up; in a job SLURM runs a copy of this file, and knows where it came from
+  script=${SLURM_JOB_ID:+$(scontrol show job "${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-}}" | sed -n '0,/Command=/s/^ *Command=//p')}
+  script=${script%%.sh *}
+  script=$(readlink -f "${SLURM_SUBMIT_DIR:-.}/${script%.sh}.sh" || readlink -f "${script%.sh}.sh" || true)
+  [[ -f ${script%/*}/common.sh ]] || script=$(readlink -f "${BASH_SOURCE[0]}")
+  PRETRAIN_HOME=$(dirname "$(dirname "$script")")
 fi
-PRETRAIN_HOME=${PRETRAIN_HOME:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+if [[ ! -f $PRETRAIN_HOME/slurm/common.sh ]]; then
+  echo "error: the repository is not at $PRETRAIN_HOME; set PRETRAIN_HOME at the top of this script" >&2
+  exit 2
+fi
 # shellcheck source=slurm/common.sh
 source "$PRETRAIN_HOME/slurm/common.sh"
 pretrain "$@"

@@ -18,6 +18,7 @@ SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_S
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, Place("srun", 5, 7, 1, 2)),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2,2,3"}, Place("srun", 5, 7, 1, 3)),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x3)", "TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, Place("torchrun", 0, 2, 0, 2)),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}, Place("mpiexec", 2, 4, 0, 2)),  # mpiexec in an allocation
         ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, Place("python")),  # a batch script
         ({"PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}, Place("mpiexec", 2, 4, 0, 2)),
         ({f"OMPI_COMM_WORLD_{k}": v for k, v in {"RANK": "3", "SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}.items()}, Place("mpiexec", 3, 4, 1, 2)),

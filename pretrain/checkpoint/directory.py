@@ -26,6 +26,10 @@ from pretrain.files import to_disk, write_whole
 from pretrain.versions import commit, versions
 
 
+NEVER_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+"""Of a folder that was chosen wrongly; a full disk may be emptied."""
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """Paths and facts of one run directory."""
@@ -80,19 +84,27 @@ class RunDirectory:
         theirs = Run(run.name, recipe, ds, str(self.recipe), str(self.ds_config))
         require_allowed(run, theirs, changing, f"run directory {self.path}")
 
-    def lock(self) -> FileLock:
-        """Held while a process trains here; the kernel lets go of it when the process dies.
+    def lock(self, patience: float = 0.0) -> FileLock:
+        """Held while a process trains here; the kernel lets go of it when the process dies, over a network some time after.
+
+        Args:
+            patience: seconds to wait for it.
 
         Raises:
             UserError: another process holds it, or the folder cannot be made.
+            OSError: one of an earlier start holds it still, or the disk is full: what may be gone on the next try.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience)
         except Timeout:
+            if patience:
+                raise OSError(errno.EBUSY, f"a process of an earlier start still trains in it, after {patience:g} s", str(self.path)) from None
             raise UserError(f"run directory {self.path}: another process trains in it; wait for it or choose another with --run-dir") from None
         except OSError as error:
+            if error.errno not in NEVER_WRITABLE:
+                raise
             raise UserError(f"run directory {self.path}: cannot be written: {error.strerror}") from None
         return lock
 

@@ -15,8 +15,8 @@ from pretrain.config.strict import one_line
 from pretrain.errors import NodesUnfit, TrainingStopped, UserError, lost_a_peer
 from pretrain.place import this_node
 
-Kind = Literal["finished", "ended", "saved", "config", "stopped", "crash", "hung", "node"]
-"""finished: the last step is done. ended: --stop-at. saved: asked to stop, and has saved. config: a mistake of the user's.
+Kind = Literal["started", "finished", "ended", "saved", "config", "stopped", "crash", "hung", "node", "requeued", "over"]
+"""started, requeued, over: of the batch script, whose words these are; the others of the processes. finished: the last step is done. ended: --stop-at. saved: asked to stop, and has saved. config: a mistake of the user's.
 stopped: cannot go on. crash: a bug, or the machine. hung: no step for too long. node: a node that is not fit."""
 
 
@@ -41,7 +41,7 @@ def this_start(environment: Mapping[str, str]) -> tuple[str, int]:
 
 
 def tell_job(run_dir: Path, kind: Kind, text: str, rank: int = 0, step: int | None = None, node: str | None = None) -> None:
-    """Append a line, whole, whoever else does; only in a job of SLURM, whose batch script reads it.
+    """Append a line, on a line of its own whatever a killed process has left; only in a job of SLURM, whose batch script reads it.
 
     Args:
         node: of which it is told; this one if None.
@@ -52,7 +52,7 @@ def tell_job(run_dir: Path, kind: Kind, text: str, rank: int = 0, step: int | No
         return
     job, restart = this_start(os.environ)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    line = json.dumps(asdict(Event(job, restart, kind, text, rank, node or this_node(os.environ), step, now))) + "\n"
+    line = "\n" + json.dumps(asdict(Event(job, restart, kind, text, rank, node or this_node(os.environ), step, now))) + "\n"
     try:
         descriptor = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -84,9 +84,11 @@ def read_events(run_dir: Path) -> list[Event]:
     """All whole lines; a killed process may have left a part of one."""
     file = run_dir / "events.jsonl"
     events = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
         try:
-            events.append(Event(**json.loads(line)))
+            event = Event(**json.loads(line))
+            datetime.fromisoformat(event.time)
         except (ValueError, TypeError):
             continue
+        events.append(event)
     return events

@@ -21,17 +21,17 @@ class Decision:
     """Of the batch script, where the job is not queued again."""
 
 
-def decide(events: Sequence[Event], code: int, terminated: bool, saved: Sequence[int], most: int) -> Decision:
+def decide(events: Sequence[Event], code: int, signals: Sequence[str], saved: Sequence[int], most: int) -> Decision:
     """Look at how a start has ended.
 
     Args:
         events: of this start.
         code: of the launcher.
-        terminated: whether the batch script itself was told to end.
+        signals: that the batch script itself got: USR1 before the time limit, TERM to end.
         saved: newest checkpoint's step after each failed start so far, this one last; 0 where there is none.
         most: starts in a row that may fail without a newer checkpoint.
     """
-    kinds = {event.kind: event for event in events}
+    kinds, terminated = {event.kind: event for event in events}, "TERM" in signals
     if "finished" in kinds:
         return Decision(False, f"finished at step {kinds['finished'].step}")
     if asked := kinds.get("saved"):
@@ -42,8 +42,12 @@ def decide(events: Sequence[Event], code: int, terminated: bool, saved: Sequence
         return Decision(False, f"ended at step {kinds['ended'].step}, as --stop-at says")
     if terminated:
         return Decision(False, f"told to end before it could save; goes on from step {saved[-1]}", exit_code=143)
+    if code == 0 and not any(kind in kinds for kind in SERIOUS) and not signals:
+        return Decision(False, "all tasks have ended well, and could not say at which step")
     failure = next((event for kind in SERIOUS for event in events if event.kind == kind), None)
     what = f"the launcher ended with {code} and no process said why: killed, or a node lost"
+    if "USR1" in signals:
+        what = "told to save (SIGUSR1) before the first step was done; is --time longer than the seconds of --signal?"
     if failure:
         what = f"{failure.node}: {failure.text}" if failure.kind == "node" else f"rank {failure.rank} on {failure.node}: {failure.text}"
     if failure and failure.kind == "config":

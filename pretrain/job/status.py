@@ -10,11 +10,10 @@ from typing import Sequence
 from rich.console import Console
 from rich.table import Column, Table
 
-from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
-from pretrain.config.strict import parse, read_json, read_yaml
+from pretrain.config.strict import one_line, parse, read_yaml
 from pretrain.errors import UserError
-from pretrain.job.events import read_events
+from pretrain.job.events import Event, read_events
 from pretrain.job.log import newest_step
 from pretrain.observe.metrics import read_rows, training_rows
 
@@ -24,40 +23,60 @@ QUIET_STEPS = 10
 """Steps without a word, at the recent pace, after which a run is called silent."""
 
 
-def print_status(runs: Sequence[Path]) -> None:
-    """A table, a line a run.
+COLUMNS = ("run", "state", "step", "loss", "tokens/s", "ETA", "slowest rank", "restarts", "checkpoint", "job")
 
-    Raises:
-        UserError: a folder is no run directory.
-    """
-    table = Table(Column("run", overflow="fold"), "state", "step", "loss", "tokens/s", "ETA", "slowest rank", "restarts", "checkpoint", "job")
+
+def print_status(runs: Sequence[Path]) -> None:
+    """A table, a line a run; what is wrong with one stands in its line."""
+    table = Table(*(Column(name, overflow="fold") for name in COLUMNS))
     for run in runs:
-        table.add_row(*status_of(run).values())
+        try:
+            columns = status_of(run)
+        except UserError as error:
+            columns = {"run": str(run), "state": str(error).removeprefix(f"{run}: ")}
+        table.add_row(*(columns.get(name, "") for name in COLUMNS))
     Console().print(table)
 
 
 def status_of(run: Path) -> dict[str, str]:
-    """The columns of a run."""
+    """The columns of a run.
+
+    Raises:
+        UserError: the folder is no run directory, or a file in it is damaged.
+    """
+    events = read_events(run)
+    job = events[-1].job if events else ""
     if not (run / "recipe.yaml").is_file():
-        raise UserError(f"{run}: no run directory: it has no recipe.yaml")
+        if not (run / "job.log").is_file():
+            raise UserError(f"{run}: no run directory: it has no recipe.yaml")
+        lines = (run / "job.log").read_text(errors="replace").splitlines()
+        return {"run": str(run), "state": lines[-1].partition("  ")[2] if lines else "not started", "job": job}
     steps_wanted = parse(Recipe, read_yaml(run / "recipe.yaml"), str(run / "recipe.yaml")).steps
-    parse(DeepSpeedConfig, read_json(run / "ds_config.json"), str(run / "ds_config.json"))
     rows = training_rows(read_rows(run / "metrics.jsonl")) if (run / "metrics.jsonl").exists() else []
-    last, events = (rows[-1] if rows else None), read_events(run)
-    pace = median(row["step_seconds"] for row in rows[-RECENT:]) if rows else 0.0
-    left = (steps_wanted - last["step"]) * pace if last else None
-    return {
-        "run": str(run),
-        "state": _state(rows, steps_wanted, pace, events),
-        "step": f"{last['step'] if last else 0:,}/{steps_wanted:,}",
-        "loss": f"{last['loss']:.4f}" if last else "",
-        "tokens/s": f"{last['tokens_per_second']:,.0f}" if last else "",
-        "ETA": f"{int(left // 3600)}:{int(left % 3600 // 60):02d}" if left else "",
-        "slowest rank": _slowest(rows[-RECENT:]),
-        "restarts": str(last["restart"] if last else 0),
-        "checkpoint": f"step {newest_step(run):,}" if newest_step(run) else "none",
-        "job": events[-1].job if events else "",
-    }
+    last = rows[-1] if rows else None
+    try:
+        pace = median(row["step_seconds"] for row in rows[-RECENT:]) if rows else 0.0
+        state = _state(rows, steps_wanted, pace, events)
+        left = (steps_wanted - last["step"]) * pace if last and state == "running" else None
+        return {
+            "run": str(run),
+            "state": state,
+            "step": f"{last['step'] if last else 0:,}/{steps_wanted:,}",
+            "loss": f"{last['loss']:.4f}" if last else "",
+            "tokens/s": f"{last['tokens_per_second']:,.0f}" if last else "",
+            "ETA": f"{int(left // 3600)}:{int(left % 3600 // 60):02d}" if left else "",
+            "slowest rank": _slowest(rows[-RECENT:]),
+            "restarts": str(_restarts(rows, events)),
+            "checkpoint": f"step {newest_step(run):,}" if newest_step(run) else "none",
+            "job": job,
+        }
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{run}/metrics.jsonl: a row is not one of ours ({one_line(error)})") from None
+
+
+def _restarts(rows: list[dict], events: Sequence[Event]) -> int:
+    """By the rows, or, where starts came to no step, by the batch script's count."""
+    return max([row["restart"] for row in rows[-1:]] + [event.restart for event in events[-1:]], default=0)
 
 
 def _slowest(rows: list[dict]) -> str:
@@ -70,13 +89,24 @@ def _slowest(rows: list[dict]) -> str:
     return f"{rank} on {node}, {ratio:.2f}x"
 
 
-def _state(rows: list[dict], wanted: int, pace: float, events: list) -> str:
+def _state(rows: list[dict], wanted: int, pace: float, events: Sequence[Event]) -> str:
     if rows and rows[-1]["step"] >= wanted:
         return "finished"
-    since = time.time() - (datetime.fromisoformat(rows[-1]["time"]).timestamp() if rows else 0.0)
+    newest = _seconds(rows[-1]["time"]) if rows else 0.0
     end = events[-1] if events else None
-    if end is not None and (not rows or datetime.fromisoformat(end.time) >= datetime.fromisoformat(rows[-1]["time"]).replace(microsecond=0)):
-        return {"saved": f"stopped ({end.text})", "ended": "stopped (--stop-at)"}.get(end.kind, f"failed: {end.text}")
+    if end is not None and _seconds(end.time) >= int(newest):  # events know whole seconds
+        if end.kind == "started":
+            return _waiting("no step yet", time.time() - _seconds(end.time))
+        return {"saved": f"stopped ({end.text})", "ended": "stopped (--stop-at)", "requeued": f"queued again: {end.text}"}.get(end.kind, f"ended: {end.text}")
     if not rows:
         return "no step yet"
+    since = time.time() - newest
     return "running" if since < max(60.0, QUIET_STEPS * pace) else f"silent for {since / 60:.0f} min"
+
+
+def _waiting(what: str, seconds: float) -> str:
+    return what if seconds < 60 else f"{what}, for {seconds / 60:.0f} min"
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()

@@ -4,10 +4,13 @@ import atexit
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
 
+PREFIX = "pretrain-caches-"
+OLD_SECONDS = 24 * 3600
 CACHES = {"TORCH_EXTENSIONS_DIR": "extensions", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 
 
@@ -28,12 +31,28 @@ def prepare_caches() -> None:
 
 
 def _folder() -> Path:
-    """Processes of a launch have the same parent; when it began tells it from an earlier one of the same number."""
-    if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
-        parent = psutil.Process(os.getppid())
-        words = (os.getuid(), parent.pid, int(parent.create_time()), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        folder = Path(tempfile.gettempdir()) / f"pretrain-caches-{'-'.join(map(str, words))}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.lstat().st_uid == os.getuid():  # code is loaded from there: nobody else may have put it there
-            return folder
-    return Path(tempfile.mkdtemp(prefix="pretrain-caches-"))
+    """Named after the process that all of this launch on this node have come from: its parent, or itself if it is alone."""
+    alone = os.environ.get("LOCAL_WORLD_SIZE", "1") == "1"
+    owner = psutil.Process(os.getpid() if alone else os.getppid())
+    home = Path(tempfile.gettempdir())
+    _sweep(home)
+    words = (os.getuid(), owner.pid, int(owner.create_time()), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    folder = home / f"{PREFIX}{'-'.join(map(str, words))}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid():  # code is loaded from there: nobody else may have put it there
+        return Path(tempfile.mkdtemp(prefix=PREFIX))
+    return folder
+
+
+def _sweep(home: Path) -> None:
+    """Remove what killed launches have left, a day after: other containers have process numbers of their own."""
+    for folder in home.glob(f"{PREFIX}{os.getuid()}-*-*-*"):
+        pid, begun = folder.name.removeprefix(PREFIX).split("-")[1:3]
+        try:
+            gone = int(psutil.Process(int(pid)).create_time()) != int(begun)
+        except psutil.NoSuchProcess:
+            gone = True
+        except (ValueError, psutil.Error):
+            continue
+        if gone and time.time() - folder.stat().st_mtime > OLD_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -55,9 +55,7 @@ def _through_mpi(address: str | None) -> str:
 
 
 def _through_a_file(place: Place, folder: Path, address: str | None) -> str:
-    """Named after job, step and restart, so that no other launch has it."""
-    words = [os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")]
-    file = folder / f".meeting-{'-'.join(words)}"
+    file = _meeting_file(folder)
     if address is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, address)
@@ -74,5 +72,10 @@ def _through_a_file(place: Place, folder: Path, address: str | None) -> str:
 def parted(place: Place, folder: Path) -> None:
     """Everyone has met: the file is of no more use."""
     if place.launcher == "srun" and place.rank == 0:
-        for file in folder.glob(f".meeting-{os.environ['SLURM_JOB_ID']}-*"):
-            file.unlink(missing_ok=True)
+        _meeting_file(folder).unlink(missing_ok=True)
+
+
+def _meeting_file(folder: Path) -> Path:
+    """Named after job, step and restart, so that no other launch has it."""
+    words = [os.environ.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")]
+    return folder / f".meeting-{'-'.join(words)}"

@@ -77,6 +77,7 @@ class Ranks:
             except (UserError, OSError) as error:
                 outcome = [_as_told(error)]
         dist.broadcast_object_list(outcome)
+        self._alive()
         if isinstance(outcome[0], (UserError, TrainingStopped)):
             raise outcome[0]
         return outcome[0]
@@ -93,6 +94,7 @@ class Ranks:
             complaint = _as_told(error)
         complaints: list[Exception | None] = [None] * self.world_size
         dist.all_gather_object(complaints, complaint)
+        self._alive()
         failed = [rank for rank, told in enumerate(complaints) if told is not None]
         if failed:
             first = complaints[failed[0]]
@@ -115,13 +117,17 @@ class Ranks:
 
     def any(self, *flags: bool) -> list[bool]:
         """Each flag is true on every rank if it is true on any. To be called by all ranks once a step at least."""
-        if self.watchdog is not None:
-            self.watchdog.alive()
+        self._alive()
         if self.world_size == 1:
             return list(flags)
         votes = torch.tensor([int(flag) for flag in flags], device=self.device)
         dist.all_reduce(votes, dist.ReduceOp.MAX)
         return [bool(vote) for vote in votes.tolist()]
+
+
+    def _alive(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.alive()
 
 
 def _as_told(error: UserError | OSError) -> UserError | TrainingStopped:
@@ -181,6 +187,8 @@ def prepare_libraries(device: Literal["cuda", "cpu"]) -> None:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, also where no launcher set it
     prepare_caches()
     warnings.filterwarnings("ignore", module=r"megatron\.")
+    # Megatron-Core and DeepSpeed use these; the new names came with torch 2.13, and ours begins with 2.11.
+    warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)

@@ -16,27 +16,31 @@ def event(kind: str, text: str = "", rank: int = 0, node: str = "n1", step: int 
 
 
 @pytest.mark.parametrize(
-    "events, code, terminated, saved, requeue, exit_code, words",
+    "events, code, signals, saved, requeue, exit_code, words",
     [
-        ([event("finished", step=40)], 0, False, [40], False, 0, "finished at step 40"),
-        ([event("ended", step=15)], 0, False, [15], False, 0, "ended at step 15, as --stop-at says"),
-        ([event("saved", "SIGUSR1", step=17)], 0, False, [17], True, 0, "saved at step 17 before the time limit; queued again"),
-        ([event("saved", "SIGUSR1", step=17)], 0, True, [17], False, 143, "told to end (SIGUSR1), saved at step 17"),
-        ([event("saved", "SIGTERM", step=17)], 0, True, [17], False, 143, "told to end (SIGTERM), saved at step 17"),
-        ([], 143, True, [10], False, 143, "told to end before it could save; goes on from step 10"),
-        ([event("config", "recipe x: no such thing")], 2, False, [0], False, 2, "recipe x: no such thing; not queued again"),
-        ([event("stopped", "step 7: the loss is nan")], 1, False, [5], True, 0, "step 7: the loss is nan; queued again from step 5 (failure 1 of 3"),
-        ([event("stopped", "step 7: the loss is nan")], 1, False, [5, 5], True, 0, "failure 2 of 3"),
-        ([event("stopped", "step 7: the loss is nan")], 1, False, [5, 5, 5], False, 1, "3 starts in a row brought no newer checkpoint than step 5"),
-        ([event("stopped", "disk full")], 1, False, [5, 5, 10], True, 0, "from step 10 (failure 1 of 3"),
-        ([event("hung", "no step for 600 s", 0), event("hung", "no step for 600 s", 2)], 70, False, [5], True, 0, "rank 0 on n1: no step for 600 s"),
-        ([event("stopped", "a peer", 1), event("crash", "KeyError: x", 2, "n2")], 1, False, [5], True, 0, "rank 1 on n1: a peer"),
-        ([event("node", "no GPU is visible", 3, "n4")], 1, False, [5], True, 0, "n4: no GPU is visible; queued again from step 5, without n4"),
-        ([], 137, False, [5], True, 0, "the launcher ended with 137 and no process said why"),
+        ([event("finished", step=40)], 0, [], [40], False, 0, "finished at step 40"),
+        ([event("ended", step=15)], 0, [], [15], False, 0, "ended at step 15, as --stop-at says"),
+        ([event("saved", "SIGUSR1", step=17)], 0, [], [17], True, 0, "saved at step 17 before the time limit; queued again"),
+        ([event("saved", "SIGUSR1", step=17)], 0, ["TERM"], [17], False, 143, "told to end (SIGUSR1), saved at step 17"),
+        ([event("saved", "SIGTERM", step=17)], 0, ["TERM"], [17], False, 143, "told to end (SIGTERM), saved at step 17"),
+        ([], 143, ["TERM"], [10], False, 143, "told to end before it could save; goes on from step 10"),
+        ([event("config", "recipe x: no such thing")], 2, [], [0], False, 2, "recipe x: no such thing; not queued again"),
+        ([event("stopped", "step 7: the loss is nan")], 1, [], [5], True, 0, "step 7: the loss is nan; queued again from step 5 (failure 1 of 3"),
+        ([event("stopped", "step 7: the loss is nan")], 1, [], [5, 5], True, 0, "failure 2 of 3"),
+        ([event("stopped", "step 7: the loss is nan")], 1, [], [5, 5, 5], False, 1, "3 starts in a row brought no newer checkpoint than step 5"),
+        ([event("stopped", "disk full")], 1, [], [5, 5, 10], True, 0, "from step 10 (failure 1 of 3"),
+        ([event("hung", "no step for 600 s", 0), event("hung", "no step for 600 s", 2)], 70, [], [5], True, 0, "rank 0 on n1: no step for 600 s"),
+        ([event("stopped", "a peer", 1), event("crash", "KeyError: x", 2, "n2")], 1, [], [5], True, 0, "rank 1 on n1: a peer"),
+        ([event("node", "no GPU is visible", 3, "n4")], 1, [], [5], True, 0, "n4: no GPU is visible; queued again from step 5, without n4"),
+        ([], 137, [], [5], True, 0, "the launcher ended with 137 and no process said why"),
+        ([], 0, [], [5], False, 0, "all tasks have ended well, and could not say at which step"),
+        ([], 138, ["USR1"], [0], True, 0, "told to save (SIGUSR1) before the first step was done; is --time longer"),
+        ([], 138, ["USR1"], [0, 0, 0], False, 1, "3 starts in a row brought no newer checkpoint"),
+        ([], 138, ["USR1", "TERM"], [0], False, 143, "told to end before it could save"),
     ],
 )
-def test_every_end_has_an_outcome(events, code, terminated, saved, requeue, exit_code, words):
-    decision = decide(events, code, terminated, saved, most=3)
+def test_every_end_has_an_outcome(events, code, signals, saved, requeue, exit_code, words):
+    decision = decide(events, code, signals, saved, most=3)
     assert (decision.requeue, decision.exit_code) == (requeue, exit_code) and words in decision.reason
 
 
@@ -81,14 +85,52 @@ def test_outside_of_a_job_nothing_is_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def start_and_end(run_dir, restart: int, monkeypatch, kind: str | None = "stopped", **how):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+    assert log.started(run_dir, dict(os.environ), most=3) is None
+    if kind:
+        tell_job(run_dir, kind, "no GPU is visible", 3)
+    return log.ended(run_dir, dict(os.environ), 1, (), most=3)
+
+
 def test_the_story_across_starts(job, tmp_path, monkeypatch):
     (tmp_path / "checkpoints" / "step_00000005").mkdir(parents=True)
     for restart in range(3):
-        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
-        log.started(tmp_path, dict(os.environ))
-        tell_job(tmp_path, "node" if restart == 0 else "stopped", "no GPU is visible", 3)
-        decision = log.ended(tmp_path, dict(os.environ), 1, False, most=3)
+        decision = start_and_end(tmp_path, restart, monkeypatch, "node" if restart == 0 else "stopped")
         assert decision.requeue == (restart < 2)
     assert (tmp_path / "bad_nodes").read_text() == socket.gethostname() + "\n"
     lines = (tmp_path / "job.log").read_text().splitlines()
     assert len(lines) == 6 and "start 0: " in lines[0] and "failure 2 of 3" in lines[3] and "so it ends here" in lines[5]
+    assert [told.kind for told in read_events(tmp_path)] == ["started", "node", "requeued", "started", "stopped", "requeued", "started", "stopped", "over"]
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert start_and_end(tmp_path, 0, monkeypatch).requeue and not (tmp_path / "bad_nodes").exists(), "another job begins anew"
+
+
+def test_starts_whose_end_nobody_has_told_count(job, tmp_path, monkeypatch):
+    for restart in range(3):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        assert log.started(tmp_path, dict(os.environ), most=3) is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    decision = log.started(tmp_path, dict(os.environ), most=3)
+    assert decision.exit_code == 1 and "not started: 3 starts in a row brought no newer checkpoint than step 0" in decision.reason
+    assert (tmp_path / "job.log").read_text().count("nothing is known of its end") == 3
+
+
+def test_damaged_notes_decide_nothing(job, tmp_path, monkeypatch):
+    (tmp_path / ".job.json").write_text("{")
+    (tmp_path / "events.jsonl").write_bytes(b'\xff\xfe{"job": "half')
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    tell_job(tmp_path, "finished", "", step=40)
+    decision = log.ended(tmp_path, dict(os.environ), 0, (), most=3)
+    assert decision.reason == "finished at step 40" and not decision.requeue
+
+
+def test_where_nothing_can_be_noted_restarts_are_counted(job, tmp_path, monkeypatch, capsys):
+    """The run directory is a file, so that not even root can write in it."""
+    run_dir = tmp_path / "run"
+    run_dir.write_text("")
+    for restart in range(3):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        decision = log.ended(run_dir, dict(os.environ), 1, (), most=3)
+        assert decision.requeue == (restart < 2)
+    assert "could note nothing, so it ends here" in decision.reason and "job.log: cannot be written" in capsys.readouterr().err

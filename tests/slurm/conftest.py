@@ -121,7 +121,8 @@ class Job:
         return self.cluster.run("scontrol", "show", "hostnames", self.facts()["NodeList"]).stdout.split()
 
     def signal(self, name: str) -> None:
-        self.cluster.run("scancel", f"--signal={name}", self.number)
+        """To the batch script, as SLURM sends it before a time limit; to the script alone."""
+        self.cluster.run("scancel", "--batch", f"--signal={name}", self.number)
 
 
 @pytest.fixture

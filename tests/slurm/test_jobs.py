@@ -196,6 +196,55 @@ def test_within_salloc_the_script_runs_where_it_is(cluster, project, unbroken, t
 
 
 @pytest.mark.slow
+def test_told_to_save_while_it_starts_it_saves_after_its_first_step(submit, unbroken):
+    job = submit(*TWO, "--steps", "40", "--save-every", "100", sbatch=ONE_EACH)
+    deadline = time.time() + 60
+    while "tasks on" not in (job.log.read_text() if job.log.exists() else ""):
+        assert time.time() < deadline, job.story()
+        time.sleep(0.05)
+    job.signal("USR1")
+    assert job.wait() == "COMPLETED", job.story()
+    require_same(job.run_dir, unbroken)
+    assert re.search(r"saved at step [1-9] before the time limit; queued again", (job.run_dir / "job.log").read_text()), job.story()
+
+
+@pytest.mark.slow
+def test_an_earlier_start_that_has_not_let_go_of_the_run_directory_is_waited_for(submit, unbroken):
+    job = submit(*TWO, "--steps", "40", sbatch=ONE_EACH)
+    job.wait_for_step(12)
+    holder = subprocess.Popen(["flock", job.run_dir / ".lock", "sleep", "30"])  # gets it when the first start ends
+    job.signal("USR1")
+    assert job.wait() == "COMPLETED", job.story()
+    assert holder.wait(60) == 0
+    require_same(job.run_dir, unbroken)
+
+
+@pytest.mark.slow
+def test_a_second_job_leaves_the_first_ones_run_alone(submit, unbroken):
+    first = submit(*TWO, "--steps", "40", sbatch=("--nodes=1", "--nodelist=n1"))
+    first.wait_for_step(2)
+    code = (first.run_dir / "code").stat().st_ino
+    second = submit(*TWO, "--steps", "40", sbatch=("--nodes=1", "--nodelist=n2"))
+    assert second.wait() == "FAILED" and "another process trains in it" in second.log.read_text()
+    assert (first.run_dir / "code").stat().st_ino == code
+    assert first.wait() == "COMPLETED", first.story()
+    require_same(first.run_dir, unbroken)
+
+
+@pytest.mark.slow
+def test_tasks_of_an_array_are_queued_again_one_by_one(submit, cluster, unbroken, tmp_path):
+    job = submit(*TWO, "--steps", "40", "--save-every", "100", name="run %a", sbatch=("--nodes=1", "--array=1-2"))
+    parts = [Job(cluster, f"{job.number}_{n}", tmp_path / f"run {n}", tmp_path / f"ul2-{job.number}_{n}.out") for n in (1, 2)]
+    parts[0].wait_for_step(10)
+    parts[1].wait_for_step(10)
+    parts[0].signal("USR1")
+    for part in parts:
+        assert part.wait() == "COMPLETED", part.story()
+        require_same(part.run_dir, unbroken)
+    assert [part.facts()["Restarts"] for part in parts] == ["1", "0"]
+
+
+@pytest.mark.slow
 def test_cancelled_with_scancel_alone_a_good_checkpoint_stays(submit, cluster):
     job = submit(*TWO, "--steps", "2000", "--save-every", "5", sbatch=ONE_EACH)
     job.wait_for_step(12)
@@ -209,7 +258,7 @@ def test_cancelled_with_scancel_alone_a_good_checkpoint_stays(submit, cluster):
 
 @pytest.mark.slow
 def test_preempted_it_is_queued_again_by_slurm_and_goes_on(submit, cluster, unbroken, tmp_path):
-    job = submit(*TWO, "--steps", "40", "--save-every", "5", sbatch=("--nodes=3", "--ntasks-per-node=1", "--exclusive", "--nodes=2"))
+    job = submit(*TWO, "--steps", "40", "--save-every", "5", sbatch=("--ntasks-per-node=1", "--exclusive", "--nodes=2"))
     job.wait_for_step(12)
     urgent = cluster.run("sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--time=1:00", "--wrap", "sleep 5", cwd=tmp_path).stdout.strip()
     assert cluster.wait(urgent, "RUNNING", "COMPLETED", seconds=60)
