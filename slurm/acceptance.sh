@@ -9,7 +9,8 @@
 #SBATCH --ntasks-per-node=8            # one task a GPU
 #SBATCH --gpus-per-node=8              # remove on a cluster of CPUs
 #SBATCH --cpus-per-task=8
-#SBATCH --time=0:40:00
+#SBATCH --time=1:00:00
+#SBATCH --no-requeue
 #SBATCH --output=%x-%j.out
 
 # ---- what differs between sites ------------------------------------------------------------------------------------

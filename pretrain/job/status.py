@@ -35,7 +35,8 @@ def print_status(runs: Sequence[Path]) -> None:
         except UserError as error:
             columns = {"run": str(run), "state": str(error).removeprefix(f"{run}: ")}
         table.add_row(*(columns.get(name, "") for name in COLUMNS))
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(table)
 
 
 def status_of(run: Path) -> dict[str, str]:
