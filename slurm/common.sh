@@ -186,9 +186,11 @@ tell_tasks() {
   [[ -n $STEP ]] || return 0
   (
     trap - USR1 TERM
+    times=0
     while kill -0 "$STEP" 2>/dev/null; do
       scancel --signal="$1" "$(step_id)" 2>/dev/null || true
-      sleep 10
+      times=$((times + 1))
+      sleep $((times < 10 ? 2 : 15))
     done
   ) &
 }

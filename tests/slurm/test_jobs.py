@@ -202,6 +202,8 @@ def test_told_to_save_while_it_starts_it_saves_after_its_first_step(submit, unbr
     while "tasks on" not in (job.log.read_text() if job.log.exists() else ""):
         assert time.time() < deadline, job.story()
         time.sleep(0.05)
+    time.sleep(2)  # srun has started by now, and Python imports
+    assert not (job.run_dir / "metrics.jsonl").exists()
     job.signal("USR1")
     assert job.wait() == "COMPLETED", job.story()
     require_same(job.run_dir, unbroken)
