@@ -172,13 +172,15 @@ told_its_end() {
 # srun waits for ever for a node whose slurmstepd has died.
 give_up_on_step() {
   log "srun has not ended $ENDED_SECONDS s after a task has; it is killed"
-  scancel --signal=KILL "$(step_id)" 2>/dev/null || true
+  signal_step KILL
   sleep 10
   kill -KILL "$STEP" 2>/dev/null || true
 }
 
-step_id() {
-  squeue --steps --noheader --jobs "$SLURM_JOB_ID" --format '%i %j' | sed -n "s/ train-$SLURM_JOB_ID\$//p"
+signal_step() {
+  local step
+  step=$(squeue --steps --noheader --jobs "$SLURM_JOB_ID" --format '%i %j' 2>/dev/null | sed -n "s/ train-$SLURM_JOB_ID\$//p") || true
+  [[ -z $step ]] || scancel --signal="$1" "$step" 2>/dev/null || true
 }
 
 # A signal for the tasks, again and again: the first may come before they can take it. srun itself would kill them on a TERM.
@@ -188,7 +190,7 @@ tell_tasks() {
     trap - USR1 TERM
     times=0
     while kill -0 "$STEP" 2>/dev/null; do
-      scancel --signal="$1" "$(step_id)" 2>/dev/null || true
+      signal_step "$1"
       times=$((times + 1))
       sleep $((times < 10 ? 2 : 15))
     done
