@@ -55,6 +55,13 @@ def test_two_nodes_train_to_the_end(submit, unbroken, layout):
     assert "4 processes on 2 nodes, started by srun" in job.log.read_text()
 
 
+def require_kept(job, before: bytes) -> None:
+    """Rows up to the checkpoint from which the run has gone on last are, byte for byte, those of before."""
+    step = int(re.findall(r"from step (\d+)$", (job.run_dir / "job.log").read_text(), re.MULTILINE)[-1])
+    kept = [row for row in before.splitlines() if json.loads(row)["step"] <= step]
+    assert kept and (job.run_dir / "metrics.jsonl").read_bytes().splitlines()[: len(kept)] == kept
+
+
 def own_copy(tmp_path) -> Path:
     """Of the scripts and the code, to be edited."""
     home = tmp_path / "project"
@@ -69,9 +76,11 @@ def test_before_the_time_limit_it_saves_and_is_queued_again_with_the_code_that_w
     job = submit(*TWO, "--steps", "40", "--save-every", "100", sbatch=ONE_EACH, home=home)
     job.wait_for_step(15)
     (home / "pretrain" / "train.py").write_text("raise SystemExit('edited after the submission')")
+    before = (job.run_dir / "metrics.jsonl").read_bytes()
     job.signal("USR1")
     assert job.wait() == "COMPLETED", job.story()
     require_same(job.run_dir, unbroken)
+    require_kept(job, before)
     story = (job.run_dir / "job.log").read_text()
     assert "before the time limit; queued again" in story and "start 1: 2 tasks" in story and "finished at step 40" in story
     assert re.search(r"start 1: 2 tasks on \S+, from step 1[5-9]", story), "not from the beginning"
@@ -80,7 +89,7 @@ def test_before_the_time_limit_it_saves_and_is_queued_again_with_the_code_that_w
 def test_a_node_that_dies_is_replaced_by_another(submit, cluster, unbroken):
     job = submit(*TWO, "--steps", "40", "--save-every", "5", sbatch=ONE_EACH)
     job.wait_for_step(12)
-    kept = [row for row in (job.run_dir / "metrics.jsonl").read_bytes().splitlines() if json.loads(row)["step"] <= 5]
+    before = (job.run_dir / "metrics.jsonl").read_bytes()
     node = job.nodes()[1]
     cluster.shell(f"node_crash {node}")
     try:
@@ -88,7 +97,7 @@ def test_a_node_that_dies_is_replaced_by_another(submit, cluster, unbroken):
     finally:
         cluster.shell(f"node_start {node} >/dev/null 2>&1")
     require_same(job.run_dir, unbroken)
-    assert (job.run_dir / "metrics.jsonl").read_bytes().splitlines()[: len(kept)] == kept
+    require_kept(job, before)
     assert node not in job.nodes(), "it went on without that node"
 
 
@@ -262,10 +271,12 @@ def test_cancelled_with_scancel_alone_a_good_checkpoint_stays(submit, cluster):
 def test_preempted_it_is_queued_again_by_slurm_and_goes_on(submit, cluster, unbroken, tmp_path):
     job = submit(*TWO, "--steps", "40", "--save-every", "5", sbatch=("--ntasks-per-node=1", "--exclusive", "--nodes=2"))
     job.wait_for_step(12)
+    before = (job.run_dir / "metrics.jsonl").read_bytes()
     urgent = cluster.run("sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--time=1:00", "--wrap", "sleep 5", cwd=tmp_path).stdout.strip()
     assert cluster.wait(urgent, "RUNNING", "COMPLETED", seconds=60)
     assert job.wait() == "COMPLETED", job.story()
     require_same(job.run_dir, unbroken)
+    require_kept(job, before)
     assert job.facts()["Restarts"] == "1"
 
 
