@@ -30,6 +30,7 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
             for step in range(done + 1, last + 1):
                 if copies := run.method.copies(step):
                     saver.grow(start, done, copies)  # stacking and midas: a stage begins
+                    watch.saved(done)
                 paths = run.method.paths(step)  # which layers each part of the batch runs
                 batches = data.batch(step)
                 watch.data_ready()

@@ -96,7 +96,7 @@ class Observer:
         self.console.say(f"step {step}/{self.run.steps}  held-out loss {result.loss:.4f} ({which})  {parts}".rstrip())
 
     def saved(self, step: int) -> None:
-        """Called when a checkpoint has been begun; the time that the loop waited for it belongs to no step."""
+        """Called when a checkpoint has been begun, or layers were copied from one; the time that the loop waited for it belongs to no step."""
         self._mark = time.perf_counter()
 
     def close(self) -> None:
