@@ -307,6 +307,20 @@ def test_a_rank_that_hangs_is_found_and_the_job_goes_on(submit, cluster, unbroke
 
 
 @pytest.mark.slow
+def test_a_step_that_never_ends_because_its_slurmstepd_died_is_given_up(submit, unbroken, tmp_path):
+    home = own_copy(tmp_path)
+    common = home / "slurm" / "common.sh"
+    common.write_text(common.read_text().replace("ENDED_SECONDS=180", "ENDED_SECONDS=10"))
+    job = submit(*TWO, "--steps", "40", "--save-every", "5", sbatch=ONE_EACH, home=home)
+    job.wait_for_step(12)
+    stepd = next(p for p in psutil.process_iter() if f"slurmstepd: [{job.number}.0]" in " ".join(p.cmdline()))
+    stepd.kill()
+    assert job.wait() == "COMPLETED", job.story()
+    require_same(job.run_dir, unbroken)
+    assert "srun has not ended 10 s after a task has; it is killed" in (job.run_dir / "job.log").read_text(), job.story()
+
+
+@pytest.mark.slow
 def test_two_jobs_on_one_node_do_not_meet(submit, unbroken):
     jobs = [submit(*TWO, "--steps", "40", name=name, sbatch=("--nodes=1", "--nodelist=n1")) for name in ("a", "b")]
     for job in jobs:
