@@ -22,11 +22,12 @@ from typing import Callable, Iterator
 import torch
 import torch.distributed as dist
 
-from bench.path_speed import HOME, cpu_name
+from bench.path_speed import HOME
 from pretrain.config import Run, read_run
 from pretrain.config.run import Position
 from pretrain.files import to_disk
 from pretrain.parallel.ranks import Ranks, device_type, make_groups, prepare_libraries
+from pretrain.versions import device_name
 
 BAR = 0.15
 STEP_SECONDS = 0.1
@@ -49,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         parameters, buffer, rounds = measure(run, Ranks(0, 1, device), Path(folder), args.rounds)
     dist.destroy_process_group()
-    write(parameters, buffer, rounds, cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(), args.out)
+    write(parameters, buffer, rounds, device_name(device.type), args.out)
 
 
 def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int, list[dict[str, float]]]:

@@ -16,9 +16,10 @@ from typing import Callable
 import torch
 import torch.distributed as dist
 
-from bench.path_speed import cpu_name, timed
+from bench.path_speed import timed
 from pretrain.parallel.ranks import Ranks, device_type, join, prepare_libraries
 from pretrain.place import find_place
+from pretrain.versions import device_name
 
 SIZES = {"cpu": (2**16, 2**22), "cuda": (2**16, 2**22, 2**28)}
 """Bytes."""
@@ -39,7 +40,7 @@ def main() -> None:
             torch.cuda.set_device(ranks.device)
         rows = [row for name, group in groups(ranks).items() for row in measure(ranks, name, group)]
         if ranks.is_main:
-            device = torch.cuda.get_device_name() if on_gpu else cpu_name()
+            device = device_name(ranks.device.type)
             nccl = ".".join(map(str, torch.cuda.nccl.version())) if on_gpu else None
             args.out.write_text(json.dumps({"device": device, "nccl": nccl, "nodes": ranks.nodes, "rows": rows}, indent=1) + "\n")
             print("\n".join(in_words(row) for row in rows))

@@ -24,13 +24,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bench.path_speed import HOME, cpu_name
+from bench.path_speed import HOME
 from pretrain.config.recipe import MIXTURES
 from pretrain.data.causal import Causal
 from pretrain.data.mlm import MaskedWords
 from pretrain.data.packing import PackedSamples
 from pretrain.data.tokens import TokenStream, open_tokens
 from pretrain.data.ul2 import Mixture, Special
+from pretrain.versions import device_name
 
 VOCABULARY, RESERVED, DOCUMENTS, LENGTH, TEXT = 32_000, 400, 8_000, 2048, 512
 SPECIAL = Special(pad=0, eos=1, modes={"[NLU]": 2, "[NLG]": 3, "[S2S]": 4}, sentinels=np.arange(10, 110))
@@ -66,7 +67,7 @@ def main() -> None:
                     rates[name].append(held / (time.process_time() - started))
                     filled[name] = held / places
     share = waiting_share(args.steps)
-    facts = {"date": date.today().isoformat(), "cpu": cpu_name(), "rounds": args.rounds, "tokens": len(stream), "documents": DOCUMENTS}
+    facts = {"date": date.today().isoformat(), "cpu": device_name("cpu"), "rounds": args.rounds, "tokens": len(stream), "documents": DOCUMENTS}
     facts[f"share of a step of ul2_tiny that waits for its batch, median of {args.steps} steps"] = f"{100 * share:.2f} %"
     write(facts, rates, filled, args.out)
 

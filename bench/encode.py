@@ -32,8 +32,9 @@ from typing import Callable, Iterable, Iterator
 
 import psutil
 
-from bench.path_speed import HOME, cpu_name
+from bench.path_speed import HOME
 from pretrain.files import sha256
+from pretrain.versions import device_name
 from tokenizer.pieces import load_tokenizer
 
 BAR, MEMORY_BAR = 0.9, 1.1
@@ -52,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     texts = list(read(args.input))
     size = sum(len(text.encode()) for text in texts)
-    lines = ["# Encoding", "", f"- date: {date.today().isoformat()}", f"- cpu: {cpu_name()}"]
+    lines = ["# Encoding", "", f"- date: {date.today().isoformat()}", f"- cpu: {device_name("cpu")}"]
     lines += [f"- text: {size / 1e6:.0f} MB in {len(texts):,} documents of a {''.join(args.input.suffixes)} file", ""]
     lines += ["| ranks | MB a second of CPU time | over bare | over bare into arrays | over a plain loop | start, CPU s | wall clock, s | largest process, MiB |"]
     lines += ["|---" * 8 + "|"]

@@ -14,7 +14,6 @@ alike; ratios are taken within a round, and the median over rounds is reported w
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from pretrain.parallel.ranks import Ranks, device_type, join, launch, prepare_li
 from pretrain.place import find_place
 from pretrain.subnetwork import Path as LayerPath, draw
 from pretrain.subnetwork.makespan import active_by_part, ideal_pipeline_ratio
+from pretrain.versions import device_name
 
 HOME = Path(__file__).parent
 
@@ -218,7 +218,7 @@ def facts(run: Run, ranks: Ranks, half: int, rounds: int) -> dict[str, object]:
     return {
         "date": date.today().isoformat(),
         "command": " ".join(["-m bench.path_speed", *sys.argv[1:]]) + f" in {ranks.world_size} process{'es' * (ranks.world_size > 1)}",
-        "device": torch.cuda.get_device_name() if on_gpu else f"{cpu_name()}, {torch.get_num_threads()} threads",
+        "device": device_name("cuda") if on_gpu else f"{device_name('cpu')}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "processes": ranks.world_size,
         "layout": layout_name(run),
@@ -241,12 +241,6 @@ def layout_name(run: Run) -> str:
     name = "x".join(f"{name}{size}" for name, size in sizes if size > 1) or "one"
     extra = {"sp": p.sequence, f"zero{stage}": stage != 1, "bf16": run.ds.bf16.enabled, "recompute": run.recipe.model.recompute == "layer"}
     return "_".join([name, *(word for word, used in extra.items() if used)])
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return f"{names[0] if names else platform.machine()} ({len(os.sched_getaffinity(0))} cores)"
 
 
 def write(result: Result, out: Path) -> None:

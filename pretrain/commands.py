@@ -1,4 +1,4 @@
-"""python -m pretrain train | plan | inspect | status | verify | export [options]"""
+"""python -m pretrain train | plan | inspect | status | verify | export | compare | report [options]"""
 
 import argparse
 import ctypes
@@ -19,6 +19,7 @@ from pretrain.place import find_place
 
 TRAIN_OPTIONS = ("run-dir", "resume", "resume-changing", "stop-at", "device", "ds-config")
 PLAN_OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", "target-speedup", *TRAIN_OPTIONS)
+COMPARE_OPTIONS = ("runs", "jobs", "slurm", "device")
 INSPECT_OPTIONS = ("step", "out", "ds-config")
 DEFAULT_GPU, DEFAULT_MFU = "h100", 0.4
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
@@ -172,7 +173,42 @@ def _status(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-ON_RUNS = {"verify": _verify, "export": _export, "job": _job, "status": _status}
+def _compare(args: argparse.Namespace, rest: list[str]) -> int:
+    if args.jobs < 1:
+        raise UserError(f"{COMMAND_LINE}: --jobs {args.jobs} must be at least 1")
+    from pretrain.parallel.ranks import prepare_libraries
+
+    prepare_libraries("cpu")
+    from pretrain.study.compare import open_bench
+    from pretrain.study.local import run_here
+    from pretrain.study.plan import read_study
+    from pretrain.study.slurm import submit
+
+    study = read_study(args.study, option_pairs(rest, COMPARE_OPTIONS))
+    with open_bench(study, args.runs or Path("runs") / study.name) as bench:
+        bench.collect_finished()
+        done = len(study.planned) - len(bench.missing)
+        print(f"{study.name}: {done} of {len(study.planned)} runs are done; rows in {study.rows_file}", flush=True)
+        if bench.missing and args.slurm is not None:
+            submit(bench, args.slurm)
+        elif bench.missing:
+            run_here(bench, args.jobs, args.device)
+    return 0
+
+
+def _report(args: argparse.Namespace, rest: list[str]) -> int:
+    _nothing_else(rest)
+    from pretrain.parallel.ranks import prepare_libraries
+
+    prepare_libraries("cpu")
+    from pretrain.study.page import write_page
+    from pretrain.study.row import rows_of
+
+    print(write_page(rows_of(args.runs), args.out, args.baseline))
+    return 0
+
+
+ON_RUNS = {"verify": _verify, "export": _export, "job": _job, "status": _status, "compare": _compare, "report": _report}
 
 
 def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
@@ -275,6 +311,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("run", type=Path, metavar="RUN", help="run directory, or a checkpoint's folder")
     status = commands.add_parser("status", help="where runs stand", allow_abbrev=False)
     status.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    compare = commands.add_parser("compare", help="do the runs of a study that are missing", allow_abbrev=False, epilog=settings)
+    compare.add_argument("study", type=Path, metavar="STUDY.yaml", help="methods x seeds x sizes; docs/compare.md")
+    compare.add_argument("--runs", type=Path, metavar="DIR", help="where its runs lie; default: runs/NAME")
+    compare.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine")
+    compare.add_argument("--slurm", metavar="'SBATCH OPTIONS'", help="submit one array instead; '' for the script's own options")
+    compare.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
+    report = commands.add_parser("report", help="one page that compares runs", allow_abbrev=False)
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories, or a study's file of rows")
+    report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="for index.html and the pictures")
+    report.add_argument("--baseline", metavar="METHOD", help="that the others are compared with; default: full, or the first")
     job = commands.add_parser("job", help="for slurm/common.sh: the start or the end of a job", allow_abbrev=False)
     job.add_argument("what", choices=("start", "end"))
     job.add_argument("run", type=Path, metavar="RUN")

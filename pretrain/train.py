@@ -38,6 +38,8 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
                 watch.step(step, result, paths)
                 if run.evaluates(step):
                     watch.evaluation(step, engine.evaluate(data.held_out(), run.method.whole(step)))  # all layers, always
+                if run.evaluates_parts(step):
+                    watch.parts(step, {name: engine.evaluate(data.held_out(), part) for name, part in run.parts.items()})
                 stop = ranks.asked_to_stop()  # a signal reached some rank
                 saver.check()  # what was begun some steps ago may be done, or have failed
                 if run.saves(step) or stop or step == last:

@@ -1,11 +1,15 @@
-"""What a run is made with."""
+"""What a run is made with, and on."""
 
+import hashlib
+import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece")
+HOME = Path(__file__).parent.parent
 
 
 def versions() -> list[str]:
@@ -13,11 +17,35 @@ def versions() -> list[str]:
     return [f"python {platform.python_version()}", *(f"{package} {version(package)}" for package in PACKAGES)]
 
 
+def provenance(device_type: str) -> list[str]:
+    """Everything that a run is made with: versions, commit, the code's checksum and the device, a line each, its kind first."""
+    return [*versions(), f"commit {commit()}", f"code {code_sha256(HOME)}", f"device {device_name(device_type)}"]
+
+
 def commit() -> str:
     """Of this code: of a copy in a run directory, the one that was noted when it was made."""
-    home = Path(__file__).parent
-    noted = home.parent / "COMMIT"
+    noted = HOME / "COMMIT"
     if noted.exists():
         return noted.read_text().strip()
-    git = subprocess.run(["git", "-C", home, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True)
+    git = subprocess.run(["git", "-C", HOME, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True)
     return git.stdout.strip() or "unknown"
+
+
+@cache
+def code_sha256(home: Path) -> str:
+    """Of all modules that train, names included; `home` is the repository or a copy of it."""
+    digest = hashlib.sha256()
+    for file in sorted(path for package in ("pretrain", "tokenizer") for path in (home / package).rglob("*.py")):
+        digest.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def device_name(device_type: str) -> str:
+    """As its maker calls it, with the number of cores where it is a CPU."""
+    if device_type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return f"{names[0] if names else platform.machine()} ({len(os.sched_getaffinity(0))} cores)"

@@ -136,7 +136,8 @@ copy_code() {
   mkdir -p "$1.part"
   (cd "$PRETRAIN_HOME" && cp -r pretrain tokenizer ds_configs slurm requirements.txt "$1.part/")
   find "$1.part" -name __pycache__ -prune -exec rm -rf {} +
-  git -C "$PRETRAIN_HOME" describe --always --dirty --abbrev=40 >"$1.part/COMMIT" 2>/dev/null || rm -f "$1.part/COMMIT"
+  cp "$PRETRAIN_HOME/COMMIT" "$1.part/" 2>/dev/null || # of a copy, as a study's
+    git -C "$PRETRAIN_HOME" describe --always --dirty --abbrev=40 >"$1.part/COMMIT" 2>/dev/null || rm -f "$1.part/COMMIT"
   mv "$1.part" "$1"
 }
 

@@ -23,7 +23,7 @@ from pretrain.config.recipe import Recipe
 from pretrain.config.strict import parse, read_json, read_yaml
 from pretrain.errors import UserError
 from pretrain.files import to_disk, write_whole
-from pretrain.versions import commit, versions
+from pretrain.versions import provenance
 
 
 NEVER_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
@@ -70,13 +70,10 @@ class RunDirectory:
         if self.holds_a_run() and not self.steps_saved():  # else the checkpoint says what run it is of
             self._require_same(run, changing)
 
-    def describe(self, run: Run) -> None:
-        """Write down the configuration as run, with versions and commit."""
+    def describe(self, run: Run, device_type: str) -> None:
+        """Write down the configuration as run, and what it is run with."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_whole(self.ds_config, dump_json(run.ds.model_dump(mode="json", exclude_none=True)))
-        header = "".join(f"# {line}\n" for line in provenance())
-        body = yaml.safe_dump({"name": run.name, **run.recipe.model_dump(mode="json", exclude={"name"})}, sort_keys=False)
-        write_whole(self.recipe, f"# {run.name}, as run\n{header}{body}")
+        write_settings(run, self.recipe, self.ds_config, [f"{run.name}, as run", *provenance(device_type)])
 
     def _require_same(self, run: Run, changing: Sequence[str]) -> None:
         recipe = parse(Recipe, read_yaml(self.recipe), str(self.recipe))
@@ -190,9 +187,11 @@ def _free_name(folder: Path) -> Path:
     return name
 
 
-def provenance() -> list[str]:
-    """Versions and commit, a line each."""
-    return [*versions(), f"commit {commit()}"]
+def write_settings(run: Run, recipe: Path, ds_config: Path, header: Sequence[str]) -> None:
+    """Everything that a run is asked to do, as files that ask for it again."""
+    write_whole(ds_config, dump_json(run.ds.model_dump(mode="json", exclude_none=True)))
+    body = yaml.safe_dump({"name": run.name, **run.recipe.model_dump(mode="json", exclude={"name"})}, sort_keys=False)
+    write_whole(recipe, "".join(f"# {line}\n" for line in header) + body)
 
 
 def dump_json(value: Any) -> str:

@@ -38,7 +38,7 @@ def resume(
         choice = "auto"  # the same command again: it goes on from what it has saved since
     found = None if choice == "never" else _newest_good(directory, ranks) if choice == "auto" else _asked_for(Path(choice), ranks)
     if found is None:
-        ranks.on_main(lambda: directory.describe(run))
+        ranks.on_main(lambda: directory.describe(run, ranks.device.type))
         return Position()
     folder, manifest = found
     ranks.on_main(lambda: require_allowed(run, run_of(folder, manifest), changing, str(folder)))
@@ -51,7 +51,7 @@ def resume(
     contents.loaded(manifest.step)
 
     def take_over() -> None:
-        directory.describe(run)  # as it goes on
+        directory.describe(run, ranks.device.type)  # as it goes on
         directory.abandon_after(manifest.step)
         if choice != "auto":
             write_whole(directory.path / TAKEN, choice + "\n")

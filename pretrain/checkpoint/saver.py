@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.checkpoint.contents import Contents
-from pretrain.checkpoint.directory import RunDirectory, provenance, prune, seal
+from pretrain.checkpoint.directory import RunDirectory, prune, seal
 from pretrain.checkpoint.manifest import FORMAT, Manifest, TensorFileFacts, as_facts, read_manifest
 from pretrain.checkpoint.tensors import write_tensors
 from pretrain.config import Run
@@ -21,6 +21,7 @@ from pretrain.config.strict import one_line
 from pretrain.errors import TrainingStopped
 from pretrain.parallel.engine import Engine
 from pretrain.subnetwork.methods.base import Copies
+from pretrain.versions import provenance
 
 SLOW_SECONDS = 10.0
 """Of waiting, after which it is told, and told again."""
@@ -156,7 +157,7 @@ class Saver:
             layout=run.layout(),
             recipe=run.recipe.model_dump(mode="json"),
             ds_config=run.ds.model_dump(mode="json", exclude_none=True),
-            versions=provenance(),
+            versions=provenance(self.engine.ranks.device.type),
             tokenizer_sha256=self.tokenizer_sha256,
             parameters=dict(sorted(shapes.items())),
             files=files,

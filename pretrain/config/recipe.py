@@ -235,6 +235,9 @@ class Recipe(Strict):
     """Steps between evaluations on held-out text; the last step is always evaluated."""
     eval_samples: Positive = 64
     """Packed samples of held-out text in an evaluation."""
+    eval_parts: bool = False
+    """After the last step, evaluate parts of the model too: its first n layers for every n, and all without every second layer. Shows what
+    early exit and layer skipping would lose, for about half as many evaluations as there are layers."""
     log_every: Positive = 1
     """Steps between lines in a log file; a terminal shows every step."""
     watchdog_seconds: Annotated[Number, Field(gt=0)] = 600.0

@@ -12,7 +12,8 @@ from pretrain.config.recipe import Recipe, find_recipe
 from pretrain.config.strict import COMMAND_LINE, parse, read_json, read_yaml, set_key
 from pretrain.errors import UserError
 from pretrain.subnetwork.methods import Method, make_method
-from pretrain.subnetwork.path import path_of_sample
+from pretrain.subnetwork.path import Path as LayerPath
+from pretrain.subnetwork.path import parts_of_model, path_of_sample
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
@@ -110,10 +111,18 @@ class Run:
         """Which of a step's paths a rank's micro-batch takes."""
         return path_of_sample(self.sample(micro_batch, data_parallel_rank), self.batch, paths)
 
+    def evaluates_parts(self, step: int) -> bool:
+        return self.recipe.eval_parts and step == self.steps
+
+    @property
+    def parts(self) -> dict[str, LayerPath]:
+        """Parts of the model that may be evaluated by themselves."""
+        return parts_of_model(self.recipe.model.num_layers)
+
     def identity(self) -> dict[str, Any]:
         """What decides the losses of a run, as dotted keys. Layout, sharding, micro-batches, saving and logging do not."""
         indifferent = {
-            "recipe.parallel", "recipe.save_every", "recipe.save_async", "recipe.on_save_failure", "recipe.keep_checkpoints", "recipe.keep_every", "recipe.log_every", "recipe.eval_every",
+            "recipe.parallel", "recipe.save_every", "recipe.save_async", "recipe.on_save_failure", "recipe.keep_checkpoints", "recipe.keep_every", "recipe.log_every", "recipe.eval_every", "recipe.eval_parts",
             "recipe.threads", "recipe.watchdog_seconds", "recipe.name", "recipe.model.recompute", "recipe.model.attention", "ds.zero_optimization",
             "ds.train_micro_batch_size_per_gpu", "ds.gradient_accumulation_steps",
             "ds.optimizer.params.fused", "ds.optimizer.params.torch_adam",

@@ -82,10 +82,7 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
     Raises:
         UserError: a file is missing or damaged, or tokenizer, token files and recipe do not match.
     """
-    data, sources = run.recipe.data, run.recipe.data.all_sources
-    if MACHINE in (path for source in sources for path in (source.train, source.valid)):
-        made = machine_data(run.recipe.model.vocab_size)
-        sources = tuple(_with_machine_paths(source, str(made.train), str(made.valid)) for source in sources)
+    data, sources = run.recipe.data, sources_of(run)
     tokenizer = tokenizer_of(run)
     objective = _objective(run, tokenizer)
     streams = [_train_and_valid(source, data.valid_share, tokenizer) for source in sources]
@@ -98,6 +95,15 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
     valid = blend(1, 0)
     _require_enough(run, valid)
     return RunData(run, rank, blend(0, run.recipe.seed), valid, tokenizer, with_text)
+
+
+def sources_of(run: Run) -> tuple[Source, ...]:
+    """Where the text of a run is; what the machine makes is made."""
+    sources = run.recipe.data.all_sources
+    if MACHINE not in (path for source in sources for path in (source.train, source.valid)):
+        return sources
+    made = machine_data(run.recipe.model.vocab_size)
+    return tuple(_with_machine_paths(source, str(made.train), str(made.valid)) for source in sources)
 
 
 def tokenizer_of(run: Run) -> Tokenizer:

@@ -27,6 +27,11 @@ def evaluation_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if "eval_loss" in row]
 
 
+def parts_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the model's parts (`eval_parts`), if they were evaluated."""
+    return [row for row in rows if "loss" not in row and "eval_loss" not in row]
+
+
 class MetricsFile:
     """Appends rows; each is in the file, whole, when the step ends."""
 

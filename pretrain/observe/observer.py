@@ -6,7 +6,7 @@ from collections import deque
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -94,6 +94,12 @@ class Observer:
         count = self.run.method.whole(step).length
         which = "all layers" if count == self.run.recipe.model.num_layers else f"the {count} layers there are"
         self.console.say(f"step {step}/{self.run.steps}  held-out loss {result.loss:.4f} ({which})  {parts}".rstrip())
+
+    def parts(self, step: int, results: Mapping[str, Any]) -> None:
+        """Called with the losses on held-out text of parts of the model, by the part's name."""
+        self._mark = time.perf_counter()
+        if self.is_main:
+            self._record({"step": step, **{f"eval_loss_{name}": result.loss for name, result in results.items()}})
 
     def saved(self, step: int) -> None:
         """Called when a checkpoint has been begun, or layers were copied from one; the time that the loop waited for it belongs to no step."""

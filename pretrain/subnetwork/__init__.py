@@ -1,7 +1,7 @@
 """The idea: which layers run in which training step. Pure Python: no torch, no Megatron, no DeepSpeed."""
 
 from pretrain.subnetwork.methods import Method, make_method
-from pretrain.subnetwork.path import Path, Scheme, draw, fingerprint, path_of_sample
+from pretrain.subnetwork.path import Path, Scheme, draw, fingerprint, parts_of_model, path_of_sample
 from pretrain.subnetwork.schedule import Stage, make_stages
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "fingerprint",
     "make_method",
     "make_stages",
+    "parts_of_model",
     "path_of_sample",
 ]

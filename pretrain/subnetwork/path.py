@@ -29,9 +29,20 @@ class Path:
         return sum(self.active)
 
     @classmethod
+    def through(cls, active: Sequence[bool]) -> "Path":
+        """These layers, unscaled."""
+        return cls(tuple(active), (1.0,) * len(active))
+
+    @classmethod
     def full(cls, layers: int) -> "Path":
         """All layers, unscaled: the model as it is evaluated."""
-        return cls((True,) * layers, (1.0,) * layers)
+        return cls.through((True,) * layers)
+
+
+def parts_of_model(layers: int) -> dict[str, Path]:
+    """What early exit and layer skipping run: the first n layers, for every n below all, and without every second layer, the last one always kept."""
+    first = {f"first_{n}": Path.through([layer < n for layer in range(layers)]) for n in range(1, layers)}
+    return {**first, "every_other": Path.through([layer % 2 == 0 or layer == layers - 1 for layer in range(layers)])}
 
 
 @dataclass(frozen=True)

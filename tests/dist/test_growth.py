@@ -82,7 +82,7 @@ def test_copies_have_weights_and_moments(growing, ranks, tmp_path):
     run = growing.run()
     data, engine = open_data(run, 0, True), Engine(run, ranks)
     directory = RunDirectory(tmp_path / "run")
-    directory.describe(run)
+    directory.describe(run, "cpu")
     with Saver(run, engine, directory, data.tokenizer.sha256) as saver:
         for step in range(1, 8):
             result = engine.step(step, data.batch(step), run.method.paths(step))

@@ -26,7 +26,7 @@ class Growth(Method):
         return self.stages.index(self.stage(step))
 
     def whole(self, step: int) -> Path:
-        return Path(self.existing[self._now(step)], (1.0,) * self.layers)
+        return Path.through(self.existing[self._now(step)])
 
     def paths(self, step: int) -> tuple[Path, ...]:
         return (self.whole(step),)

@@ -1,0 +1,123 @@
+"""Runs of a study as processes of this machine, a few at a time."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.checkpoint.directory import RunDirectory
+from pretrain.errors import TrainingStopped, UserError
+from pretrain.options import LOCK_SECONDS
+from pretrain.study.compare import Bench
+from pretrain.study.plan import Planned
+
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class _Job:
+    planned: Planned
+    process: subprocess.Popen
+    slot: int
+    """Which share of the machine it has."""
+
+
+def run_here(bench: Bench, jobs: int, device: str) -> None:
+    """Do what is missing.
+
+    Args:
+        jobs: runs at a time.
+        device: auto, cuda or cpu, as `train` knows it.
+
+    Raises:
+        UserError: more GPUs are asked for than there are.
+        TrainingStopped: runs that failed, by name, after the others were done; or this process was asked to stop.
+    """
+    gpus = _gpus(device, jobs * bench.study.processes)
+    waiting, running, failed, asked = list(bench.missing), [], [], []
+    handlers = {number: signal.signal(number, lambda number, _: asked.append(signal.Signals(number).name)) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs and not asked:
+                slot = min(set(range(jobs)) - {job.slot for job in running})
+                running.append(_start(bench, waiting.pop(0), slot, gpus, device))
+            time.sleep(POLL_SECONDS)
+            if asked:
+                break
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                if not _ended(bench, job):
+                    failed.append(job.planned)
+    finally:
+        for job in running:
+            job.process.terminate()  # saves, and ends
+        for job in running:
+            job.process.wait()
+            bench.collect(job.planned)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if asked:
+        raise TrainingStopped(f"{asked[0]}: what was running has saved; the same command goes on")
+    if failed:
+        raise TrainingStopped(f"{len(failed)} of {len(bench.study.planned)} runs have failed: {', '.join(one.name for one in failed)}; the same command tries again")
+
+
+def _start(bench: Bench, planned: Planned, slot: int, gpus: list[str], device: str) -> _Job:
+    words, count = bench.prepare(planned), bench.study.processes
+    RunDirectory(bench.run_dir(planned)).lock(patience=LOCK_SECONDS).release()  # of a process that is saving, its parent gone
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
+    # Safe path: the copy of the code, not the folder that we are in.
+    environment = {**os.environ, "PYTHONPATH": str(bench.code.absolute()), "PYTHONSAFEPATH": "1"}
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot * count : (slot + 1) * count])
+    with (bench.folder(planned) / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, *launcher, "-m", "pretrain", "train", *words, "--device", device],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+    print(f"{planned.name}: {planned.run.steps} steps, log in {log.name}", flush=True)
+    return _Job(planned, process, slot)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel send SIGTERM when this program dies, however that happens: the run saves, and the next `compare` goes on with it."""
+    set_parent_death_signal = 1  # linux/prctl.h, PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
+
+
+def _ended(bench: Bench, job: _Job) -> bool:
+    """Tell of a run that has ended; True if it has finished."""
+    name, code = job.planned.name, job.process.returncode
+    row = bench.collect(job.planned) if code == 0 else None
+    if row is None:
+        print(f"{name}: failed with exit code {code}: {_last_line(bench.folder(job.planned) / 'log.txt')}", flush=True)
+        return False
+    done = len(bench.study.planned) - len(bench.missing)
+    print(f"{name}: held-out loss {row.loss:.4f} after {row.steps} steps; {done} of {len(bench.study.planned)} runs are done", flush=True)
+    return True
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    told = [line for line in lines[-30:] if line.startswith(("error: ", "stopped: "))]
+    return (told or lines or ["no output"])[-1]
+
+
+def _gpus(device: str, wanted: int) -> list[str]:
+    """The GPUs to be shared out; none on a CPU."""
+    from pretrain.parallel.ranks import device_type
+
+    if device_type(device) == "cpu":
+        return []
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = listed.split(",") if listed else [str(number) for number in range(torch.cuda.device_count())]
+    if len(found) < wanted:
+        raise UserError(f"command line: {wanted} GPUs are asked for, --jobs times the study's processes, and there are {len(found)}; use fewer, or --device cpu")
+    return found
