@@ -202,7 +202,7 @@ def _report(args: argparse.Namespace, rest: list[str]) -> int:
 
     prepare_libraries("cpu")
     from pretrain.study.page import write_page
-    from pretrain.study.row import rows_of
+    from pretrain.study.gather import rows_of
 
     print(write_page(rows_of(args.runs), args.out, args.baseline))
     return 0

@@ -1,6 +1,6 @@
 """Documents to Megatron-Core token files: PREFIX.bin, PREFIX.idx, and PREFIX.json, which names the tokenizer.
 
-The unit of work is a block of documents. Rank 0 reads the input, as a stream where it is compressed, and hands blocks to whoever is free;
+The unit of work is a block of documents. Rank 0 hands blocks to whoever is free: of a plain file it tells where they stand, others it reads as a stream;
 finished blocks lie in PREFIX.parts/ under their numbers, from which the token files are put together in the order of the input.
 So they are the same for any number of processes, and a run that was killed goes on from what is finished.
 """
@@ -8,6 +8,7 @@ So they are the same for any number of processes, and a run that was killed goes
 import json
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Iterable, Iterator, Sequence
 
@@ -19,12 +20,14 @@ from tokenizer.parts import Parts, Tally
 from tokenizer.pieces import PART_CHARACTERS, Tokenizer
 from tokenizer.progress import Progress
 from tokenizer.team import Team
-from tokenizer.text import BLOCK_BYTES, BadDocument, Block, OnError, blocks, find_inputs, text_of
+from tokenizer.text import BLOCK_BYTES, BadDocument, Block, OnError, Stretch, find_inputs, pieces, text_of
 
 BATCH_CHARACTERS = 200_000
 """Of the documents that sentencepiece gets at a time."""
 BLOCKS, MOST_BLOCK_BYTES = 20_000, 2**25
 """Of a large input the blocks are larger, since three files a block are a load for a shared file system."""
+CUT = 2
+"""By which rule files are cut into blocks; changes with the rule, so that blocks of two rules are never put together."""
 
 
 def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError = "stop", team: Team = Team(None, 0, 1), quiet: bool = True) -> dict:
@@ -71,7 +74,7 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
         damaged: list[tuple[str, int, str]] = []
         names: list[str] = []
         jobs = _jobs(files, block_bytes, finished, names, damaged, on_error, progress)
-        team.share(jobs, lambda block: _encode(block, files, tokenizer, parts, on_error), progress.add)
+        team.share(jobs, lambda block: _encode(block, files, tokenizer, parts, on_error), progress.add, lambda block: isinstance(block, Stretch))
         progress.finish()
         names = team.on_main(lambda: names)
         try:
@@ -88,16 +91,16 @@ def _plan(files: Sequence[Path], tokenizer: Tokenizer) -> dict:
     """What finished blocks depend on."""
     facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     block_bytes = min(max(BLOCK_BYTES, sum(size for _, size, _ in facts) // BLOCKS), MOST_BLOCK_BYTES)
-    return {"tokenizer_sha256": tokenizer.sha256, "part_characters": PART_CHARACTERS, "block_bytes": block_bytes, "files": facts}
+    return {"tokenizer_sha256": tokenizer.sha256, "part_characters": PART_CHARACTERS, "cut": CUT, "block_bytes": block_bytes, "files": facts}
 
 
 def _jobs(
     files: Sequence[Path], block_bytes: int, finished: set[str], names: list[str], damaged: list, on_error: OnError, progress: Progress
-) -> Iterator[Block]:
+) -> Iterator[Block | Stretch]:
     """Blocks that are not finished; `names` gets those of all, `damaged` the files that could not be read to their end."""
     for index, file in enumerate(files):
         try:
-            for block in blocks(index, file, block_bytes):
+            for block in pieces(index, file, block_bytes):
                 names.append(block.name)
                 if block.name in finished:
                     progress.skip(block)
@@ -109,11 +112,12 @@ def _jobs(
             damaged.append((str(file), 0, str(error)))
 
 
-def _encode(block: Block, files: Sequence[Path], tokenizer: Tokenizer, parts: Parts, on_error: OnError) -> Tally:
+def _encode(block: Block | Stretch, files: Sequence[Path], tokenizer: Tokenizer, parts: Parts, on_error: OnError) -> Tally:
     """Encode a block and write it down."""
-    tally = Tally(text_bytes=sum(len(document or b"") for document in block.documents))
+    found = block.read(files[block.file])
+    tally = Tally(text_bytes=sum(len(document or b"") for document in found), lines=len(found))
     documents: list[np.ndarray] = []
-    for texts in _batches(_texts(block, files[block.file], on_error, tally)):
+    for texts in _batches(_texts(block, found, files[block.file], on_error, tally)):
         documents += [ids.astype(parts.dtype) for ids in tokenizer.encode(texts)]
     lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
     tally.documents, tally.tokens = len(documents), int(lengths.sum())
@@ -121,14 +125,14 @@ def _encode(block: Block, files: Sequence[Path], tokenizer: Tokenizer, parts: Pa
     return tally
 
 
-def _texts(block: Block, file: Path, on_error: OnError, tally: Tally) -> Iterator[str]:
-    """The texts of a block; what is none goes into the tally."""
-    for line, document in enumerate(block.documents, start=block.first):
+def _texts(block: Block | Stretch, found: Sequence[bytes | None], file: Path, on_error: OnError, tally: Tally) -> Iterator[str]:
+    """The texts of a block; what is none goes into the tally, by its line within the block."""
+    for line, document in enumerate(found, start=1):
         try:
             text = text_of(document, block.is_json)
         except BadDocument as error:
             if on_error == "stop":
-                raise UserError(f"{file}: line {line}: {error}; --on-error skip leaves such documents out") from None
+                raise UserError(f"{file}: line {block.lines_before(file) + line}: {error}; --on-error skip leaves such documents out") from None
             tally.bad.append((str(file), line, str(error)))
             continue
         if text.strip():
@@ -159,8 +163,12 @@ def _put_together(
 
     def prepare() -> dict:
         total = Tally(bad=list(damaged))
+        before: Counter[str] = Counter()  # lines of each file, so far
         for name in names:
-            total.add(parts.tally(name))
+            tally, file = parts.tally(name), name.partition("-")[0]
+            tally.bad = [(path, before[file] + line, reason) for path, line, reason in tally.bad]
+            before[file] += tally.lines
+            total.add(tally)
         if total.tokens == 0:
             parts.remove()
             raise UserError(f"--input {pattern}: holds no text")

@@ -32,14 +32,17 @@ class Tally:
     tokens: int = 0
     text_bytes: int = 0
     empty: int = 0
+    lines: int = 0
+    """All that were read, whatever became of them."""
     bad: list[tuple[str, int, str]] = field(default_factory=list)
-    """(file, line, reason); line 0 stands for the file."""
+    """(file, line, reason); line 0 stands for the file. Lines of a block on disk count from its beginning."""
 
     def add(self, other: "Tally") -> None:
         self.documents += other.documents
         self.tokens += other.tokens
         self.text_bytes += other.text_bytes
         self.empty += other.empty
+        self.lines += other.lines
         self.bad += other.bad
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Sequence
 
 from tokenizer.parts import Tally
-from tokenizer.text import COMPRESSED, Block
+from tokenizer.text import COMPRESSED, Block, Stretch
 
 EVERY_SECONDS = {True: 0.2, False: 15.0}
 """Between lines, on a terminal and in a log."""
@@ -25,9 +25,9 @@ class Progress:
         self.tally, self.before = Tally(), 0
         self.started = self.shown = time.perf_counter()
 
-    def skip(self, block: Block) -> None:
+    def skip(self, block: Block | Stretch) -> None:
         """A block that an earlier run has finished."""
-        self.before += sum(len(document or b"") for document in block.documents)
+        self.before += block.size
         self._show()
 
     def add(self, tally: Tally) -> None:

@@ -12,13 +12,16 @@ from pretrain.errors import UserError
 LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")
 """Variables that an MPI launcher sets for its processes."""
 
+WANTED, RESULT = "wanted", "result"
+"""What a rank says to rank 0."""
+
 IDLE_SECONDS = 0.001
 """Between two looks for a message; a block takes some hundred times longer."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process among the others. Rank 0 reads, and the others work; alone it does both."""
+    """This process among the others. Rank 0 hands out work, and does some itself where handing out is quick; alone it does all."""
 
     comm: Any
     """mpi4py's communicator; None alone."""
@@ -29,18 +32,23 @@ class Team:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def share(self, jobs: Iterable[Any], work: Callable[[Any], Any], told: Callable[[Any], None]) -> None:
+    def share(
+        self, jobs: Iterable[Any], work: Callable[[Any], Any], told: Callable[[Any], None], quick: Callable[[Any], bool] = lambda job: False
+    ) -> None:
         """Have every job worked on by somebody; `told` gets each result, on rank 0. Jobs are made there too, one ahead of need.
 
         An exception of `work` ends the sharing and is raised on every rank.
+
+        Args:
+            quick: of jobs that take no time to make and to send. Rank 0 works on them like the others, which ask for the next one before they need it.
         """
         if self.comm is None:
             for job in jobs:
                 told(work(job))
         elif self.is_main:
-            self._raise_together(self._hand_out(jobs, told))
+            self._raise_together(self._hand_out(jobs, work, told, quick))
         else:
-            self._raise_together(self._take(work))
+            self._raise_together(self._take(work, quick))
 
     def on_main(self, action: Callable[[], Any]) -> Any:
         """What `action` gives on rank 0, on every rank, or its UserError."""
@@ -64,41 +72,54 @@ class Team:
             while not arrived.Test():
                 time.sleep(IDLE_SECONDS)
 
-    def _hand_out(self, jobs: Iterable[Any], told: Callable[[Any], None]) -> UserError | None:
+    def _hand_out(
+        self, jobs: Iterable[Any], work: Callable[[Any], Any], told: Callable[[Any], None], quick: Callable[[Any], bool]
+    ) -> UserError | None:
         from mpi4py import MPI
 
-        working, failure, status = self.size - 1, None, MPI.Status()
+        asking, away, failure, status = self.size - 1, 0, None, MPI.Status()
         upcoming: Iterator[Any] = iter(jobs)
         job = _next(upcoming)
-        while working:
-            result = self._receive(MPI.ANY_SOURCE, status)
-            if isinstance(result, UserError):
-                failure = failure or result
-            elif result is not None and failure is None:
-                try:
-                    told(result)
-                except UserError as error:
-                    failure = error
+        while asking or away:
             if isinstance(job, UserError):
-                failure, job = failure or job, None
+                failure = failure or job
             if failure is not None:
                 job = None
-            self.comm.send(job, dest=status.Get_source())
-            if job is None:
-                working -= 1
-            else:
-                job = _next(upcoming)
+            try:
+                if job is not None and quick(job) and not self.comm.iprobe(source=MPI.ANY_SOURCE):
+                    told(work(job))
+                    job = _next(upcoming)
+                    continue
+                kind, result = self._receive(MPI.ANY_SOURCE, status)
+                if kind == RESULT:
+                    away -= 1
+                    if isinstance(result, UserError):
+                        raise result
+                    if failure is None:
+                        told(result)
+            except UserError as error:
+                failure = failure or error
+                continue
+            if kind == WANTED:
+                self.comm.send(job, dest=status.Get_source())
+                asking -= job is None
+                away += job is not None
+                job = None if job is None else _next(upcoming)
         return failure
 
-    def _take(self, work: Callable[[Any], Any]) -> UserError | None:
-        self.comm.send(None, dest=0)
+    def _take(self, work: Callable[[Any], Any], quick: Callable[[Any], bool]) -> UserError | None:
+        self.comm.send((WANTED, None), dest=0)
         failed = None
         while (job := self._receive(0)) is not None:
+            if quick(job):
+                self.comm.send((WANTED, None), dest=0)  # the next one is here when this one is done
             try:
                 result = work(job)
             except UserError as error:
                 result = failed = error
-            self.comm.send(result, dest=0)
+            self.comm.send((RESULT, result), dest=0)
+            if not quick(job):
+                self.comm.send((WANTED, None), dest=0)
         return failed
 
     def _receive(self, source: int, status: Any = None) -> Any:

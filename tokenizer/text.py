@@ -5,7 +5,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Iterable, Iterator, Literal
+from typing import BinaryIO, Iterable, Iterator, Literal, Sequence
 
 from pretrain.errors import UserError
 
@@ -39,8 +39,69 @@ class Block:
 
     @property
     def name(self) -> str:
-        """Sorts as blocks follow one another."""
-        return f"{self.file:06d}-{self.number:08d}"
+        return name_of(self)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(len(document or b"") for document in self.documents)
+
+    def read(self, file: Path) -> Sequence[bytes | None]:
+        """The documents."""
+        return self.documents
+
+    def lines_before(self, file: Path) -> int:
+        return self.first - 1
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Where some documents of a plain file stand, in whole lines: whoever works on them reads them."""
+
+    file: int
+    number: int
+    """Among the stretches of the file."""
+    is_json: bool
+    begin: int
+    """Bytes from the beginning of the file."""
+    end: int
+
+    @property
+    def name(self) -> str:
+        return name_of(self)
+
+    @property
+    def size(self) -> int:
+        return self.end - self.begin
+
+    def read(self, file: Path) -> Sequence[bytes | None]:
+        """The documents.
+
+        Raises:
+            UserError: the file has become shorter.
+        """
+        with file.open("rb") as stream:
+            stream.seek(self.begin)
+            content = stream.read(self.size)
+        if len(content) < self.size:
+            raise UserError(f"{file}: has become shorter while it was read; encode it when it is complete")
+        if self.begin == 0:
+            content = content.removeprefix(BOM)
+        return [line.rstrip(b"\r\n") for line in content.removesuffix(b"\n").split(b"\n")]
+
+    def lines_before(self, file: Path) -> int:
+        """Counted only where somebody asks: for a document that cannot be read."""
+        lines, left = 0, self.begin
+        with file.open("rb") as stream:
+            while left:
+                content = stream.read(min(left, 2**24))
+                lines, left = lines + content.count(b"\n"), left - len(content)
+        return lines
+
+
+def name_of(block: "Block | Stretch") -> str:
+    """Sorts as blocks follow one another."""
+    return f"{block.file:06d}-{block.number:08d}"
 
 
 def find_inputs(pattern: str) -> list[Path]:
@@ -68,6 +129,25 @@ def kind(file: Path) -> str | None:
     if file.suffix == ".parquet":
         return ".parquet"
     return name.suffix if name.suffix in KINDS else None
+
+
+def pieces(index: int, file: Path, block_bytes: int = BLOCK_BYTES) -> Iterator["Block | Stretch"]:
+    """A file in parts to work on, in order, always the same. Of a plain file only the ends of lines are looked for; another can only be read as a stream.
+
+    Raises:
+        BadDocument: as `blocks`.
+    """
+    if not file.is_file() or file.suffix in COMPRESSED or kind(file) == ".parquet":
+        yield from blocks(index, file, block_bytes)
+        return
+    begin, number, size = 0, 0, file.stat().st_size
+    with file.open("rb") as stream:
+        while begin < size:
+            stream.seek(begin + block_bytes - 1)
+            stream.readline()
+            end = min(stream.tell(), size)
+            yield Stretch(index, number, kind(file) == ".jsonl", begin, end)
+            begin, number = end, number + 1
 
 
 def blocks(index: int, file: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:

@@ -18,6 +18,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from pretrain.errors import UserError
@@ -25,7 +27,7 @@ from tokenizer import load_tokenizer
 from tokenizer.encode import _plan, encode
 from tokenizer.parts import Parts
 from tokenizer.pieces import parts_of
-from tokenizer.text import blocks, documents, find_inputs
+from tokenizer.text import Stretch, blocks, documents, find_inputs, pieces
 from tokenizer.train import sample
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
@@ -152,7 +154,7 @@ def test_a_kill_while_blocks_are_put_together(corpus, home, alone, tmp_path, whe
     out = tmp_path / "x"
     words, last = command(corpus, home, out)[3:], -1
     if where == "encode.os.replace":  # `os` is one module for all: each of the blocks has been renamed too
-        before = 1 + 3 * sum(len(list(blocks(0, file))) for file in find_inputs(f"{corpus}/*"))
+        before = 1 + 3 * sum(len(list(pieces(0, file))) for file in find_inputs(f"{corpus}/*"))
         calls, last = calls + before, before + 3
     killed = subprocess.run([sys.executable, "-c", KILLED_AT, where, str(calls), *words], capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -326,6 +328,74 @@ def test_blocks_are_the_same_every_time_and_hold_every_line(corpus):
         assert [b.first for b in found] == [1 + sum(len(b.documents) for b in found[:n]) for n in range(len(found))]
         assert found == list(blocks(index, file))
     assert any(len(list(blocks(0, file))) > 2 for file in find_inputs(f"{corpus}/*.xz"))
+
+
+@given(
+    lines=st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), max_size=30), end=st.sampled_from([b"\n", b"\r\n"]),
+    block=st.integers(1, 60), mark=st.booleans(), closed=st.booleans(),
+)  # fmt: skip
+def test_a_plain_file_is_cut_between_lines_and_nothing_is_lost(tmp_path_factory, lines, end, block, mark, closed):
+    file = tmp_path_factory.mktemp("plain") / "x.txt"
+    content = b"\xef\xbb\xbf" * mark + end.join(lines) + end * closed
+    file.write_bytes(content)
+    found = list(pieces(0, file, block))
+    assert [b"".join(content[piece.begin : piece.end] for piece in found), [piece.number for piece in found]] == [content, list(range(len(found)))]
+    assert all(piece.size >= block for piece in found[:-1]) and all(content[piece.end - 1] == ord("\n") for piece in found[:-1])
+    streamed = [document for part in blocks(0, file, block) for document in part.documents]
+    assert [document for piece in found for document in piece.read(file)] == streamed
+    at = 0
+    for piece in found:
+        assert piece.lines_before(file) == at
+        at += len(piece.read(file))
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_plain_file_of_many_blocks_and_its_bad_lines(texts, home, tmp_path, ranks):
+    rows = [json.dumps({"text": text}) for text in texts[:1100]]
+    bad = {3, 500, 1099}
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "x.jsonl").write_text("".join(("{}" if number in bad else row) + "\n" for number, row in enumerate(rows)))
+    assert len([piece for piece in pieces(0, folder / "x.jsonl") if isinstance(piece, Stretch)]) >= 3
+    done = subprocess.run(command(folder, home, tmp_path / "out", ranks, "--on-error", "skip"), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "out.json").read_text())
+    assert [entry["line"] for entry in manifest["bad_documents"]] == [4, 501, 1100] and manifest["documents"] == 1097
+    alone = encode(str(folder / "x.jsonl"), load_tokenizer(home / "tokenizer"), tmp_path / "alone", "skip")
+    assert alone == manifest
+    assert (tmp_path / "out.bin").read_bytes() == (tmp_path / "alone.bin").read_bytes()
+    told = subprocess.run(command(folder, home, tmp_path / "again", ranks), capture_output=True, text=True, timeout=300)
+    assert told.returncode == 2 and told.stderr.count("error: ") == 1 and "x.jsonl: line " in told.stderr
+    assert int(told.stderr.partition("x.jsonl: line ")[2].partition(":")[0]) in {4, 501, 1100}
+
+
+WHO_WORKED = """
+import sys
+from mpi4py import MPI
+from tokenizer.team import join
+team = join()
+done = []
+def work(job):
+    done.append(job)
+    import time; time.sleep(0.02)
+    return job
+told = []
+team.share(range(60), work, told.append, lambda job: sys.argv[1] == "quick")
+everything = MPI.COMM_WORLD.gather(done)
+if team.is_main:
+    assert sorted(told) == sorted(job for part in everything for job in part) == list(range(60)), (told, everything)
+    print([len(part) for part in everything])
+"""
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("kind, least_of_rank_0", [("quick", 10), ("slow", 0)])
+def test_rank_0_works_where_handing_out_is_quick_and_every_job_is_done_once(kind, least_of_rank_0):
+    done = subprocess.run([str(MPIEXEC), "-n", "3", sys.executable, "-c", WHO_WORKED, kind], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert sum(counts) == 60 and min(counts[1:]) >= 10 and counts[0] >= least_of_rank_0 and (kind == "quick" or counts[0] == 0)
 
 
 @pytest.mark.dist

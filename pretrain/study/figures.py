@@ -1,0 +1,163 @@
+"""Pictures that compare methods. Colours from Okabe and Ito, each with a line and a mark of its own: legible in print and to the colour-blind."""
+
+from pathlib import Path
+from statistics import fmean
+from typing import Callable, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pretrain.study.row import Evaluated
+from pretrain.study.statistics import Group
+
+STYLES = (
+    ("#000000", "-", "o"), ("#D55E00", "--", "s"), ("#0072B2", "-", "^"), ("#009E73", "-.", "D"),
+    ("#CC79A7", ":", "v"), ("#E69F00", "--", "P"), ("#56B4E9", "-.", "X"), ("#F0E442", ":", "*"),
+)  # fmt: skip
+"""Colour, line and mark; used again from the beginning where there are more methods."""
+AXES: tuple[tuple[str, str, Callable[[Evaluated], float]], ...] = (
+    ("loss_by_step", "step", lambda at: at.step),
+    ("loss_by_layer_flops", "operations in the layers (PFLOP)", lambda at: at.layer_flops / 1e15),
+    ("loss_by_model_flops", "operations in the whole model (PFLOP)", lambda at: at.model_flops / 1e15),
+    ("loss_by_time", "time in training steps (minutes)", lambda at: at.seconds / 60),
+)
+SPREAD = "Lines are means over seeds, bands reach from the least to the greatest."
+
+Plot = tuple[str, str, Figure]
+"""Name of a file without its end, caption, picture."""
+
+
+def draw(groups: Sequence[Group], baseline: Group) -> list[Plot]:
+    """All pictures for one size of model."""
+    plots = [_losses(groups, *axis) for axis in AXES]
+    plots.append(_final(groups, baseline))
+    plots += [plot for plot in (_boundaries(groups), _layer_use(groups), _parts(groups)) if plot is not None]
+    return plots
+
+
+def save(plot: Plot, out: Path, prefix: str) -> Path:
+    """As a PNG."""
+    name, _, figure = plot
+    file = out / f"{prefix}{name}.png"
+    figure.savefig(file, metadata={"Software": None})
+    plt.close(figure)
+    return file
+
+
+def _figure(width: float = 9, height: float = 4.5) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(width, height), dpi=120, layout="constrained")
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _style(groups: Sequence[Group], group: Group) -> tuple[str, str, str]:
+    return STYLES[groups.index(group) % len(STYLES)]
+
+
+def _losses(groups: Sequence[Group], name: str, label: str, place: Callable[[Evaluated], float]) -> Plot:
+    figure, axes = _figure()
+    latest = []
+    for group in groups:
+        colour, line, mark = _style(groups, group)
+        count = min(len(row.evaluations) for row in group.rows)
+        x = [fmean(place(row.evaluations[at]) for row in group.rows) for at in range(count)]
+        losses = np.array([[row.evaluations[at].loss for row in group.rows] for at in range(count)])
+        axes.plot(x, losses.mean(axis=1), color=colour, linestyle=line, marker=mark, markersize=4, label=group.method)
+        axes.fill_between(x, losses.min(axis=1), losses.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+        latest.append(losses[count // 5 :])
+    low, high = min(part.min() for part in latest), max(part.max() for part in latest)
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    axes.set_xlabel(label)
+    axes.set_ylabel("held-out loss")
+    axes.legend(frameon=False)
+    return name, f"Held-out loss of the whole model against {label}. {SPREAD} The first fifth of each run may lie above the picture.", figure
+
+
+def _final(groups: Sequence[Group], baseline: Group) -> Plot:
+    others = [group for group in groups if group is not baseline]
+    figure, axes = _figure(9, 1.6 + 0.5 * len(others))
+    axes.axvline(0, color="#666666", linewidth=1)
+    for at, group in enumerate(others):
+        colour, _, mark = _style(groups, group)
+        estimate = group.against(baseline)
+        if estimate is None:
+            continue
+        theirs = {row.seed: row.loss for row in baseline.rows}
+        single = [row.loss - theirs[row.seed] for row in group.rows if row.seed in theirs]
+        axes.plot(single, [at] * len(single), linestyle="none", marker=mark, color=colour, markersize=5, alpha=0.5)
+        axes.errorbar(estimate.mean, at, xerr=estimate.half_width, color=colour, marker=mark, markersize=9, capsize=5, linewidth=2)
+    axes.set_yticks(range(len(others)), [group.method for group in others])
+    axes.set_ylim(len(others) - 0.5, -0.5)
+    axes.set_xlabel(f"final held-out loss minus that of {baseline.method} with the same seed (left of 0 is better)")
+    return "difference", f"Paired differences to {baseline.method}: large marks are means with their 95 % interval, small ones single seeds.", figure
+
+
+def _boundaries(groups: Sequence[Group]) -> Plot | None:
+    staged = [group for group in groups if group.rows[0].boundaries]
+    if not staged:
+        return None
+    figure, axes = _figure()
+    axes.axhline(0, color="#666666", linewidth=1)
+    places: dict[str, float] = {}
+    for index, group in enumerate(staged):
+        colour, _, mark = _style(groups, group)
+        for boundary in group.rows[0].boundaries:
+            places.setdefault(f"{boundary.layers_before} to {boundary.layers_after} layers", len(places))
+        for row in group.rows:
+            x = [places[f"{b.layers_before} to {b.layers_after} layers"] + (index + 1) / (len(staged) + 1) - 0.5 for b in row.boundaries]
+            label = group.method if row is group.rows[0] else None
+            axes.plot(x, [b.after - b.before for b in row.boundaries], linestyle="none", marker=mark, color=colour, label=label)
+    axes.set_xticks(list(places.values()), list(places))
+    axes.set_xlim(-0.5, len(places) - 0.5)
+    axes.set_ylabel("change of the training loss")
+    axes.legend(frameon=False)
+    return "boundaries", "Training loss in the ten steps after a stage begins minus that in the ten before, a mark for each seed. Before and after, different numbers of layers run.", figure
+
+
+def _layer_use(groups: Sequence[Group]) -> Plot | None:
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    figure, grid = plt.subplots(lines, columns, figsize=(9, 0.8 + 2.1 * lines), dpi=120, layout="constrained", squeeze=False, sharey=True)
+    image = None
+    for axes, group in zip(grid.flat, groups):
+        row = group.rows[0]
+        share = np.array(row.layer_use)
+        image = axes.imshow(share, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1, extent=(0, row.step, 0.5, len(share) + 0.5), interpolation="nearest")
+        axes.set_title(group.method, fontsize=10)
+        axes.set_xlabel("step", fontsize=9)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("layer")
+    for axes in list(grid.flat)[len(groups) :]:
+        axes.remove()
+    figure.colorbar(image, ax=grid.ravel().tolist(), label="share of paths that run it")
+    return "layer_use", "Which layers ran, over the course of one run each.", figure
+
+
+def _parts(groups: Sequence[Group]) -> Plot | None:
+    probed = [group for group in groups if all(row.parts for row in group.rows)]
+    if not probed:
+        return None
+    figure, axes = _figure()
+    layers = max(len(group.rows[0].layer_use) for group in probed)
+    for index, group in enumerate(probed):
+        colour, line, mark = _style(groups, group)
+        count = len(group.rows[0].layer_use)
+        names = [f"first_{n}" for n in range(1, count)]
+        losses = np.array([[*(row.parts[name] for name in names), row.loss] for row in group.rows])
+        axes.plot(range(1, count + 1), losses.mean(axis=0), color=colour, linestyle=line, marker=mark, markersize=4, label=group.method)
+        axes.fill_between(range(1, count + 1), losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+        x = layers + 1.5 + 0.18 * (index - (len(probed) - 1) / 2)
+        axes.plot([x] * len(group.rows), [row.parts["every_other"] for row in group.rows], linestyle="none", marker=mark, markersize=5, color=colour)
+    axes.axvline(layers + 0.75, color="#666666", linewidth=1)
+    step = max(1, layers // 12)
+    ticks = list(range(step, layers + 1, step))
+    axes.set_xticks([*ticks, layers + 1.5], [*map(str, ticks), "every other\nskipped"])
+    axes.set_xlabel("only the first layers run, so many")
+    axes.set_ylabel("held-out loss")
+    axes.legend(frameon=False)
+    return "parts", f"What is left when only the first layers run, or every second one is skipped, straight after training. {SPREAD}", figure

@@ -1,0 +1,168 @@
+"""`report`: one page that compares runs, and its pictures as files. Nothing on it is fetched from anywhere."""
+
+import base64
+import html
+from pathlib import Path
+from typing import Iterable, Sequence
+
+from pretrain.config.strict import COMMAND_LINE, did_you_mean
+from pretrain.errors import UserError
+from pretrain.study.figures import draw, save
+from pretrain.study.row import Row
+from pretrain.study.statistics import Estimate, Group, grouped
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 0.92rem; display: block; overflow-x: auto }
+th, td { text-align: right; padding: 0.3rem 0.7rem; border-bottom: 1px solid #ccc; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal }
+figure { margin: 2rem 0; break-inside: avoid } img { max-width: 100% } figcaption, .note { color: #555 } .warning { border-left: 4px solid #D55E00; padding-left: 1rem }
+@media print { body { font-size: 11pt; max-width: none; margin: 0 } h2, h3 { break-after: avoid } table { overflow: visible; font-size: 8pt } th, td { padding: 0.2rem 0.3rem } }
+"""
+
+
+def write_page(rows: Sequence[Row], out: Path, baseline: str | None) -> Path:
+    """Write OUT/index.html and the pictures; returns the page.
+
+    Args:
+        baseline: the method that others are compared with; "full", or the first, if None.
+
+    Raises:
+        UserError: no method is called so, or `out` cannot be written.
+    """
+    sizes = grouped(rows)
+    methods = list(dict.fromkeys(row.method for row in rows))
+    if baseline is not None and baseline not in methods:
+        raise UserError(f'{COMMAND_LINE}: --baseline: no method is called "{baseline}"{did_you_mean(baseline, methods)}')
+    chosen = baseline or ("full" if "full" in methods else methods[0])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{COMMAND_LINE}: --out {out}: cannot be made: {error.strerror}") from None
+    parts = [f"<h1>{len(rows)} runs compared</h1>", _facts(rows), *_warnings(rows)]
+    for size, groups in sizes.items():
+        base = next((group for group in groups if group.method == chosen), groups[0])
+        if len(sizes) > 1:
+            parts.append(f"<h2>{_text(size)}</h2>")
+        parts += [_main_table(groups, base), _pairs_table(groups), _kinds_table(groups)]
+        for plot in draw(groups, base):
+            file = save(plot, out, f"{size}_" if size else "")
+            parts.append(_figure(file, plot[1]))
+    page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{len(rows)} runs compared</title><style>{STYLE}</style></head><body>{"".join(parts)}</body></html>\n'
+    (out / "index.html").write_text(page, encoding="utf-8")
+    return out / "index.html"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Cells are HTML already."""
+    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in body)
+    return f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _figure(file: Path, caption: str) -> str:
+    content = base64.b64encode(file.read_bytes()).decode()
+    return f'<figure><img src="data:image/png;base64,{content}" alt="{_text(caption)}"><figcaption>{_text(caption)}</figcaption></figure>'
+
+
+def _facts(rows: Sequence[Row]) -> str:
+    """What all runs have in common; what they have not stands in the warnings."""
+    first = rows[0]
+    words = [
+        f"{first.parameters / 1e6:,.1f} million parameters" if len({row.parameters for row in rows}) == 1 else "",
+        f"{first.tokens_per_step:,} positions a step" if len({row.tokens_per_step for row in rows}) == 1 else "",
+        f"seeds {', '.join(map(str, sorted({row.seed for row in rows})))}",
+        *sorted({row.of("device") for row in rows}),
+        f"commit {', '.join(sorted({row.of('commit')[:12] for row in rows}))}",
+        ", ".join(f"{kind} {row.of(kind)}" for row in rows[:1] for kind in ("torch", "megatron-core", "deepspeed")),
+    ]
+    return f'<p class="note">{_text(" · ".join(word for word in words if word))}</p>'
+
+
+def _warnings(rows: Sequence[Row]) -> Iterable[str]:
+    """What stands in the way of an honest comparison."""
+    told = [f"{row.name} has come to step {row.step} of {row.steps}" for row in rows if row.step < row.steps]
+    if len({row.of("code") for row in rows}) > 1:
+        told.append("the runs were made with different code")
+    if len({tuple(sorted(row.data.items())) for row in rows}) > 1:
+        told.append("the runs read different data")
+    elif not any(row.data for row in rows):
+        told.append("whether the runs read the same data is not known, since no study made them")
+    if len({(row.of("device"), str(row.layout)) for row in rows}) > 1:
+        told.append("the runs were made on different devices or layouts, so that their times are not compared")
+    if told:
+        yield f'<p class="warning">Mind that {_text("; ".join(told))}.</p>'
+
+
+def _comparable_times(a: Group, b: Group) -> bool:
+    return len({(row.of("device"), str(row.layout)) for row in (*a.rows, *b.rows)}) == 1
+
+
+def estimate_text(estimate: Estimate | None, signed: bool = False, interval: bool = False) -> str:
+    """4.123 ± 0.004, or +0.012 [-0.003, +0.027]."""
+    if estimate is None:
+        return "–"
+    mean = f"{estimate.mean:+.4f}" if signed else f"{estimate.mean:.4f}"
+    if estimate.standard_error is None or estimate.half_width is None:
+        return mean
+    if interval:
+        return f"{mean} [{estimate.mean - estimate.half_width:+.4f}, {estimate.mean + estimate.half_width:+.4f}]"
+    return f"{mean} ± {estimate.standard_error:.4f}"
+
+
+def _main_table(groups: Sequence[Group], base: Group) -> str:
+    def line(group: Group) -> list[str]:
+        times = _comparable_times(group, base)
+        difference = "" if group is base else estimate_text(group.against(base), signed=True, interval=True)
+        return [
+            _text(group.method),
+            str(len(group.rows)),
+            _span([row.step for row in group.rows]),
+            estimate_text(group.loss),
+            difference,
+            _times(base.mean(lambda row: row.last.layer_flops) / group.mean(lambda row: row.last.layer_flops)),
+            _times(base.mean(lambda row: row.last.model_flops) / group.mean(lambda row: row.last.model_flops)),
+            _times(base.mean(lambda row: row.typical_seconds) / group.mean(lambda row: row.typical_seconds)) if times else "–",
+        ]
+
+    name = _text(base.method)
+    head = ["method", "seeds", "steps", "held-out loss ± standard error", f"minus {name}, paired [95 %]", "layer FLOPs, times fewer", "model FLOPs, times fewer", "time, times less"]
+    note = (
+        "Held-out loss is that of the whole model after the last step. Times are those of training steps, each taken as the median of those with as many active layers; "
+        "the model FLOPs beside them are what a perfect implementation would reach on one process."
+    )
+    return _table(head, map(line, groups)) + f'<p class="note">{note}</p>'
+
+
+def _pairs_table(groups: Sequence[Group]) -> str:
+    if len(groups) < 3:
+        return ""
+
+    def cell(group: Group, other: Group) -> str:
+        estimate = group.against(other)
+        text = estimate_text(estimate, signed=True, interval=True)
+        return f"<b>{text}</b>" if estimate is not None and estimate.differs else text
+
+    body = [[_text(group.method), *("" if other is group else cell(group, other) for other in groups)] for group in groups]
+    note = "Row minus column, paired by seed, with 95 % intervals (Student's t); bold where the interval leaves out zero. With many comparisons some are bold by chance."
+    return "<h3>Every pair</h3>" + _table(["", *(_text(group.method) for group in groups)], body) + f'<p class="note">{note}</p>'
+
+
+def _kinds_table(groups: Sequence[Group]) -> str:
+    kinds = [kind for kind in groups[0].rows[0].losses if all(kind in row.losses for group in groups for row in group.rows)]
+    body = [
+        [_text(group.method), *(estimate_text(Estimate.of([row.losses[kind] for row in group.rows])) for kind in kinds)] for group in groups
+    ]
+    return "<h3>By denoiser and source</h3>" + _table(["method", *(_text(kind.replace("source_", "source ")) for kind in kinds)], body)
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2f}"

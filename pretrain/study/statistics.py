@@ -1,0 +1,73 @@
+"""Means over few seeds, with what they are worth."""
+
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Callable, Sequence
+
+from scipy.stats import t as student
+
+from pretrain.study.row import Row
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds."""
+
+    mean: float
+    standard_error: float | None
+    """Standard deviation (n - 1) over the square root of n; None of one seed."""
+    count: int
+    """n."""
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Estimate":
+        error = stdev(values) / sqrt(len(values)) if len(values) > 1 else None
+        return cls(fmean(values), error, len(values))
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the interval that holds the true mean with CONFIDENCE, if seeds scatter as a normal distribution does (Student's t, n - 1 degrees of freedom)."""
+        if self.standard_error is None:
+            return None
+        return float(student.ppf((1 + CONFIDENCE) / 2, self.count - 1)) * self.standard_error
+
+    @property
+    def differs(self) -> bool:
+        """Does the interval leave out zero?"""
+        return self.half_width is not None and abs(self.mean) > self.half_width
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method, with one size of model."""
+
+    method: str
+    rows: tuple[Row, ...]
+    """By seed."""
+
+    def mean(self, of: Callable[[Row], float]) -> float:
+        return fmean(map(of, self.rows))
+
+    @property
+    def loss(self) -> Estimate:
+        return Estimate.of([row.loss for row in self.rows])
+
+    def against(self, other: "Group", of: Callable[[Row], float] = lambda row: row.loss) -> Estimate | None:
+        """This one's minus the other's, seed by seed: the same seed has the same initial weights and data on both sides. None without common seeds."""
+        theirs = {row.seed: of(row) for row in other.rows}
+        pairs = [of(row) - theirs[row.seed] for row in self.rows if row.seed in theirs]
+        return Estimate.of(pairs) if pairs else None
+
+
+def grouped(rows: Sequence[Row]) -> dict[str, list[Group]]:
+    """For each size its methods, in the order in which rows name them."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        found.setdefault(row.size, {}).setdefault(row.method, []).append(row)
+    return {
+        size: [Group(method, tuple(sorted(runs, key=lambda row: row.seed))) for method, runs in methods.items()]
+        for size, methods in found.items()
+    }

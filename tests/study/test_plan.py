@@ -1,0 +1,78 @@
+"""What a study's file asks for, and what is wrong with it."""
+
+import pytest
+
+from pretrain.config.command_line import option_pairs
+from pretrain.errors import UserError
+from pretrain.study.plan import read_study
+from pretrain.subnetwork.flops import savings
+from tests.study.conftest import METHODS, write_study
+
+
+def operations(run) -> float:
+    return float(run.steps * savings(run.method, run.recipe.shape).layer_flops)
+
+
+def test_methods_seeds_and_sizes_seed_by_seed(project, tmp_path):
+    study = read_study(write_study(project, tmp_path, sizes={"narrow": {}, "wide": {"model.ffn_hidden_size": 64}}))
+    assert [one.name for one in study.planned[:7]] == [
+        "narrow-full-seed1", "narrow-short-seed1", "narrow-raptr-seed1", "wide-full-seed1", "wide-short-seed1", "wide-raptr-seed1", "narrow-full-seed2",
+    ]  # fmt: skip
+    assert len(study.planned) == 12 and study.baseline == "full"
+    wide = study.planned[3].run
+    assert (wide.recipe.model.ffn_hidden_size, wide.recipe.seed, wide.recipe.eval_parts, wide.name) == (64, 1, True, "small: full, seed 1")
+
+
+def test_later_settings_win(project, tmp_path):
+    methods = {"a": {"method": "full"}, "b": {"method": "full", "options": {"ds.optimizer.params.lr": 5e-3, "eval-every": 5}}}
+    file = write_study(project, tmp_path, methods=methods, options={"ds.optimizer.params.lr": 2e-3, "steps": 12, "eval_parts": False})
+    a, b, *_ = read_study(file, option_pairs(["--steps", "16"])).planned
+    assert (a.run.ds.optimizer.params.lr, b.run.ds.optimizer.params.lr) == (2e-3, 5e-3)
+    assert (a.run.steps, a.run.recipe.eval_every, b.run.recipe.eval_every, b.run.recipe.eval_parts) == (16, 10, 5, False)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"method": "raptr", "path_lengths": "4-6-8"},
+        {"method": "constant", "path_lengths": "5"},
+        {"method": "stacking", "path_lengths": "4-8"},
+        {"method": "pld", "gamma": 0.05},
+        {"method": "ild_dts", "q_max": 0.9},
+    ],
+)
+def test_equal_flops_mean_equal_layer_operations_up_to_half_a_step(project, tmp_path, other):
+    file = write_study(project, tmp_path, methods={"short": {"method": "full", "flops_of": "other"}, "other": other}, options={"steps": 600})
+    short, reference = (one.run for one in read_study(file).planned[:2])
+    assert reference.steps == 600 and abs(operations(short) - operations(reference)) <= 0.5
+
+
+def test_a_method_whose_share_follows_from_its_length_is_matched_too(project, tmp_path):
+    methods = {"full": {"method": "full"}, "pld": {"method": "pld", "gamma": 0.01, "flops_of": "full"}}
+    pld = read_study(write_study(project, tmp_path, methods=methods, options={"steps": 400})).planned[1].run
+    assert pld.steps > 500 and abs(operations(pld) - 400) <= 1
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"seeds": [1, 1]}, r'key "seeds": \[1, 1\] names one twice'),
+        ({"methodes": METHODS}, 'unknown key "methodes"; did you mean "methods"?'),
+        ({"baseline": "ful"}, 'key "baseline": no method is called "ful"; did you mean "full"?'),
+        ({"methods": {"a b": {"method": "full"}}}, 'key "methods": "a b" goes into the names of folders'),
+        ({"methods": {"a": {"method": "fulll"}}}, "method a: .*got 'fulll'"),
+        ({"methods": {"a": {"method": "full", "flops_of": "b"}}}, 'key "methods.a.flops_of": no method is called "b"'),
+        ({"methods": {"a": {"method": "full", "flops_of": "a"}}}, 'key "methods.a.flops_of": a would wait for itself'),
+        ({"methods": {"a": {"method": "full", "flops_of": "b"}, "b": {"method": "full", "flops_of": "a"}}}, "would wait for itself"),
+        ({"methods": {**METHODS, "short": {"method": "full", "flops_of": "raptr", "options": {"steps": 3}}}}, "flops_of decides the steps"),
+        ({"options": {"seed": 3}}, 'seed is decided by the study\'s key "seeds"'),
+        ({"options": {"ds.progressive_subnetwork.method": "full"}}, 'decided by the study\'s key "methods"'),
+        ({"options": {"stepz": 3}}, 'unknown option "--stepz"; did you mean "--steps"?'),
+        ({"sizes": {"wide": {"model.num_layers": 7}}}, "method raptr: .*path"),
+        ({"recipe": "ul2_tinny"}, 'recipe "ul2_tinny" is neither'),
+        ({"seeds": []}, 'key "seeds"'),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(project, tmp_path, changes, complaint):
+    with pytest.raises(UserError, match=complaint):
+        read_study(write_study(project, tmp_path, **changes))
