@@ -1,4 +1,4 @@
-"""Pictures that compare methods. Colours from Okabe and Ito, each with a line and a mark of its own: legible in print and to the colour-blind."""
+"""Pictures that compare methods. Colours from Okabe and Ito, lines and marks differ too: legible in print and to the colour-blind."""
 
 from pathlib import Path
 from statistics import fmean
@@ -15,17 +15,17 @@ from matplotlib.figure import Figure
 from pretrain.study.row import Evaluated
 from pretrain.study.statistics import Group
 
-STYLES = (
-    ("#000000", "-", "o"), ("#D55E00", "--", "s"), ("#0072B2", "-", "^"), ("#009E73", "-.", "D"),
-    ("#CC79A7", ":", "v"), ("#E69F00", "--", "P"), ("#56B4E9", "-.", "X"), ("#F0E442", ":", "*"),
-)  # fmt: skip
-"""Colour, line and mark; used again from the beginning where there are more methods."""
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", "--", "-.", ":")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Of different numbers, so that no two of many methods look alike."""
 AXES: tuple[tuple[str, str, Callable[[Evaluated], float]], ...] = (
     ("loss_by_step", "step", lambda at: at.step),
-    ("loss_by_layer_flops", "operations in the layers (PFLOP)", lambda at: at.layer_flops / 1e15),
-    ("loss_by_model_flops", "operations in the whole model (PFLOP)", lambda at: at.model_flops / 1e15),
+    ("loss_by_layer_flops", "operations in the layers ({}FLOP)", lambda at: at.layer_flops),
+    ("loss_by_model_flops", "operations in the whole model ({}FLOP)", lambda at: at.model_flops),
     ("loss_by_time", "time in training steps (minutes)", lambda at: at.seconds / 60),
 )
+UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1.0, ""))
 SPREAD = "Lines are means over seeds, bands reach from the least to the greatest."
 
 Plot = tuple[str, str, Figure]
@@ -56,16 +56,24 @@ def _figure(width: float = 9, height: float = 4.5) -> tuple[Figure, Axes]:
 
 
 def _style(groups: Sequence[Group], group: Group) -> tuple[str, str, str]:
-    return STYLES[groups.index(group) % len(STYLES)]
+    at = groups.index(group)
+    return COLOURS[at % len(COLOURS)], LINES[at % len(LINES)], MARKS[at % len(MARKS)]
+
+
+def _legend(axes: Axes) -> None:
+    """Beside the picture, where it hides nothing."""
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _losses(groups: Sequence[Group], name: str, label: str, place: Callable[[Evaluated], float]) -> Plot:
     figure, axes = _figure()
-    latest = []
+    latest, most = [], max(place(row.last) for group in groups for row in group.rows)
+    unit, prefix = next((unit for unit in UNITS if most >= unit[0]), UNITS[-1]) if "{}" in label else (1.0, "")
+    label = label.format(prefix)
     for group in groups:
         colour, line, mark = _style(groups, group)
         count = min(len(row.evaluations) for row in group.rows)
-        x = [fmean(place(row.evaluations[at]) for row in group.rows) for at in range(count)]
+        x = [fmean(place(row.evaluations[at]) for row in group.rows) / unit for at in range(count)]
         losses = np.array([[row.evaluations[at].loss for row in group.rows] for at in range(count)])
         axes.plot(x, losses.mean(axis=1), color=colour, linestyle=line, marker=mark, markersize=4, label=group.method)
         axes.fill_between(x, losses.min(axis=1), losses.max(axis=1), color=colour, alpha=0.15, linewidth=0)
@@ -74,7 +82,7 @@ def _losses(groups: Sequence[Group], name: str, label: str, place: Callable[[Eva
     axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes.set_xlabel(label)
     axes.set_ylabel("held-out loss")
-    axes.legend(frameon=False)
+    _legend(axes)
     return name, f"Held-out loss of the whole model against {label}. {SPREAD} The first fifth of each run may lie above the picture.", figure
 
 
@@ -115,7 +123,7 @@ def _boundaries(groups: Sequence[Group]) -> Plot | None:
     axes.set_xticks(list(places.values()), list(places))
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_ylabel("change of the training loss")
-    axes.legend(frameon=False)
+    _legend(axes)
     return "boundaries", "Training loss in the ten steps after a stage begins minus that in the ten before, a mark for each seed. Before and after, different numbers of layers run.", figure
 
 
@@ -159,5 +167,5 @@ def _parts(groups: Sequence[Group]) -> Plot | None:
     axes.set_xticks([*ticks, layers + 1.5], [*map(str, ticks), "every other\nskipped"])
     axes.set_xlabel("only the first layers run, so many")
     axes.set_ylabel("held-out loss")
-    axes.legend(frameon=False)
+    _legend(axes)
     return "parts", f"What is left when only the first layers run, or every second one is skipped, straight after training. {SPREAD}", figure

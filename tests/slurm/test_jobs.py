@@ -14,8 +14,10 @@ import pytest
 
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import problem_of
+from pretrain.study.row import read_table
 from tests.dist.launch import pretrain
 from tests.slurm.conftest import PROJECT, SMALL, Job
+from tests.study.conftest import compare_command, write_study
 
 pytestmark = [pytest.mark.slurm, pytest.mark.dist]
 TP2_PP2 = ("--parallel.tensor", "2", "--parallel.pipeline", "2")
@@ -253,6 +255,25 @@ def test_tasks_of_an_array_are_queued_again_one_by_one(submit, cluster, unbroken
         assert part.wait() == "COMPLETED", part.story()
         require_same(part.run_dir, unbroken)
     assert [part.facts()["Restarts"] for part in parts] == ["1", "0"]
+
+
+def test_a_study_is_one_array_and_its_rows_are_kept_by_the_same_command(cluster, project, tmp_path):
+    study = write_study(project, tmp_path / "study", seeds=[1])
+    words = [*compare_command(study, tmp_path / "runs"), "--slurm", " ".join([*SMALL, "--nodes=1"])]
+    first = cluster.run(*words, cwd=PROJECT)
+    assert first.returncode == 0 and "3 runs submitted as job " in first.stdout, first.stdout + first.stderr
+    job = first.stdout.partition("submitted as job ")[2].split(";")[0]
+    again = cluster.run(*words, cwd=PROJECT)
+    assert again.returncode == 0 and again.stdout.count(f"in the queue as {job}_") == 3 and "submitted" not in again.stdout, again.stdout + again.stderr
+    folders = [tmp_path / "runs" / f"{name}-seed1" for name in ("full", "short", "raptr")]
+    for number, folder in enumerate(folders):
+        task = Job(cluster, f"{job}_{number}", folder / "run", folder / "log.txt")
+        assert task.wait() == "COMPLETED", task.story()
+    done = cluster.run(*words, cwd=PROJECT)
+    assert done.returncode == 0 and "3 of 3 runs are done" in done.stdout and "submitted" not in done.stdout, done.stdout + done.stderr
+    kept = read_table(study.with_name("study.rows.jsonl"))
+    assert [(row.method, row.steps, row.layout["data"]) for row in kept] == [("full", 20, 2), ("short", 15, 2), ("raptr", 20, 2)]
+    assert {row.of("commit") for row in kept} == {(tmp_path / "runs/code/COMMIT").read_text().strip()}
 
 
 @pytest.mark.slow

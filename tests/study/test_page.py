@@ -89,15 +89,16 @@ def browse(chromium: str, page: Path, tmp_path: Path) -> tuple[str, str, set[str
     """Load a page: its document after scripts and pictures, what the console said, and addresses that were asked for."""
     log = tmp_path / "net.json"
     done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
          f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--enable-logging=stderr", "--window-size=1200,2000",
          f"--screenshot={tmp_path / 'page.png'}", "--dump-dom", page.as_uri()],
         capture_output=True, text=True, timeout=180, check=True,
     )  # fmt: skip
     console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
     events = json.loads(log.read_text())["events"]
-    asked = {event["params"]["url"] for event in events if "url" in event.get("params", {})}
-    return done.stdout, console, {url for url in asked if url.startswith(("http:", "https:", "ws:", "wss:"))}
+    facts = [event["params"] for event in events if "params" in event]
+    by_page = {fact["url"] for fact in facts if fact.get("initiator", "not an origin") != "not an origin"}  # the browser asks for things of its own, too
+    return done.stdout, console, {url for url in by_page if not url.startswith(("file:", "data:"))}
 
 
 def test_the_browser_shows_it_without_errors_and_without_the_network(rows, chromium, finished, tmp_path):
