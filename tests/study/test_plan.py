@@ -1,5 +1,7 @@
 """What a study's file asks for, and what is wrong with it."""
 
+from pathlib import Path
+
 import pytest
 
 from pretrain.config.command_line import option_pairs
@@ -76,3 +78,11 @@ def test_a_method_whose_share_follows_from_its_length_is_matched_too(project, tm
 def test_a_mistake_is_told_with_its_place(project, tmp_path, changes, complaint):
     with pytest.raises(UserError, match=complaint):
         read_study(write_study(project, tmp_path, **changes))
+
+
+@pytest.mark.parametrize("file", [file for file in sorted(Path("bench/studies").rglob("*.yaml")) if "\nmethods:" in file.read_text()], ids=str)
+def test_shipped_studies_can_be_read(file):
+    study = read_study(file)
+    for one in study.planned:
+        if one.method.startswith("saves_"):
+            assert savings(one.run.method, one.run.recipe.shape).layer_factor == pytest.approx(float(one.method[6:]), rel=0.01)
