@@ -78,6 +78,7 @@ class Team:
         from mpi4py import MPI
 
         asking, away, failure, status = self.size - 1, 0, None, MPI.Status()
+        sent: dict[int, Any] = {}
         upcoming: Iterator[Any] = iter(jobs)
         job = _next(upcoming)
         while asking or away:
@@ -101,10 +102,14 @@ class Team:
                 failure = failure or error
                 continue
             if kind == WANTED:
-                self.comm.send(job, dest=status.Get_source())
+                other = status.Get_source()
+                if other in sent:
+                    sent[other].wait()  # it has taken that one, since it asks again
+                sent[other] = self.comm.isend(job, dest=other)  # it may be sending a large result, and each would wait for the other to take what it sends
                 asking -= job is None
                 away += job is not None
                 job = None if job is None else _next(upcoming)
+        MPI.Request.waitall(list(sent.values()))
         return failure
 
     def _take(self, work: Callable[[Any], Any], quick: Callable[[Any], bool]) -> UserError | None:

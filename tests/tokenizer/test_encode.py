@@ -370,6 +370,23 @@ def test_a_plain_file_of_many_blocks_and_its_bad_lines(texts, home, tmp_path, ra
     assert int(told.stderr.partition("x.jsonl: line ")[2].partition(":")[0]) in {4, 501, 1100}
 
 
+LARGE_ON_BOTH_SIDES = """
+from tokenizer.team import join
+team, told = join(), []
+jobs = [(number, b"x" * (number % 3 * 1_000_000)) for number in range(30)]
+team.share(jobs, lambda job: (job[0], b"y" * 700_000), told.append, lambda job: not job[1])
+if team.is_main:
+    assert sorted(number for number, _ in told) == list(range(30))
+"""
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_large_jobs_and_large_results_pass_each_other(ranks):
+    done = subprocess.run([str(MPIEXEC), "-n", str(ranks), sys.executable, "-c", LARGE_ON_BOTH_SIDES], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 WHO_WORKED = """
 import sys
 from mpi4py import MPI
