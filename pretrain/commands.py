@@ -174,8 +174,8 @@ def _status(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _compare(args: argparse.Namespace, rest: list[str]) -> int:
-    if args.jobs < 1:
-        raise UserError(f"{COMMAND_LINE}: --jobs {args.jobs} must be at least 1")
+    if args.jobs is not None and (args.jobs < 1 or args.slurm is not None):
+        raise UserError(f"{COMMAND_LINE}: --jobs {args.jobs}: " + ("must be at least 1" if args.jobs < 1 else "is for this machine; with --slurm, SLURM decides"))
     from pretrain.parallel.ranks import prepare_libraries
 
     prepare_libraries("cpu")
@@ -188,11 +188,11 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> int:
     with open_bench(study, args.runs or Path("runs") / study.name) as bench:
         bench.collect_finished()
         done = len(study.planned) - len(bench.missing)
-        print(f"{study.name}: {done} of {len(study.planned)} runs are done; rows in {study.rows_file}", flush=True)
+        print(f"{study.name}: {done} of {len(study.planned)} runs are done; rows in {study.rows_file}, runs in {bench.runs.absolute()}", flush=True)
         if bench.missing and args.slurm is not None:
-            submit(bench, args.slurm)
+            submit(bench, args.slurm, args.device)
         elif bench.missing:
-            run_here(bench, args.jobs, args.device)
+            run_here(bench, args.jobs or 1, args.device)
     return 0
 
 
@@ -201,10 +201,11 @@ def _report(args: argparse.Namespace, rest: list[str]) -> int:
     from pretrain.parallel.ranks import prepare_libraries
 
     prepare_libraries("cpu")
+    from pretrain.study.gather import gather
     from pretrain.study.page import write_page
-    from pretrain.study.gather import rows_of
 
-    print(write_page(rows_of(args.runs), args.out, args.baseline))
+    rows, baseline = gather(args.runs)
+    print(write_page(rows, args.out, args.baseline or baseline))
     return 0
 
 
@@ -314,13 +315,13 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="do the runs of a study that are missing", allow_abbrev=False, epilog=settings)
     compare.add_argument("study", type=Path, metavar="STUDY.yaml", help="methods x seeds x sizes; docs/compare.md")
     compare.add_argument("--runs", type=Path, metavar="DIR", help="where its runs lie; default: runs/NAME")
-    compare.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine")
+    compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time on this machine; 1")
     compare.add_argument("--slurm", metavar="'SBATCH OPTIONS'", help="submit one array instead; '' for the script's own options")
     compare.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
     report = commands.add_parser("report", help="one page that compares runs", allow_abbrev=False)
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories, or a study's file of rows")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="studies, files of rows, or run directories")
     report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="for index.html and the pictures")
-    report.add_argument("--baseline", metavar="METHOD", help="that the others are compared with; default: full, or the first")
+    report.add_argument("--baseline", metavar="METHOD", help="that the others are compared with; default: the study's; full; the first")
     job = commands.add_parser("job", help="for slurm/common.sh: the start or the end of a job", allow_abbrev=False)
     job.add_argument("what", choices=("start", "end"))
     job.add_argument("run", type=Path, metavar="RUN")

@@ -15,6 +15,8 @@ from typing import Any, Iterator
 from filelock import FileLock, Timeout
 
 from pretrain.checkpoint.directory import RunDirectory, dump_json, write_settings
+from pretrain.checkpoint.manifest import problem_of
+from pretrain.config.strict import read_json
 from pretrain.errors import UserError
 from pretrain.files import write_whole
 from pretrain.study.identity import data_of, settings_of
@@ -33,8 +35,6 @@ class Bench:
     runs: Path
     code: Path
     """The copy that every run uses."""
-    data: dict[str, str]
-    """Checksums of what every run reads."""
     rows: dict[tuple[str, str, int], Row]
     """Of the runs that have finished."""
 
@@ -55,21 +55,31 @@ class Bench:
             UserError: the folder holds what was begun with other settings, data or code.
         """
         folder, run = self.folder(planned), planned.run
-        asked, wanted = folder / "asked.json", {"settings": settings_of(run), "data": self.data, "code": self._code_facts()}
+        asked, wanted = folder / "asked.json", self._facts(planned)
         if asked.exists():
-            require_same(json.loads(asked.read_text()), wanted, str(folder), "remove that folder, or choose another with --runs")
+            require_same(read_json(asked), wanted, str(folder), "remove that folder, or choose another with --runs")
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(run, folder / "recipe.yaml", folder / "ds_config.json", [f"{run.name}, as the study asks"])
         write_whole(asked, dump_json(wanted))
         return [str(folder / "recipe.yaml"), "--ds-config", str(folder / "ds_config.json"), "--run-dir", str(self.run_dir(planned))]
 
     def collect(self, planned: Planned) -> Row | None:
-        """Keep the row of a run, if it has finished; it is in the file when this returns."""
-        folder = self.folder(planned)
-        if not (folder / "asked.json").exists() or not RunDirectory(self.run_dir(planned)).checkpoint(planned.run.steps).is_dir():
-            return None
+        """Keep the row of a run, if it has finished; it is in the file when this returns.
+
+        Raises:
+            UserError: it is not what the study asks for, reads other data than when it began, or files of it are damaged.
+        """
+        folder, steps = self.folder(planned), planned.run.steps
+        last = RunDirectory(self.run_dir(planned)).checkpoint(steps)
+        if not (folder / "asked.json").exists() or not last.is_dir() or problem_of(last) is not None:
+            return None  # training goes on from an older checkpoint where the last one is damaged
         self.prepare(planned)  # is it what the study asks for?
-        row = row_of(self.run_dir(planned), planned.size, planned.method, self.data)
+        try:
+            row = row_of(self.run_dir(planned), planned.size, planned.method, data_of(planned.run), steps)
+            if not row.finished:
+                raise UserError(f"{folder}: the last step was not evaluated")
+        except UserError as error:
+            raise UserError(f"{error}; remove {folder} to train that run again") from None
         require_same(facts_of(row), self._facts(planned), str(folder), "remove that folder to train it again")
         self.rows[planned.key] = row
         order = [planned.key for planned in self.study.planned]
@@ -86,7 +96,7 @@ class Bench:
         return {"code": code_sha256(self.code), **dict(line.split(" ", 1) for line in versions())}
 
     def _facts(self, planned: Planned) -> dict[str, Any]:
-        return {"settings": settings_of(planned.run), "data": self.data, "code": self._code_facts()}
+        return {"settings": settings_of(planned.run), "data": data_of(planned.run), "code": self._code_facts()}
 
 
 @contextmanager
@@ -96,26 +106,33 @@ def open_bench(study: Study, runs: Path) -> Iterator[Bench]:
     Raises:
         UserError: another process is at work on it, or rows are not of the runs that it asks for.
     """
-    runs.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(runs / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{runs}: another process is at work on this study; wait for it, or choose another with --runs") from None
-    with lock:
+    with _alone(runs, "choose another with --runs"), _alone(study.file.parent, "copy the study to a folder of its own", f".{study.file.stem}.lock"):
         rows = {row.key: row for row in read_table(study.rows_file)} if study.rows_file.exists() else {}
         for row in rows.values():
             _require_asked_for(study, row)
-        bench = Bench(study, runs, runs / "code", {}, rows)
+        bench = Bench(study, runs, runs / "code", rows)
         if bench.missing:
             copy_code(bench.code)
-            bench.data = data_of(bench.missing[0].run)
-            for row in rows.values():
-                facts, ours = facts_of(row), bench._facts(study.planned[0])
-                del facts["settings"], ours["settings"]
-                mend = f"remove them to run all again, or check out commit {row.of('commit')} and choose another --runs"
-                require_same(facts, ours, f"{study.rows_file}: {row.name}", mend)
+            for planned in study.planned:
+                if (row := rows.get(planned.key)) is not None:
+                    mend = f"remove the rows to run all again, or restore what they were made with (commit {row.of('commit')}, in another --runs)"
+                    require_same(facts_of(row), bench._facts(planned), f"{study.rows_file}: {row.name}", mend)
         yield bench
+
+
+@contextmanager
+def _alone(folder: Path, mend: str, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder, or one study of it, against other processes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / name)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder}: another process is at work on this study; wait for it, or {mend}") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}; {mend}") from None
+    with lock:
+        yield
 
 
 def facts_of(row: Row) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Pictures that compare methods. Colours from Okabe and Ito, lines and marks differ too: legible in print and to the colour-blind."""
 
+import io
 from pathlib import Path
 from statistics import fmean
 from typing import Callable, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pretrain.files import write_whole
 from pretrain.study.row import Evaluated
 from pretrain.study.statistics import Group
 
@@ -25,7 +27,7 @@ AXES: tuple[tuple[str, str, Callable[[Evaluated], float]], ...] = (
     ("loss_by_model_flops", "operations in the whole model ({}FLOP)", lambda at: at.model_flops),
     ("loss_by_time", "time in training steps (minutes)", lambda at: at.seconds / 60),
 )
-UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1.0, ""))
+UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 SPREAD = "Lines are means over seeds, bands reach from the least to the greatest."
 
 Plot = tuple[str, str, Figure]
@@ -34,17 +36,17 @@ Plot = tuple[str, str, Figure]
 
 def draw(groups: Sequence[Group], baseline: Group) -> list[Plot]:
     """All pictures for one size of model."""
-    plots = [_losses(groups, *axis) for axis in AXES]
-    plots.append(_final(groups, baseline))
-    plots += [plot for plot in (_boundaries(groups), _layer_use(groups), _parts(groups)) if plot is not None]
-    return plots
+    plots = [*(_losses(groups, *axis) for axis in AXES), _final(groups, baseline), _boundaries(groups), _layer_use(groups), _parts(groups)]
+    return [plot for plot in plots if plot is not None]
 
 
 def save(plot: Plot, out: Path, prefix: str) -> Path:
     """As a PNG."""
     name, _, figure = plot
     file = out / f"{prefix}{name}.png"
-    figure.savefig(file, metadata={"Software": None})
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    write_whole(file, content.getvalue())
     plt.close(figure)
     return file
 
@@ -72,31 +74,37 @@ def _losses(groups: Sequence[Group], name: str, label: str, place: Callable[[Eva
     label = label.format(prefix)
     for group in groups:
         colour, line, mark = _style(groups, group)
-        count = min(len(row.evaluations) for row in group.rows)
-        x = [fmean(place(row.evaluations[at]) for row in group.rows) / unit for at in range(count)]
-        losses = np.array([[row.evaluations[at].loss for row in group.rows] for at in range(count)])
+        by_step = [{at.step: at for at in row.evaluations} for row in group.rows]
+        common = sorted(set.intersection(*(set(found) for found in by_step)))
+        if not common:
+            continue
+        x = [fmean(place(found[step]) for found in by_step) / unit for step in common]
+        losses = np.array([[found[step].loss for found in by_step] for step in common])
         axes.plot(x, losses.mean(axis=1), color=colour, linestyle=line, marker=mark, markersize=4, label=group.method)
         axes.fill_between(x, losses.min(axis=1), losses.max(axis=1), color=colour, alpha=0.15, linewidth=0)
-        latest.append(losses[count // 5 :])
-    low, high = min(part.min() for part in latest), max(part.max() for part in latest)
-    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        latest.append(losses[len(common) // 5 :])
+    if latest:
+        low, high = min(part.min() for part in latest), max(part.max() for part in latest)
+        margin = 0.05 * (high - low) or 0.05
+        axes.set_ylim(low - margin, high + margin)
     axes.set_xlabel(label)
     axes.set_ylabel("held-out loss")
     _legend(axes)
-    return name, f"Held-out loss of the whole model against {label}. {SPREAD} The first fifth of each run may lie above the picture.", figure
+    caption = f"Held-out loss of all layers (of a growing model: of those there are) against {label}. {SPREAD} The first fifth of each run may lie above the picture."
+    return name, caption, figure
 
 
-def _final(groups: Sequence[Group], baseline: Group) -> Plot:
-    others = [group for group in groups if group is not baseline]
+def _final(groups: Sequence[Group], baseline: Group) -> Plot | None:
+    others = [group for group in groups if group is not baseline and group.pairs(baseline)]
+    if not others:
+        return None
     figure, axes = _figure(9, 1.6 + 0.5 * len(others))
     axes.axvline(0, color="#666666", linewidth=1)
     for at, group in enumerate(others):
         colour, _, mark = _style(groups, group)
         estimate = group.against(baseline)
-        if estimate is None:
-            continue
-        theirs = {row.seed: row.loss for row in baseline.rows}
-        single = [row.loss - theirs[row.seed] for row in group.rows if row.seed in theirs]
+        assert estimate is not None
+        single = [mine.loss - its.loss for mine, its in group.pairs(baseline)]
         axes.plot(single, [at] * len(single), linestyle="none", marker=mark, color=colour, markersize=5, alpha=0.5)
         axes.errorbar(estimate.mean, at, xerr=estimate.half_width, color=colour, marker=mark, markersize=9, capsize=5, linewidth=2)
     axes.set_yticks(range(len(others)), [group.method for group in others])
@@ -106,7 +114,7 @@ def _final(groups: Sequence[Group], baseline: Group) -> Plot:
 
 
 def _boundaries(groups: Sequence[Group]) -> Plot | None:
-    staged = [group for group in groups if group.rows[0].boundaries]
+    staged = [group for group in groups if any(row.boundaries for row in group.rows)]
     if not staged:
         return None
     figure, axes = _figure()
@@ -114,17 +122,19 @@ def _boundaries(groups: Sequence[Group]) -> Plot | None:
     places: dict[str, float] = {}
     for index, group in enumerate(staged):
         colour, _, mark = _style(groups, group)
-        for boundary in group.rows[0].boundaries:
-            places.setdefault(f"{boundary.layers_before} to {boundary.layers_after} layers", len(places))
         for row in group.rows:
-            x = [places[f"{b.layers_before} to {b.layers_after} layers"] + (index + 1) / (len(staged) + 1) - 0.5 for b in row.boundaries]
+            names = [f"{number}. stage ends:\n{b.layers_before} to {b.layers_after} layers" for number, b in enumerate(row.boundaries, start=1)]
+            x = [places.setdefault(name, len(places)) + (index + 1) / (len(staged) + 1) - 0.5 for name in names]
             label = group.method if row is group.rows[0] else None
             axes.plot(x, [b.after - b.before for b in row.boundaries], linestyle="none", marker=mark, color=colour, label=label)
     axes.set_xticks(list(places.values()), list(places))
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_ylabel("change of the training loss")
     _legend(axes)
-    return "boundaries", "Training loss in the ten steps after a stage begins minus that in the ten before, a mark for each seed. Before and after, different numbers of layers run.", figure
+    return "boundaries", (
+        "Training loss in up to ten steps after a stage begins minus that in as many before, a mark for each seed. Before and after, different numbers of layers run, "
+        "and training losses fall anyway."
+    ), figure  # fmt: skip
 
 
 def _layer_use(groups: Sequence[Group]) -> Plot | None:
@@ -168,4 +178,4 @@ def _parts(groups: Sequence[Group]) -> Plot | None:
     axes.set_xlabel("only the first layers run, so many")
     axes.set_ylabel("held-out loss")
     _legend(axes)
-    return "parts", f"What is left when only the first layers run, or every second one is skipped, straight after training. {SPREAD}", figure
+    return "parts", f"What is left when only the first layers run, or every second one is skipped but the last one kept, straight after training. {SPREAD}", figure

@@ -1,6 +1,7 @@
 """What must be the same for two runs to be compared, and what must differ only as the study says."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,13 @@ def data_of(run: Run) -> dict[str, str]:
 
 def checksum(prefix: Path) -> str:
     """Of PREFIX.idx, which has the length of every document, and of blocks spread evenly over PREFIX.bin: terabytes take no time."""
-    digest = hashlib.sha256(prefix.with_name(prefix.name + ".idx").read_bytes())
-    data = prefix.with_name(prefix.name + ".bin")
-    size = data.stat().st_size
+    index, data = (prefix.with_name(prefix.name + end) for end in (".idx", ".bin"))
+    return _checksum(index, data, index.stat().st_mtime_ns, data.stat().st_mtime_ns, data.stat().st_size)
+
+
+@lru_cache(maxsize=None)
+def _checksum(index: Path, data: Path, index_changed: int, data_changed: int, size: int) -> str:
+    digest = hashlib.sha256(index.read_bytes())
     with data.open("rb") as file:
         for block in range(BLOCKS):
             file.seek(max(0, size - BLOCK) * block // (BLOCKS - 1))

@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.checkpoint.directory import RunDirectory
+from filelock import FileLock, Timeout
+
 from pretrain.errors import TrainingStopped, UserError
 from pretrain.options import LOCK_SECONDS
 from pretrain.study.compare import Bench
@@ -24,6 +25,9 @@ class _Job:
     process: subprocess.Popen
     slot: int
     """Which share of the machine it has."""
+    log: Path
+    told: int
+    """Bytes of the log that earlier starts have written."""
 
 
 def run_here(bench: Bench, jobs: int, device: str) -> None:
@@ -39,12 +43,15 @@ def run_here(bench: Bench, jobs: int, device: str) -> None:
     """
     gpus = _gpus(device, jobs * bench.study.processes)
     waiting, running, failed, asked = list(bench.missing), [], [], []
+    stuck_since = time.monotonic()
     handlers = {number: signal.signal(number, lambda number, _: asked.append(signal.Signals(number).name)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         while waiting or running:
-            while waiting and len(running) < jobs and not asked:
-                slot = min(set(range(jobs)) - {job.slot for job in running})
-                running.append(_start(bench, waiting.pop(0), slot, gpus, device))
+            for planned in list(waiting):
+                if len(running) < jobs and not asked and _is_free(bench.run_dir(planned)):
+                    waiting.remove(planned)
+                    slot = min(set(range(jobs)) - {job.slot for job in running})
+                    running.append(_start(bench, planned, slot, gpus, device))
             time.sleep(POLL_SECONDS)
             if asked:
                 break
@@ -52,12 +59,18 @@ def run_here(bench: Bench, jobs: int, device: str) -> None:
                 running.remove(job)
                 if not _ended(bench, job):
                     failed.append(job.planned)
+            if running:
+                stuck_since = time.monotonic()
+            elif waiting and time.monotonic() - stuck_since > LOCK_SECONDS:
+                for planned in waiting:
+                    print(f"{planned.name}: another process trains in {bench.run_dir(planned)}", flush=True)
+                failed, waiting = failed + waiting, []
     finally:
         for job in running:
             job.process.terminate()  # saves, and ends
         for job in running:
             job.process.wait()
-            bench.collect(job.planned)
+            _ended(bench, job, asked=True)
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if asked:
@@ -68,20 +81,35 @@ def run_here(bench: Bench, jobs: int, device: str) -> None:
 
 def _start(bench: Bench, planned: Planned, slot: int, gpus: list[str], device: str) -> _Job:
     words, count = bench.prepare(planned), bench.study.processes
-    RunDirectory(bench.run_dir(planned)).lock(patience=LOCK_SECONDS).release()  # of a process that is saving, its parent gone
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
     # Safe path: the copy of the code, not the folder that we are in.
-    environment = {**os.environ, "PYTHONPATH": str(bench.code.absolute()), "PYTHONSAFEPATH": "1"}
+    search = [str(bench.code.absolute()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search), "PYTHONSAFEPATH": "1"}
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot * count : (slot + 1) * count])
-    with (bench.folder(planned) / "log.txt").open("ab") as log:
+    file = bench.folder(planned) / "log.txt"
+    with file.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, *launcher, "-m", "pretrain", "train", *words, "--device", device],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
             start_new_session=True, preexec_fn=_die_with_parent,
         )  # fmt: skip
-    print(f"{planned.name}: {planned.run.steps} steps, log in {log.name}", flush=True)
-    return _Job(planned, process, slot)
+        told = log.tell()
+    print(f"{planned.name}: {planned.run.steps} steps, log in {file}", flush=True)
+    return _Job(planned, process, slot, file, told)
+
+
+def _is_free(run_dir: Path) -> bool:
+    """Is no process training there? One may be saving still, its parent gone."""
+    lock = FileLock(run_dir / ".lock")
+    if not Path(lock.lock_file).exists():
+        return True
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    lock.release()
+    return True
 
 
 def _die_with_parent() -> None:
@@ -90,20 +118,29 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
 
 
-def _ended(bench: Bench, job: _Job) -> bool:
-    """Tell of a run that has ended; True if it has finished."""
+def _ended(bench: Bench, job: _Job, asked: bool = False) -> bool:
+    """Tell of a run that has ended; True if it has finished.
+
+    Args:
+        asked: to save and to end, so that it need not have.
+    """
     name, code = job.planned.name, job.process.returncode
-    row = bench.collect(job.planned) if code == 0 else None
+    try:
+        row = bench.collect(job.planned) if code == 0 else None
+    except UserError as error:
+        print(f"{name}: {error}", flush=True)
+        return False
     if row is None:
-        print(f"{name}: failed with exit code {code}: {_last_line(bench.folder(job.planned) / 'log.txt')}", flush=True)
+        if not asked:
+            print(f"{name}: failed with exit code {code}: {_last_line(job)}", flush=True)
         return False
     done = len(bench.study.planned) - len(bench.missing)
     print(f"{name}: held-out loss {row.loss:.4f} after {row.steps} steps; {done} of {len(bench.study.planned)} runs are done", flush=True)
     return True
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
+def _last_line(job: _Job) -> str:
+    lines = job.log.read_bytes()[job.told :].decode(errors="replace").strip().splitlines()
     told = [line for line in lines[-30:] if line.startswith(("error: ", "stopped: "))]
     return (told or lines or ["no output"])[-1]
 

@@ -3,12 +3,14 @@
 import base64
 import html
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Callable, Iterable, Sequence
 
 from pretrain.config.strict import COMMAND_LINE, did_you_mean
 from pretrain.errors import UserError
+from pretrain.files import write_whole
 from pretrain.study.figures import draw, save
-from pretrain.study.row import Row
+from pretrain.study.gather import NOT_THE_METHOD, differing
+from pretrain.study.row import Evaluated, Row
 from pretrain.study.statistics import Estimate, Group, grouped
 
 STYLE = """
@@ -17,7 +19,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-size: 0.92rem; display: 
 th, td { text-align: right; padding: 0.3rem 0.7rem; border-bottom: 1px solid #ccc; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal }
 figure { margin: 2rem 0; break-inside: avoid } img { max-width: 100% } figcaption, .note { color: #555 } .warning { border-left: 4px solid #D55E00; padding-left: 1rem }
-@media print { body { font-size: 11pt; max-width: none; margin: 0 } h2, h3 { break-after: avoid } table { overflow: visible; font-size: 8pt } th, td { padding: 0.2rem 0.3rem } }
+@media print { body { font-size: 11pt; max-width: none; margin: 0 } h2, h3 { break-after: avoid } table { overflow: visible; font-size: 7.5pt } th, td { padding: 0.15rem 0.25rem; white-space: normal } }
 """
 
 
@@ -44,12 +46,12 @@ def write_page(rows: Sequence[Row], out: Path, baseline: str | None) -> Path:
         base = next((group for group in groups if group.method == chosen), groups[0])
         if len(sizes) > 1:
             parts.append(f"<h2>{_text(size)}</h2>")
-        parts += [_main_table(groups, base), _pairs_table(groups), _kinds_table(groups)]
+        parts += [_main_table(groups, base), _settings(groups), _pairs_table(groups), _kinds_table(groups)]
         for plot in draw(groups, base):
             file = save(plot, out, f"{size}_" if size else "")
             parts.append(_figure(file, plot[1]))
     page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{len(rows)} runs compared</title><style>{STYLE}</style></head><body>{"".join(parts)}</body></html>\n'
-    (out / "index.html").write_text(page, encoding="utf-8")
+    write_whole(out / "index.html", page)
     return out / "index.html"
 
 
@@ -69,36 +71,68 @@ def _figure(file: Path, caption: str) -> str:
 
 
 def _facts(rows: Sequence[Row]) -> str:
-    """What all runs have in common; what they have not stands in the warnings."""
-    first = rows[0]
+    """What the runs are; a fact in which they differ is given with each of its values."""
+    kinds = ("torch", "megatron-core", "deepspeed", "device", "commit")
     words = [
-        f"{first.parameters / 1e6:,.1f} million parameters" if len({row.parameters for row in rows}) == 1 else "",
-        f"{first.tokens_per_step:,} positions a step" if len({row.tokens_per_step for row in rows}) == 1 else "",
-        f"seeds {', '.join(map(str, sorted({row.seed for row in rows})))}",
-        *sorted({row.of("device") for row in rows}),
-        f"commit {', '.join(sorted({row.of('commit')[:12] for row in rows}))}",
-        ", ".join(f"{kind} {row.of(kind)}" for row in rows[:1] for kind in ("torch", "megatron-core", "deepspeed")),
+        f"{_each(f'{row.parameters / 1e6:,.1f}' for row in rows)} million parameters",
+        f"{_each(f'{row.tokens_per_step:,}' for row in rows)} positions a step",
+        f"seeds {_each(str(row.seed) for row in rows)}",
+        *(f"{kind} {_each(row.of(kind) for row in rows)}" for kind in kinds),
     ]
-    return f'<p class="note">{_text(" · ".join(word for word in words if word))}</p>'
+    return f'<p class="note">{_text(" · ".join(words))}</p>'
+
+
+def _each(values: Iterable[str]) -> str:
+    return " and ".join(sorted(set(values)))
 
 
 def _warnings(rows: Sequence[Row]) -> Iterable[str]:
     """What stands in the way of an honest comparison."""
-    told = [f"{row.name} has come to step {row.step} of {row.steps}" for row in rows if row.step < row.steps]
+    told = [f"{row.name} has come to step {row.step} of {row.steps}, and counts in no difference" for row in rows if not row.finished]
     if len({row.of("code") for row in rows}) > 1:
         told.append("the runs were made with different code")
-    if len({tuple(sorted(row.data.items())) for row in rows}) > 1:
-        told.append("the runs read different data")
-    elif not any(row.data for row in rows):
-        told.append("whether the runs read the same data is not known, since no study made them")
+    if len({row.of(kind) for row in rows for kind in ("torch", "megatron-core", "deepspeed")}) > 3:
+        told.append("the runs were made with different versions of packages")
+    if any(not row.data for row in rows):
+        told.append("whether the runs read the same data is not known of those that no study made")
+    for size in {row.size for row in rows}:
+        if len({tuple(sorted(row.data.items())) for row in rows if row.data and row.size == size}) > 1:
+            told.append("the runs read different data")
+        if len({tuple(at.step for at in row.evaluations) for row in rows if row.size == size and row.steps == max(one.steps for one in rows)}) > 1:
+            told.append("not all were evaluated at the same steps; curves have those that all seeds of a method have")
     if len({(row.of("device"), str(row.layout)) for row in rows}) > 1:
         told.append("the runs were made on different devices or layouts, so that their times are not compared")
     if told:
         yield f'<p class="warning">Mind that {_text("; ".join(told))}.</p>'
 
 
+def _settings(groups: Sequence[Group]) -> str:
+    """Beside the method itself: in which settings the methods differ."""
+    settings = [group.rows[0].settings for group in groups]
+    keys = [key for key in differing(settings) if not key.startswith("ds.progressive_subnetwork.") and key not in NOT_THE_METHOD]
+    if not keys:
+        return '<p class="note">Beside the method itself no setting differs.</p>'
+    body = [[_text(group.method), *(_text(group.rows[0].settings.get(key)) for key in keys)] for group in groups]
+    return "<h3>Settings that differ beside the method itself</h3>" + _table(["method", *map(_text, keys)], body)
+
+
 def _comparable_times(a: Group, b: Group) -> bool:
     return len({(row.of("device"), str(row.layout)) for row in (*a.rows, *b.rows)}) == 1
+
+
+def _times_less(group: Group, base: Group) -> str:
+    """How many times less time, mean over seeds with its standard error."""
+    ratios = [its.typical_seconds / mine.typical_seconds for mine, its in group.pairs(base)]
+    if not ratios or not _comparable_times(group, base):
+        return "–"
+    estimate = Estimate.of(ratios)
+    return f"{estimate.mean:.2f}" + (f" ± {estimate.standard_error:.2f}" if estimate.standard_error is not None and group is not base else "")
+
+
+def _saved(group: Group, base: Group, flops: Callable[[Evaluated], float]) -> str:
+    """Share of the baseline's operations that is saved, and how many times fewer they are."""
+    share = group.mean(lambda row: flops(row.last)) / base.mean(lambda row: flops(row.last))
+    return f"{100 * (1 - share):.1f} %, {1 / share:.2f}"
 
 
 def estimate_text(estimate: Estimate | None, signed: bool = False, interval: bool = False) -> str:
@@ -115,24 +149,22 @@ def estimate_text(estimate: Estimate | None, signed: bool = False, interval: boo
 
 def _main_table(groups: Sequence[Group], base: Group) -> str:
     def line(group: Group) -> list[str]:
-        times = _comparable_times(group, base)
-        difference = "" if group is base else estimate_text(group.against(base), signed=True, interval=True)
         return [
             _text(group.method),
             str(len(group.rows)),
-            _span([row.step for row in group.rows]),
+            _span([row.last.step for row in group.rows]),
             estimate_text(group.loss),
-            difference,
-            _times(base.mean(lambda row: row.last.layer_flops) / group.mean(lambda row: row.last.layer_flops)),
-            _times(base.mean(lambda row: row.last.model_flops) / group.mean(lambda row: row.last.model_flops)),
-            _times(base.mean(lambda row: row.typical_seconds) / group.mean(lambda row: row.typical_seconds)) if times else "–",
+            "" if group is base else estimate_text(group.against(base), signed=True, interval=True),
+            _saved(group, base, lambda at: at.layer_flops),
+            _saved(group, base, lambda at: at.model_flops),
+            _times_less(group, base),
         ]
 
     name = _text(base.method)
-    head = ["method", "seeds", "steps", "held-out loss ± standard error", f"minus {name}, paired [95 %]", "layer FLOPs, times fewer", "model FLOPs, times fewer", "time, times less"]
+    head = ["method", "seeds", "steps", "held-out loss ± standard error", f"minus {name}, paired [95 %]", "layer FLOPs saved, times fewer", "model FLOPs saved, times fewer", "time, times less"]
     note = (
-        "Held-out loss is that of the whole model after the last step. Times are those of training steps, each taken as the median of those with as many active layers; "
-        "the model FLOPs beside them are what a perfect implementation would reach on one process."
+        "Held-out loss is that of all layers at the last evaluation. Times are those of training steps, each taken as the median of those with as many active layers; beside them, "
+        "the model FLOPs are what a perfect implementation would reach on one process. Where several runs shared a machine they tell little: bench.path_speed measures speed."
     )
     return _table(head, map(line, groups)) + f'<p class="note">{note}</p>'
 
@@ -154,15 +186,13 @@ def _pairs_table(groups: Sequence[Group]) -> str:
 def _kinds_table(groups: Sequence[Group]) -> str:
     kinds = [kind for kind in groups[0].rows[0].losses if all(kind in row.losses for group in groups for row in group.rows)]
     body = [
-        [_text(group.method), *(estimate_text(Estimate.of([row.losses[kind] for row in group.rows])) for kind in kinds)] for group in groups
+        [_text(kind.replace("source_", "source ")), *(estimate_text(Estimate.of([row.losses[kind] for row in group.rows])) for group in groups)]
+        for kind in kinds
     ]
-    return "<h3>By denoiser and source</h3>" + _table(["method", *(_text(kind.replace("source_", "source ")) for kind in kinds)], body)
+    return "<h3>By denoiser and source</h3>" + _table(["held-out loss", *(_text(group.method) for group in groups)], body)
 
 
 def _span(numbers: Sequence[int]) -> str:
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
-
-def _times(factor: float) -> str:
-    return f"{factor:.2f}"

@@ -11,12 +11,14 @@ from pydantic import Field
 
 from pretrain.config.recipe import Count, Positive
 from pretrain.config.run import Run, read_run
-from pretrain.config.strict import Strict, did_you_mean, parse, read_yaml
+from pretrain.config.strict import COMMAND_LINE, Strict, did_you_mean, parse, read_yaml
 from pretrain.errors import UserError
 from pretrain.subnetwork.flops import savings
 
 NAME = r"[A-Za-z0-9_.]+"
 """Of methods and sizes, which go into names of folders."""
+DATA = ("--data.tokenizer", "--data.train", "--data.valid", "--data.sources")
+"""Options that say what is read, which is the same for all methods."""
 DECIDED = {"--seed": "seeds", "--name": "name", "--ds.progressive_subnetwork": "methods", "--tokens": "options: {steps: N}"}
 """Options that a study decides in its own way, and by which key."""
 
@@ -24,7 +26,7 @@ DECIDED = {"--seed": "seeds", "--name": "name", "--ds.progressive_subnetwork": "
 class StudyFile(Strict):
     """The keys of STUDY.yaml."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
     """Of the study: its runs lie in runs/NAME unless --runs says otherwise."""
     recipe: str
     """Of every run: a name in pretrain/recipes/, or a path from the study's folder."""
@@ -96,6 +98,11 @@ def read_study(file: Path, overrides: Sequence[tuple[str, str]] = ()) -> Study:
         for name in names:
             if not re.fullmatch(NAME, name):
                 raise UserError(f'{file}: key "{kind}": "{name}" goes into the names of folders; use letters, digits, dots and underscores')
+    for option, _ in overrides:
+        if (key := _decided_by(option)) is not None:
+            raise UserError(f'{COMMAND_LINE}: option "{option}": {file} decides that by its key "{key}"')
+    if asked.ds_config is None and (file.parent / asked.recipe).is_file():
+        raise UserError(f'{file}: key "ds_config" is missing; with a recipe of your own it names the DeepSpeed JSON')
     if len(set(asked.seeds)) < len(asked.seeds):
         raise UserError(f'{file}: key "seeds": {list(asked.seeds)} names one twice')
     baseline = asked.baseline or next(iter(asked.methods))
@@ -116,13 +123,18 @@ def _run(file: Path, asked: StudyFile, size: str, method: str, seed: int, overri
     own, flops_of = block.pop("options", {}), block.pop("flops_of", None)
     if not isinstance(own, dict):
         raise UserError(f'{file}: key "methods.{method}.options": expected settings and values')
+    if "method" not in block:
+        raise UserError(f'{file}: key "methods.{method}.method" is missing')
     pairs = {"--eval_parts": "true"}
     for where, options in (("options", asked.options), (f"sizes.{size}", asked.sizes.get(size, {})), (f"methods.{method}.options", own)):
-        pairs |= dict(_pair(file, where, name, value) for name, value in options.items())
+        more = dict(_pair(file, where, name, value) for name, value in options.items())
+        for option in more:
+            if (key := _decided_by(option)) is not None:
+                raise UserError(f'{file}: key "{where}": {option.removeprefix("--")} is decided by the study\'s key "{key}"')
+            if where.startswith("methods") and option in DATA:
+                raise UserError(f'{file}: key "{where}": methods are compared on the same data; set {option.removeprefix("--")} under "options" or "sizes"')
+        pairs |= more
     pairs |= dict(overrides)
-    for option, key in DECIDED.items():
-        if any(given == option or given.startswith(option + ".") for given in pairs):
-            raise UserError(f'{file}: {option.removeprefix("--")} is decided by the study\'s key "{key}"')
     pairs |= {"--seed": str(seed), "--name": f"{asked.name}: {method}, seed {seed}", "--ds.progressive_subnetwork": json.dumps(block)}
 
     def read(steps: int | None = None) -> Run:
@@ -132,11 +144,12 @@ def _run(file: Path, asked: StudyFile, size: str, method: str, seed: int, overri
         try:
             return read_run(str(recipe) if recipe.is_file() else asked.recipe, list((pairs | longer).items()), ds_config, asked.processes)
         except UserError as error:
-            raise UserError(f"{file}: method {method}: {error}") from None
+            told = re.sub(rf" with {COMMAND_LINE}( --[\w.-]+)+", " and the study's options", str(error)).replace(f"{COMMAND_LINE}: ", "")
+            raise UserError(f"{file}: method {method}: {told}") from None
 
     if flops_of is None:
         return read()
-    if flops_of not in asked.methods:
+    if not isinstance(flops_of, str) or flops_of not in asked.methods:
         raise UserError(f'{file}: key "methods.{method}.flops_of": no method is called "{flops_of}"{did_you_mean(str(flops_of), asked.methods)}')
     if flops_of in (method, *among):
         raise UserError(f'{file}: key "methods.{method}.flops_of": {flops_of} would wait for itself')
@@ -161,6 +174,11 @@ def matched(read: Callable[[int], Run], other: Run) -> Run:
             break
         run = read(steps)
     return run
+
+
+def _decided_by(option: str) -> str | None:
+    """The key of a study that decides what an option would."""
+    return next((key for decided, key in DECIDED.items() if option == decided or option.startswith(decided + ".")), None)
 
 
 def _pair(file: Path, where: str, name: str, value: Any) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from pretrain.subnetwork.flops import TRAINING
 BINS = 100
 """Points of the training loss, and most columns of the map of layer use."""
 JUMP = 10
-"""Steps on either side of a stage boundary over which training losses are averaged."""
+"""Most steps on either side of a stage boundary, within the two stages, over which training losses are averaged."""
 
 
 class Evaluated(Strict):
@@ -35,7 +35,7 @@ class Evaluated(Strict):
     model_flops: float
     """Embedding, final norm and output projection included."""
     seconds: float
-    """Of training steps: evaluating and saving are not counted."""
+    """Of training steps, each taken as the median of those with as many active layers; evaluating and saving are not counted."""
 
 
 class StageBoundary(Strict):
@@ -43,6 +43,8 @@ class StageBoundary(Strict):
 
     step: int
     """The first of the new stage."""
+    steps: tuple[int, int]
+    """How many on either side, JUMP at most."""
     layers_before: int
     layers_after: int
     before: float
@@ -93,8 +95,12 @@ class Row(Strict):
 
     @property
     def loss(self) -> float:
-        """On held-out text, after the last step done."""
+        """On held-out text, at the last evaluation: of a finished run after its last step."""
         return self.losses["all"]
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.last.step == self.steps
 
     @property
     def last(self) -> Evaluated:
@@ -110,20 +116,25 @@ class Row(Strict):
         return next((line.partition(" ")[2] for line in self.made_with if line.startswith(kind + " ")), "unknown")
 
 
-def row_of(directory: Path, size: str, method: str, data: dict[str, str]) -> Row:
-    """The row of a run directory, as far as its run has come.
+def row_of(directory: Path, size: str, method: str, data: dict[str, str], step: int | None = None) -> Row:
+    """The row of a run directory.
+
+    Args:
+        step: of the checkpoint up to which it counts, which must be good; the newest good one if None.
 
     Raises:
         UserError: no run, one that has not saved yet or was never evaluated, or files that are damaged.
     """
-    rows, (run, manifest) = _metrics(directory), _newest(directory)
+    rows, (run, manifest) = _metrics(directory), _checkpoint(directory, step)
     done = [row for row in rows if row["step"] <= manifest.step]
     steps, evaluations = training_rows(done), evaluation_rows(done)
     if not steps or not evaluations:
         raise UserError(f"{directory}: has no evaluation up to its newest checkpoint, so that there is nothing to compare")
     shape, tokens = run.recipe.shape, run.tokens_per_step
     layers = list(accumulate(row["active_layers"] for row in steps))
-    seconds = list(accumulate(row["step_seconds"] for row in steps))
+    by_length = tuple(_step_seconds(steps))
+    typical = {length: median_seconds for length, _, median_seconds in by_length}
+    seconds = list(accumulate(typical[row["active_layers"]] for row in steps))
     evaluated = tuple(
         Evaluated(
             step=row["step"],
@@ -152,7 +163,7 @@ def row_of(directory: Path, size: str, method: str, data: dict[str, str]) -> Row
         training=tuple(_binned([row["loss"] for row in steps])),
         boundaries=tuple(_boundaries(run, [row["loss"] for row in steps])),
         layer_use=_layer_use(run, len(steps)),
-        step_seconds=tuple(_step_seconds(steps)),
+        step_seconds=by_length,
     )
 
 
@@ -169,11 +180,16 @@ def read_table(file: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(Row.model_validate_json(line))
+            row = Row.model_validate_json(line)
+            if any(row.key == other.key for other in rows):
+                raise UserError(f"{file}: line {number} is a second row of {row.name}; remove one")
+            rows.append(row)
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"]))
-            raise UserError(f"{file}: line {number} is no row of a study: {where + ': ' if where else ''}{problem['msg']}") from None
+            raise UserError(
+                f"{file}: line {number} is no row of a study: {where + ': ' if where else ''}{problem['msg']}; remove the line, and `compare` takes it from the run again"
+            ) from None
     return rows
 
 
@@ -188,9 +204,10 @@ def _metrics(directory: Path) -> list[dict[str, Any]]:
     return read_rows(directory / "metrics.jsonl")
 
 
-def _newest(directory: Path) -> tuple[Run, Manifest]:
-    """The run as its newest good checkpoint has it."""
-    for folder in reversed(RunDirectory(directory).steps_saved()):
+def _checkpoint(directory: Path, step: int | None) -> tuple[Run, Manifest]:
+    """The run as a checkpoint has it: that of `step`, or the newest good one."""
+    found = RunDirectory(directory)
+    for folder in reversed(found.steps_saved()) if step is None else [found.checkpoint(step)]:
         try:
             manifest = read_manifest(folder)
             return run_of(folder, manifest), manifest
@@ -215,12 +232,14 @@ def _boundaries(run: Run, losses: list[float]) -> Iterable[StageBoundary]:
     for before, after in zip(run.method.stages, run.method.stages[1:]):
         at = before.last_step
         if at < len(losses):
+            low, high = max(before.first_step - 1, at - JUMP), min(after.last_step, at + JUMP, len(losses))
             yield StageBoundary(
                 step=after.first_step,
+                steps=(at - low, high - at),
                 layers_before=before.path_length,
                 layers_after=after.path_length,
-                before=fmean(losses[max(0, at - JUMP) : at]),
-                after=fmean(losses[at : at + JUMP]),
+                before=fmean(losses[low:at]),
+                after=fmean(losses[at:high]),
             )
 
 

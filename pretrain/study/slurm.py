@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pretrain.config.strict import read_json
 from pretrain.errors import UserError
 from pretrain.files import write_whole
 from pretrain.study.compare import Bench
@@ -16,16 +17,17 @@ SUBMITTED = "submitted.json"
 """Which job each run was last submitted as, as 1234_5."""
 
 
-def submit(bench: Bench, options: str) -> None:
+def submit(bench: Bench, options: str, device: str) -> None:
     """Submit what is missing and not in the queue.
 
     Args:
         options: for sbatch, as "--nodes 1 --ntasks-per-node 8 --gpus-per-node 8".
+        device: auto, cuda or cpu, as `train` knows it.
 
     Raises:
         UserError: there is no SLURM, or it refuses.
     """
-    jobs: dict[str, str] = json.loads((bench.runs / SUBMITTED).read_text()) if (bench.runs / SUBMITTED).exists() else {}
+    jobs: dict[str, str] = read_json(bench.runs / SUBMITTED) if (bench.runs / SUBMITTED).exists() else {}
     queued = _queued()
     there = [planned for planned in bench.missing if jobs.get(planned.name) in queued]
     for planned in there:
@@ -33,14 +35,14 @@ def submit(bench: Bench, options: str) -> None:
     new = [planned for planned in bench.missing if planned not in there]
     if not new:
         return
-    array = bench.runs / f"array_{len(list(bench.runs.glob('array_*'))) + 1}"
+    array = bench.runs / f"array_{1 + max((int(folder.name[6:]) for folder in bench.runs.glob('array_*')), default=0)}"
     array.mkdir()
     for number, planned in enumerate(new):
         bench.prepare(planned)
         (array / str(number)).symlink_to(Path("..") / planned.name)
     script = "pretrain_bert.sh" if new[0].run.recipe.data.objective == "mlm" else "pretrain_ul2.sh"
     task = f"{array.absolute()}/%a"
-    words = ["--recipe", f"{task}/recipe.yaml", "--ds-config", f"{task}/ds_config.json", "--run-dir", f"{task}/run"]
+    words = ["--recipe", f"{task}/recipe.yaml", "--ds-config", f"{task}/ds_config.json", "--run-dir", f"{task}/run", "--device", device]
     command = [
         "sbatch", "--parsable", f"--array=0-{len(new) - 1}", f"--job-name={bench.study.name}", f"--output={task}/log.txt",
         *shlex.split(options), str(bench.code.absolute() / "slurm" / script), *words,

@@ -55,11 +55,15 @@ class Group:
     def loss(self) -> Estimate:
         return Estimate.of([row.loss for row in self.rows])
 
-    def against(self, other: "Group", of: Callable[[Row], float] = lambda row: row.loss) -> Estimate | None:
-        """This one's minus the other's, seed by seed: the same seed has the same initial weights and data on both sides. None without common seeds."""
-        theirs = {row.seed: of(row) for row in other.rows}
-        pairs = [of(row) - theirs[row.seed] for row in self.rows if row.seed in theirs]
-        return Estimate.of(pairs) if pairs else None
+    def pairs(self, other: "Group") -> list[tuple[Row, Row]]:
+        """Finished runs of both with the same seed, which had the same initial weights and data."""
+        theirs = {row.seed: row for row in other.rows if row.finished}
+        return [(row, theirs[row.seed]) for row in self.rows if row.finished and row.seed in theirs]
+
+    def against(self, other: "Group") -> Estimate | None:
+        """Of this one's held-out loss minus the other's, seed by seed; None without pairs."""
+        differences = [mine.loss - its.loss for mine, its in self.pairs(other)]
+        return Estimate.of(differences) if differences else None
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, list[Group]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from pretrain.study.row import read_table
 from tests.study.conftest import METHODS, compare, compare_command, numbers, write_study
@@ -131,6 +132,34 @@ def test_rows_of_other_code_are_not_mixed(one_missing):
     with (runs / "code/pretrain/train.py").open("a") as file:
         file.write("# another thought\n")
     refused(compare(study, runs), "study.rows.jsonl: full, seed 1: its code is")
+
+
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_not_taken_for_finished(one_missing, finished):
+    study, runs = one_missing
+    rows_file(study).write_text("".join(rows_file(study).read_text().splitlines(keepends=True)[:-1]))
+    manifest = runs / "short-seed2/run/checkpoints/step_00000015/manifest.json"
+    manifest.write_text("{")
+    done = compare(study, runs, "--jobs", "2")
+    assert done.returncode == 0 and "4 of 6 runs are done" in done.stdout and "short-seed2: held-out loss" in done.stdout, done.stdout + done.stderr
+    assert numbers(rows(study)) == numbers(rows(finished[0]))
+
+
+def test_data_that_is_exchanged_under_its_name_is_noticed(one_missing, project):
+    study, runs = one_missing
+    recipe = (study.parent / "recipe.yaml").read_text()
+    for end in (".bin", ".idx", ".json"):
+        shutil.copy(f"{project.home}/train{end}", study.parent / f"mine{end}")
+    (study.parent / "recipe.yaml").write_text(recipe.replace(f"train: {project.home}/train", f"train: {study.parent}/mine"))
+    with (study.parent / "mine.bin").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\x07\x01")
+    refused(compare(study, runs), "data train.train is")
+
+
+def test_two_folders_of_runs_are_not_at_work_on_one_file_of_rows(one_missing):
+    study, runs = one_missing
+    with FileLock(study.parent / ".study.lock"):
+        refused(compare(study, study.parent / "other"), "another process is at work on this study")
 
 
 def test_a_row_that_nobody_asked_for_is_named(one_missing):

@@ -11,7 +11,7 @@ import pytest
 
 from pretrain.errors import UserError
 from pretrain.study.page import estimate_text, write_page
-from pretrain.study.row import Evaluated, Row, read_table
+from pretrain.study.row import Evaluated, Row, StageBoundary, read_table
 from pretrain.study.statistics import Estimate
 
 
@@ -29,7 +29,8 @@ def made_row(method: str, seed: int, loss: float, size: str = "", **changes) -> 
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    quick = {"step_seconds": ((2.0, 100, 0.25),)}
+    spent = tuple(Evaluated(step=s, loss=5 + (100 - s) / 50, layer_flops=s * 6e11, model_flops=s * 2e12, seconds=s * 0.25) for s in (20, 40, 60, 80, 100))
+    quick = {"step_seconds": ((2.0, 100, 0.25),), "evaluations": spent, "settings": {"ds.optimizer.params.lr": 0.002, "ds.progressive_subnetwork.method": "raptr"}}
     return [
         *(made_row("full", seed, loss) for seed, loss in ((1, 5.0), (2, 5.2), (3, 5.4))),
         *(made_row("raptr <b>", seed, loss, **quick) for seed, loss in ((1, 5.1), (2, 5.3), (3, 5.5))),
@@ -46,10 +47,11 @@ def test_the_tables_say_what_the_rows_say(rows, tmp_path):
     table = cells(write_page(rows, tmp_path, None).read_text())
     full, raptr, constant = (next(line for line in table if line[0] == name) for name in ("full", "raptr &lt;b&gt;", "constant"))
     error = (0.04 * 2 / 2 / 3) ** 0.5
-    assert full == ["full", "3", "100", f"5.2000 ± {error:.4f}", "", "1.00", "1.00", "1.00"]
-    assert raptr == ["raptr &lt;b&gt;", "3", "100", f"5.3000 ± {error:.4f}", "+0.1000 [+0.1000, +0.1000]", "1.00", "1.00", "2.00"]
+    assert full == ["full", "3", "100", f"5.2000 ± {error:.4f}", "", "0.0 %, 1.00", "0.0 %, 1.00", "1.00"]
+    assert raptr == ["raptr &lt;b&gt;", "3", "100", f"5.3000 ± {error:.4f}", "+0.1000 [+0.1000, +0.1000]", "40.0 %, 1.67", "0.0 %, 1.00", "2.00 ± 0.00"]
     assert constant[4] == estimate_text(Estimate.of([-0.1, 0.1, 0.0]), signed=True, interval=True) == "+0.0000 [-0.2484, +0.2484]"
-    assert ["constant", "5.3000 ± 0.1528", "5.1000 ± 0.1528"] in [[line[0], *line[2:]] for line in table if len(line) == 4]
+    assert ["source docs", "5.1000 ± 0.1155", "5.2000 ± 0.1155", "5.1000 ± 0.1528"] in table
+    assert ["raptr &lt;b&gt;", "0.002"] in table and ["full", "None"] in table  # the settings that differ
 
 
 def test_what_stands_in_the_way_of_a_comparison_is_said(rows, tmp_path):
@@ -60,10 +62,25 @@ def test_what_stands_in_the_way_of_a_comparison_is_said(rows, tmp_path):
     assert warning() == ""
     assert "different code" in warning(made_row("full", 4, 5.0, made_with=("code 22", "device CPU")))
     assert "different data" in warning(made_row("full", 4, 5.0, data={"tokenizer": "2"}))
-    assert "full, seed 4 has come to step 60 of 100" in warning(made_row("full", 4, 5.0, step=60))
+    assert "full, seed 4 has come to step 60 of 100, and counts in no difference" in warning(made_row("full", 4, 5.0, step=60))
+    assert "different versions of packages" in warning(made_row("full", 4, 5.0, made_with=("code 11", "device CPU", "torch 1.0.0")))
+    assert "is not known of those that no study made" in warning(made_row("full", 4, 5.0, data={}))
+    assert "not all were evaluated at the same steps" in warning(made_row("full", 4, 5.0, evaluations=rows[0].evaluations[1:]))
     other = made_row("full", 4, 5.0, made_with=("code 11", "device GPU"))
     assert "times are not compared" in warning(other)
     assert cells(write_page([*rows, other], tmp_path, None).read_text())[1][-1] == "–"
+
+
+def test_runs_that_are_not_through_and_runs_without_others(rows, tmp_path):
+    """None of these once ended in a traceback or drew what nobody measured."""
+    boundary = {"step": 51, "steps": (10, 10), "layers_before": 2, "layers_after": 4, "before": 5.0, "after": 4.9}
+    staged = made_row("raptr", 2, 5.0, boundaries=(StageBoundary(**boundary),))
+    early = made_row("raptr", 1, 5.5, step=40, evaluations=rows[0].evaluations[:2])
+    page = write_page([*rows[:3], early, staged], tmp_path / "a", None).read_text()
+    raptr = next(line for line in cells(page) if line[0] == "raptr")
+    assert raptr[1:3] == ["2", "40 to 100"] and raptr[4] == "-0.2000", "the pair of seed 2 alone"
+    write_page(rows[:1], tmp_path / "b", None)
+    assert not (tmp_path / "b/difference.png").exists() and (tmp_path / "b/loss_by_step.png").exists()
 
 
 def test_a_baseline_that_is_not_there(rows, tmp_path):

@@ -67,6 +67,12 @@ def test_a_method_whose_share_follows_from_its_length_is_matched_too(project, tm
         ({"methods": {"a": {"method": "full", "flops_of": "a"}}}, 'key "methods.a.flops_of": a would wait for itself'),
         ({"methods": {"a": {"method": "full", "flops_of": "b"}, "b": {"method": "full", "flops_of": "a"}}}, "would wait for itself"),
         ({"methods": {**METHODS, "short": {"method": "full", "flops_of": "raptr", "options": {"steps": 3}}}}, "flops_of decides the steps"),
+        ({"methods": {"a": {"flops_of": "b"}, "b": {"method": "full"}}}, 'key "methods.a.method" is missing'),
+        ({"methods": {"a": {"method": "full", "flops_of": ["b"]}}}, r"no method is called"),
+        ({"methods": {"a": {"method": "full", "options": {"data.train": "elsewhere"}}}}, "methods are compared on the same data; set data.train under"),
+        ({"name": ".."}, 'key "name"'),
+        ({"ds_config": None}, 'key "ds_config" is missing; with a recipe of your own'),
+        ({"options": {"steps": "many"}}, "recipe.yaml and the study's options: key \"steps\""),
         ({"options": {"seed": 3}}, 'seed is decided by the study\'s key "seeds"'),
         ({"options": {"ds.progressive_subnetwork.method": "full"}}, 'decided by the study\'s key "methods"'),
         ({"options": {"stepz": 3}}, 'unknown option "--stepz"; did you mean "--steps"?'),
@@ -78,6 +84,11 @@ def test_a_method_whose_share_follows_from_its_length_is_matched_too(project, tm
 def test_a_mistake_is_told_with_its_place(project, tmp_path, changes, complaint):
     with pytest.raises(UserError, match=complaint):
         read_study(write_study(project, tmp_path, **changes))
+
+
+def test_a_mistake_on_the_command_line_is_told_of_there(project, tmp_path):
+    with pytest.raises(UserError, match='command line: option "--seed": .*study.yaml decides that by its key "seeds"'):
+        read_study(write_study(project, tmp_path), [("--seed", "3")])
 
 
 @pytest.mark.parametrize("file", [file for file in sorted(Path("bench/studies").rglob("*.yaml")) if "\nmethods:" in file.read_text()], ids=str)

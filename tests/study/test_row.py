@@ -9,7 +9,7 @@ import torch
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.data.loader import open_data
 from pretrain.errors import UserError
-from pretrain.study.gather import rows_of
+from pretrain.study.gather import gather
 from pretrain.study.plan import read_study
 from pretrain.study.row import read_table, row_of, table
 from tests.checkpoint.plain_reader import read_parameter
@@ -44,7 +44,8 @@ def test_losses_and_operations(raptr):
         assert at.loss == line["eval_loss"]
         assert at.layer_flops == pytest.approx(3 * tokens * layer * layers, rel=1e-12)
         assert at.model_flops == pytest.approx(3 * tokens * (layer * layers + outside * at.step), rel=1e-12)
-        assert at.seconds == pytest.approx(sum(step["step_seconds"] for step in steps[: at.step]), abs=1e-3)
+        typical = {length: seconds for length, _, seconds in row.step_seconds}
+        assert at.seconds == pytest.approx(sum(typical[step["active_layers"]] for step in steps[: at.step]), abs=1e-3)
     assert row.losses["span_3_0.15"] == evaluations[-1]["eval_loss_span_3_0.15"] and row.losses["s2s"] == evaluations[-1]["eval_loss_s2s"]
     assert row.training == tuple((step["step"], pytest.approx(step["loss"], abs=1e-5)) for step in steps)
     assert row.of("device") != "unknown" and len(row.of("code")) == 64
@@ -56,7 +57,8 @@ def test_boundaries_use_and_times(raptr):
     first, second = (step.last_step for step in run.method.stages[:2])
     losses = [step["loss"] for step in steps]
     assert [(b.step, b.layers_before, b.layers_after) for b in row.boundaries] == [(first + 1, 4, 6), (second + 1, 6, 8)]
-    assert row.boundaries[1].before == pytest.approx(sum(losses[second - 10 : second]) / 10)
+    assert row.boundaries[0].steps == (first, second - first) and row.boundaries[1].steps == (second - first, 20 - second), "within the stages"
+    assert row.boundaries[1].before == pytest.approx(sum(losses[first:second]) / (second - first))
     assert row.boundaries[1].after == pytest.approx(sum(losses[second:]) / len(losses[second:]))
     assert [[column[step] for column in row.layer_use] for step in range(20)] == [
         [pytest.approx(sum(path.active[layer] for path in run.method.paths(step)) / 2) for layer in range(8)] for step in range(1, 21)
@@ -96,24 +98,31 @@ def test_a_table_is_read_as_it_was_written_and_a_bad_line_is_named(raptr, tmp_pa
     file.write_text(table([row, row.model_copy(update={"seed": 7})]))
     assert [one.seed for one in read_table(file)] == [2, 7] and read_table(file)[0] == row
     file.write_text(table([row]) + '{"size": 1}\n')
-    with pytest.raises(UserError, match="line 2 is no row of a study"):
+    with pytest.raises(UserError, match="line 2 is no row of a study.*remove the line"):
+        read_table(file)
+    file.write_text(table([row, row]))
+    with pytest.raises(UserError, match="line 2 is a second row of raptr, seed 2"):
         read_table(file)
 
 
 def test_run_directories_are_named_by_what_tells_them_apart(finished, project, tmp_path):
     _, runs, _ = finished
-    names = [row.method for row in rows_of([runs / f"{name}/run" for name in ("full-seed1", "full-seed2", "raptr-seed1")])]
+    names = [row.method for row in gather([runs / f"{name}/run" for name in ("full-seed1", "full-seed2", "raptr-seed1")])[0]]
     assert names == ["full", "full", "raptr"]
-    names = [row.method for row in rows_of([runs / f"{name}/run" for name in ("full-seed1", "short-seed1", "raptr-seed1")])]
+    names = [row.method for row in gather([runs / f"{name}/run" for name in ("full-seed1", "short-seed1", "raptr-seed1")])[0]]
     assert names == ["full, steps 20", "full, steps 15", "raptr"]
-    with pytest.raises(UserError, match="full, seed 1 is given twice"):
-        rows_of([runs / "full-seed1/run", runs / "full-seed1/run"])
+    with pytest.raises(UserError, match="is given twice"):
+        gather([runs / "full-seed1/run", runs / "full-seed1"])
+    study, _, _ = finished
+    rows, baseline = gather([study])
+    assert len(rows) == 6 and baseline == "full"
     done = train(project, tmp_path / "run", "--stop-at", "4")
     assert done.returncode == 0, done.stderr
     with pytest.raises(UserError, match="has no evaluation up to its newest checkpoint"):
-        rows_of([tmp_path / "run"])
-    with pytest.raises(UserError, match="no run directory"):
-        rows_of([tmp_path])
+        gather([tmp_path / "run"])
+    for path, complaint in ((tmp_path, "it has no metrics.jsonl"), (tmp_path / "none.rows.jsonl", "cannot be read: No such file"), (tmp_path / "none", "no such run directory")):
+        with pytest.raises(UserError, match=complaint):
+            gather([path])
 
 
 def test_an_unfinished_run_counts_up_to_its_checkpoint(project, tmp_path):
