@@ -78,6 +78,8 @@ class Parts:
                 part.unlink()
         else:
             plan = {**plan, "block_bytes": before["block_bytes"]}
+            if before.get("cut") != plan["cut"]:
+                raise UserError(f"{self.folder}: left by another version of this program, which cut files elsewhere; remove it, or choose another --out")
             if _apart_from_state(before) != _apart_from_state(plan):
                 raise UserError(f"{self.folder}: left by a run on other inputs or with another tokenizer; remove it, or choose another --out")
             for index, (old, new) in enumerate(zip(before["files"], plan["files"])):

@@ -3,11 +3,14 @@
 import glob
 import io
 import json
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Iterable, Iterator, Literal, Sequence
 
 from pretrain.errors import UserError
+from pretrain.place import this_node
 
 BLOCK_BYTES = 2 * 2**20
 """Of a block: a fraction of a second's work."""
@@ -65,6 +68,8 @@ class Stretch:
     begin: int
     """Bytes from the beginning of the file."""
     end: int
+    state: tuple[int, int]
+    """Of the file when it was cut: bytes, and when it was last written to."""
 
     @property
     def name(self) -> str:
@@ -78,13 +83,11 @@ class Stretch:
         """The documents.
 
         Raises:
-            UserError: the file has become shorter.
+            UserError: the file cannot be read here, or is not as it was when it was cut.
         """
-        with file.open("rb") as stream:
+        with self._opened(file) as stream:
             stream.seek(self.begin)
             content = stream.read(self.size)
-        if len(content) < self.size:
-            raise UserError(f"{file}: has become shorter while it was read; encode it when it is complete")
         if self.begin == 0:
             content = content.removeprefix(BOM)
         return [line.rstrip(b"\r\n") for line in content.removesuffix(b"\n").split(b"\n")]
@@ -92,11 +95,26 @@ class Stretch:
     def lines_before(self, file: Path) -> int:
         """Counted only where somebody asks: for a document that cannot be read."""
         lines, left = 0, self.begin
-        with file.open("rb") as stream:
-            while left:
-                content = stream.read(min(left, 2**24))
+        with self._opened(file) as stream:
+            while left and (content := stream.read(min(left, 2**24))):
                 lines, left = lines + content.count(b"\n"), left - len(content)
         return lines
+
+    @contextmanager
+    def _opened(self, file: Path) -> Iterator[BinaryIO]:
+        """Any rank reads it, on any node, while other programs may write to it: places in it mean nothing then."""
+        try:
+            with file.open("rb") as stream:
+                yield stream
+                if state_of(os.fstat(stream.fileno())) == self.state:
+                    return
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read on {this_node(os.environ)} ({error.strerror}); every rank reads files that are not compressed") from None
+        raise UserError(f"{file}: was changed while it was read; encode it when it is complete")
+
+
+def state_of(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_size, facts.st_mtime_ns
 
 
 def name_of(block: "Block | Stretch") -> str:
@@ -137,16 +155,17 @@ def pieces(index: int, file: Path, block_bytes: int = BLOCK_BYTES) -> Iterator["
     Raises:
         BadDocument: as `blocks`.
     """
-    if not file.is_file() or file.suffix in COMPRESSED or kind(file) == ".parquet":
+    if not file.is_file() or file.stat().st_size == 0 or file.suffix in COMPRESSED or kind(file) == ".parquet":
         yield from blocks(index, file, block_bytes)
         return
-    begin, number, size = 0, 0, file.stat().st_size
     with file.open("rb") as stream:
+        begin, number, state = 0, 0, state_of(os.fstat(stream.fileno()))
+        size, _ = state
         while begin < size:
             stream.seek(begin + block_bytes - 1)
             stream.readline()
             end = min(stream.tell(), size)
-            yield Stretch(index, number, kind(file) == ".jsonl", begin, end)
+            yield Stretch(index, number, kind(file) == ".jsonl", begin, end, state)
             begin, number = end, number + 1
 
 
@@ -164,7 +183,7 @@ def blocks(index: int, file: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[B
             if first == 1 and not held and document is not None:
                 document = document.removeprefix(BOM)
             held.append(document)
-            size += len(document or b"")
+            size += len(document or b"") + 1  # or a file of empty lines would be one block
             if size >= block_bytes:
                 yield Block(index, number, first, is_json, tuple(held))
                 first, number, held, size = first + len(held), number + 1, [], 0

@@ -370,6 +370,45 @@ def test_a_plain_file_of_many_blocks_and_its_bad_lines(texts, home, tmp_path, ra
     assert int(told.stderr.partition("x.jsonl: line ")[2].partition(":")[0]) in {4, 501, 1100}
 
 
+@pytest.mark.parametrize("change", ["replaced", "longer", "shorter", "gone"])
+def test_a_plain_file_that_changes_while_it_is_read_is_an_error(tmp_path, change):
+    file = tmp_path / "x.txt"
+    file.write_bytes(b"one line\n" * 1000)
+    first, second, *_ = pieces(0, file, 1000)
+    assert len(first.read(file)) == 112
+    if change == "replaced":
+        (tmp_path / "new").write_bytes(b"a line of more words\n" * 1000)
+        os.replace(tmp_path / "new", file)
+    elif change == "longer":
+        with file.open("ab") as stream:
+            stream.write(b"more\n")
+    elif change == "shorter":
+        os.truncate(file, 500)
+    else:
+        file.unlink()
+    complaint = "x.txt: cannot be read on .*No such file" if change == "gone" else "x.txt: was changed while it was read"
+    for read in (second.read, second.lines_before):
+        with pytest.raises(UserError, match=complaint):
+            read(file)
+
+
+def test_blocks_of_another_version_are_told_apart_from_those_of_other_inputs(home, tmp_path):
+    tokenizer = load_tokenizer(home / "tokenizer")
+    file = Path(write(tmp_path, "x.txt", b"a line\n"))
+    plan = _plan([file], tokenizer)
+    parts = Parts.of(tmp_path / "out", 600)
+    parts.claim({key: value for key, value in plan.items() if key != "cut"} | {"cut": 1})
+    with pytest.raises(UserError, match="left by another version of this program"):
+        parts.claim(plan)
+    with pytest.raises(UserError, match="left by a run on other inputs"):
+        parts.claim(plan | {"cut": 1, "files": [["y.txt", 7, 1]]})
+
+
+def test_a_compressed_file_of_empty_lines_is_many_blocks(tmp_path):
+    file = Path(write(tmp_path, "x.txt.gz", gzip.compress(b"\n" * 5000)))
+    assert len(list(blocks(0, file, 1000))) == 5
+
+
 LARGE_ON_BOTH_SIDES = """
 from tokenizer.team import join
 team, told = join(), []
