@@ -53,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     texts = list(read(args.input))
     size = sum(len(text.encode()) for text in texts)
-    lines = ["# Encoding", "", f"- date: {date.today().isoformat()}", f"- cpu: {device_name("cpu")}"]
+    lines = ["# Encoding", "", f"- date: {date.today().isoformat()}", f"- cpu: {device_name('cpu')}"]
     lines += [f"- text: {size / 1e6:.0f} MB in {len(texts):,} documents of a {''.join(args.input.suffixes)} file", ""]
     lines += ["| ranks | MB a second of CPU time | over bare | over bare into arrays | over a plain loop | start, CPU s | wall clock, s | largest process, MiB |"]
     lines += ["|---" * 8 + "|"]
