@@ -5,12 +5,15 @@ for, its log, and run/, its run directory. Rows stand in a file beside the study
 have is refused, not compared.
 """
 
+import io
 import json
 import shutil
+import subprocess
+import tarfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 from filelock import FileLock, Timeout
 
@@ -112,7 +115,7 @@ def open_bench(study: Study, runs: Path) -> Iterator[Bench]:
             _require_asked_for(study, row)
         bench = Bench(study, runs, runs / "code", rows)
         if bench.missing:
-            copy_code(bench.code)
+            copy_code(bench.code, list(rows.values()))
             for planned in study.planned:
                 if (row := rows.get(planned.key)) is not None:
                     mend = f"remove the rows to run all again, or restore what they were made with (commit {row.of('commit')}, in another --runs)"
@@ -157,21 +160,42 @@ def require_same(theirs: dict[str, Any], ours: dict[str, Any], where: str, mend:
         raise UserError(f"{where}: {'; '.join(different)}; {mend}")
 
 
-def copy_code(to: Path) -> None:
-    """The code as it is now, unless there is a copy of an earlier moment, which stays."""
+def copy_code(to: Path, rows: Sequence[Row]) -> None:
+    """The code with which the rows were made, from git where it is another than this; without rows, this. A copy that is there stays."""
     if to.is_dir():
         if code_sha256(to) != code_sha256(HOME):
             print(f"runs use the code in {to}, as it was when the study was begun; this one differs", flush=True)
         return
     part = to.with_name(to.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    if rows and rows[0].of("code") != code_sha256(HOME) and _from_git(rows[0].of("commit"), part) and code_sha256(part) == rows[0].of("code"):
+        print(f"runs use the code of commit {rows[0].of('commit')}, with which the rows were made", flush=True)
+    else:
+        shutil.rmtree(part)
+        part.mkdir()
+        _copy_this(part)
+    part.rename(to)
+
+
+def _from_git(made_with: str, to: Path) -> bool:
+    """Is the code of a commit to be had? Then it is in `to`."""
+    archive = subprocess.run(["git", "-C", HOME, "archive", "--format=tar", made_with, *COPIED], capture_output=True)
+    if archive.returncode:
+        return False
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(to, filter="data")
+    (to / "COMMIT").write_text(made_with + "\n")
+    return True
+
+
+def _copy_this(to: Path) -> None:
     for name in COPIED:
         if (source := HOME / name).is_dir():
-            shutil.copytree(source, part / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, part / name)
-    (part / "COMMIT").write_text(commit() + "\n")
-    part.rename(to)
+            shutil.copy(source, to / name)
+    (to / "COMMIT").write_text(commit() + "\n")
 
 
 def _require_asked_for(study: Study, row: Row) -> None:

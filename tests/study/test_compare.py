@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from pretrain.study.row import read_table
+from pretrain.versions import HOME
 from tests.study.conftest import METHODS, compare, compare_command, numbers, write_study
 
 
@@ -196,6 +197,35 @@ def test_the_code_is_that_of_the_beginning(one_missing):
     done = compare(study, runs)
     assert done.returncode == 1 and done.stdout.count("failed with exit code 1: this is the copy") == 6
     assert "runs use the code in" in done.stdout and "6 of 6 runs have failed" in done.stderr
+
+
+def test_rows_that_were_committed_are_gone_on_from_with_the_code_that_made_them(project, tmp_path):
+    """In another clone, another day: the runs are gone, the code has changed, the rows and git are there."""
+    clone = tmp_path / "clone"
+    for name in ("pretrain", "tokenizer", "ds_configs", "slurm"):
+        shutil.copytree(HOME / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(HOME / "requirements.txt", clone)
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", clone, "-c", "user.name=t", "-c", "user.email=t@t", *words], check=True, capture_output=True)
+
+    def compare_there(study: Path) -> subprocess.CompletedProcess:
+        return subprocess.run(compare_command(study, tmp_path / "runs"), cwd=clone, capture_output=True, text=True, timeout=400)
+
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "before")
+    methods, options = {"full": {"method": "full"}}, {"steps": 4, "eval_every": 4, "eval_parts": False}
+    first = compare_there(write_study(project, tmp_path / "study", methods=methods, options=options, seeds=[1]))
+    assert first.returncode == 0, first.stdout + first.stderr
+    with (clone / "pretrain/train.py").open("a") as file:
+        file.write("raise SystemExit('code that must not run')\n")
+    git("commit", "--quiet", "--all", "--message", "after")
+    shutil.rmtree(tmp_path / "runs")
+    study = write_study(project, tmp_path / "study", methods=methods, options=options, seeds=[1, 2])
+    second = compare_there(study)
+    assert second.returncode == 0 and "with which the rows were made" in second.stdout, second.stdout + second.stderr
+    assert len(rows(study)) == 2 and len({row.of("code") for row in rows(study)}) == len({row.of("commit") for row in rows(study)}) == 1
 
 
 def test_a_run_that_fails_is_told_with_its_reason_and_the_others_are_done(project, tmp_path):
