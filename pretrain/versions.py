@@ -4,7 +4,6 @@ import hashlib
 import os
 import platform
 import subprocess
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,7 +30,6 @@ def commit() -> str:
     return git.stdout.strip() or "unknown"
 
 
-@cache
 def code_sha256(home: Path) -> str:
     """Of all modules that train, names included; `home` is the repository or a copy of it."""
     digest = hashlib.sha256()
