@@ -1,12 +1,15 @@
 """What a study's file asks for, and what is wrong with it."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pretrain.config.command_line import option_pairs
 from pretrain.errors import UserError
+from pretrain.study.identity import settings_of
 from pretrain.study.plan import read_study
+from pretrain.study.row import read_table
 from pretrain.subnetwork.flops import savings
 from tests.study.conftest import METHODS, write_study
 
@@ -97,3 +100,12 @@ def test_shipped_studies_can_be_read(file):
     for one in study.planned:
         if one.method.startswith("saves_"):
             assert savings(one.run.method, one.run.recipe.shape).layer_factor == pytest.approx(float(one.method[6:]), rel=0.01)
+
+
+@pytest.mark.parametrize("file", sorted(Path("bench/studies").rglob("*.rows.jsonl")), ids=str)
+def test_committed_rows_are_of_the_study_beside_them(file):
+    study = read_study(file.with_name(file.name.replace(".rows.jsonl", ".yaml")))
+    planned = {one.key: one for one in study.planned}
+    rows = read_table(file)
+    assert rows and all(row.settings == json.loads(json.dumps(settings_of(planned[row.key].run))) for row in rows)
+    assert '"/' not in file.read_text(), "a path of some machine"
