@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from pretrain.checkpoint.manifest import Manifest, damage, read_manifest
 from pretrain.checkpoint.reader import Reader
 from pretrain.checkpoint.resume import run_of
-from pretrain.config import Run
 from pretrain.data.loader import tokenizer_of
 from pretrain.errors import UserError
 from pretrain.export.architectures import Architecture, architecture_of
