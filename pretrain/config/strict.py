@@ -37,6 +37,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise UserError(f"{path}: line {mark.line + 1}, column {mark.column + 1}: {error.problem}") from None
+    except UserError:
+        raise
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML that can be read: {one_line(error)}") from None
     return _mapping(path, data)

@@ -253,7 +253,7 @@ def _target(proposed: list[Offer], target: float) -> Table:
     table = _table(f"for {target:g} times fewer layer FLOPs", "method", "path lengths", "fewer layer FLOPs", "ideal speed-up of this layout", "busiest pipeline rank's layers over the mean, by stage")
     for offer in proposed:
         if offer.run is None:
-            table.add_row(offer.what, f"cannot run so: {offer.why}", "", "", "")
+            table.add_row(offer.what, "–", "–", "–", "–")
         else:
             lengths = "-".join(map(str, offer.run.ds.progressive_subnetwork.path_lengths))
             ranks = offer.run.recipe.parallel.pipeline
@@ -265,11 +265,14 @@ def _target(proposed: list[Offer], target: float) -> Table:
 def _of_target(proposed: list[Offer], target: float) -> Iterator[str]:
     """What hurts about the first offer."""
     first = proposed[0]
+    yield from (f"{offer.what} cannot run so: {offer.why}" for offer in proposed if offer.run is None)
     if first.run is None:
         return
     layers, lengths = first.run.recipe.model.num_layers, first.run.ds.progressive_subnetwork.path_lengths
     if abs(first.layer_factor / target - 1) > 0.02:
         yield f"no schedule of whole layers comes nearer to {target:g} than {first.layer_factor:.2f}"
+    if bare := [stage.index for stage in first.run.method.stages if stage.path_length == first.fixed]:
+        yield f"in stages {', '.join(map(str, bare))} the {first.fixed} fixed layers alone would run: the others would not be trained there"
     if lengths[0] < layers / 2:
         yield f"the first stage would run {lengths[0]} of {layers} layers; the paper's schedules begin with half or more, and less is untested"
     if target > PAPERS_MOST:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from math import comb
-from typing import Any
+from typing import Any, Sequence
 
 from pretrain.config import Run
 from pretrain.config.strict import COMMAND_LINE
@@ -26,6 +26,11 @@ class Offer:
     why: str = ""
 
     @property
+    def fixed(self) -> int:
+        """Layers that run in every step."""
+        return min(sum(p == 1 for p in self.run.method.keep(stage.first_step, stage.last_step)) for stage in self.run.method.stages)
+
+    @property
     def layer_factor(self) -> float:
         return savings(self.run.method, self.run.recipe.shape).layer_factor
 
@@ -35,26 +40,30 @@ class Offer:
         return 1 / speed(self.run).ratio
 
 
-def propose(layers: int, stages: int, factor: float, fixed: int, groups: int) -> tuple[int, ...]:
-    """Path lengths that grow to all layers and run 1/factor of the layers' operations over stages of equal length.
+def propose(layers: int, shares: Sequence[float], factor: float, fixed: int, groups: int) -> tuple[int, ...]:
+    """Path lengths that grow to all layers and run 1/factor of the layers' operations.
 
     Nearest to the target first; of equals those that grow most evenly, then those that `groups` divides, so that groups have equal shares in every step.
+
+    Args:
+        shares: of the whole run, for each stage; what they leave, the first steps, runs all layers.
 
     Raises:
         UserError: no such lengths.
     """
-    shortest = max(fixed, 1)
-    reach = layers * stages / (layers + (stages - 1) * shortest)
+    shortest, stages = max(fixed, 1), len(shares)
+    reach = layers / (layers - sum(shares[:-1]) * (layers - shortest))
     if not 1 <= factor <= reach:
         raise UserError(f"{COMMAND_LINE}: --target-speedup {factor:g}: {layers} layers in {stages} stages, the last of which runs all, can save 1 to {reach:.2f} times")
     if comb(layers - shortest + stages - 1, stages - 1) > MOST_CHOICES:
         raise UserError(f"{COMMAND_LINE}: --target-speedup: {stages} stages of {layers} layers have too many possible lengths to look at; use fewer stages")
-    wanted = layers * stages / factor
+    wanted = layers / factor - (1 - sum(shares)) * layers
 
     def worth(lengths: tuple[int, ...]) -> tuple:
         steps = [b - a for a, b in zip(lengths, lengths[1:])]
         uneven = max(steps) - min(steps) if steps else 0
-        return abs(sum(lengths) - wanted), uneven, sum(k % groups > 0 for k in lengths), -lengths[0]
+        mean = sum(share * length for share, length in zip(shares, lengths))
+        return round(abs(mean - wanted), 9), uneven, sum(k % groups > 0 for k in lengths), -lengths[0]
 
     return min(((*rest, layers) for rest in combinations_with_replacement(range(shortest, layers + 1), stages - 1)), key=worth)
 
@@ -64,12 +73,16 @@ def offers(run: Run, factor: float) -> list[Offer]:
     block, layers, ranks = run.ds.progressive_subnetwork, run.recipe.model.num_layers, run.recipe.parallel.pipeline
     groups = block.balance_groups if block.balance_groups % ranks == 0 else ranks
     fixed = 2 if block.fixed_layers is None else len(set(block.fixed_layers))
-    lengths = propose(layers, len(block.path_lengths) if len(block.path_lengths) > 1 else STAGES, factor, fixed, groups)
-    shared = {"path_lengths": lengths, "paths_per_step": block.paths_per_step, "residual_scale": block.residual_scale if block.method == "raptr" else "none", "fixed_layers": block.fixed_layers}
+    stages = len(block.stage_fractions or ()) or (len(block.path_lengths) if len(block.path_lengths) > 1 else STAGES)
+    shares = [(1 - block.full_model_first_fraction) * fraction for fraction in block.stage_fractions or [1 / stages] * stages]
+    lengths = propose(layers, shares, factor, fixed, groups)
+    staged = {"path_lengths": lengths, "stage_fractions": block.stage_fractions}
+    shared = {"paths_per_step": block.paths_per_step, "residual_scale": block.residual_scale if block.method == "raptr" else "none", "fixed_layers": block.fixed_layers}
+    raptr = {"method": "raptr", "full_model_first_fraction": block.full_model_first_fraction, **staged, **shared}
     return [
-        _offer(run, f"raptr, balanced over {groups} groups", {"method": "raptr", "sampler": "balanced", "balance_groups": groups, **shared}),
-        _offer(run, "raptr, uniform (exact)", {"method": "raptr", "sampler": "exact", **shared}),
-        _offer(run, "stacking", {"method": "stacking", "path_lengths": lengths}),
+        _offer(run, f"raptr, balanced over {groups} group{'s' * (groups > 1)}", {"sampler": "balanced", "balance_groups": groups, **raptr}),
+        _offer(run, "raptr, uniform (exact)", {"sampler": "exact", **raptr}),
+        _offer(run, "stacking", {"method": "stacking", **staged}),
     ]
 
 

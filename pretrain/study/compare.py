@@ -59,8 +59,13 @@ class Bench:
         """
         folder, run = self.folder(planned), planned.run
         asked, wanted = folder / "asked.json", self._facts(planned)
+        mend = "remove that folder, or choose another with --runs"
         if asked.exists():
-            require_same(read_json(asked), wanted, str(folder), "remove that folder, or choose another with --runs")
+            try:
+                found = read_json(asked)
+            except UserError as error:
+                raise UserError(f"{error}; {mend}") from None
+            require_same(found, wanted, str(folder), mend)
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(run, folder / "recipe.yaml", folder / "ds_config.json", [f"{run.name}, as the study asks"])
         write_whole(asked, dump_json(wanted))
@@ -113,6 +118,7 @@ def open_bench(study: Study, runs: Path) -> Iterator[Bench]:
         rows = {row.key: row for row in read_table(study.rows_file)} if study.rows_file.exists() else {}
         for row in rows.values():
             _require_asked_for(study, row)
+        _require_alike(study, list(rows.values()))
         bench = Bench(study, runs, runs / "code", rows)
         if bench.missing:
             copy_code(bench.code, list(rows.values()))
@@ -204,6 +210,15 @@ def _require_asked_for(study: Study, row: Row) -> None:
         raise UserError(f"{study.rows_file}: holds a row of {row.name}, which {study.file} does not ask for; remove the line, or put it back into the study")
     mend = f"call it something else in {study.file}, or remove its line to run it again"
     require_same({"settings": row.settings}, {"settings": settings_of(planned.run)}, f"{study.rows_file}: {row.name}", mend)
+
+
+def _require_alike(study: Study, rows: Sequence[Row]) -> None:
+    """Code and data of rows are the same, also where no run is missing, and neither code nor data need be there any more."""
+    for row in rows:
+        first = next(one for one in rows if one.size == row.size)
+        theirs, ours = ({"data": one.data, "code": facts_of(one)["code"]} for one in (row, first))
+        where = f"{study.rows_file}: {row.name}, beside {first.name}"
+        require_same(theirs, ours, where, "rows of two kinds are not compared; remove those of one, to run them again")
 
 
 def _short(value: Any) -> str:

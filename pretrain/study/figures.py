@@ -150,14 +150,15 @@ def _layer_use(groups: Sequence[Group]) -> Plot | None:
         axes.set_xlabel("step", fontsize=9)
     for axes in grid[:, 0]:
         axes.set_ylabel("layer")
-    for axes in list(grid.flat)[len(groups) :]:
+    drawn, empty = list(grid.flat)[: len(groups)], list(grid.flat)[len(groups) :]
+    for axes in empty:
         axes.remove()
-    figure.colorbar(image, ax=grid.ravel().tolist(), label="share of paths that run it")
+    figure.colorbar(image, ax=drawn, label="share of paths that run it")
     return "layer_use", "Which layers ran, over the course of one run each.", figure
 
 
 def _parts(groups: Sequence[Group]) -> Plot | None:
-    probed = [group for group in groups if all(row.parts for row in group.rows)]
+    probed = [group for group in groups if any(row.parts for row in group.finished)]
     if not probed:
         return None
     figure, axes = _figure()
@@ -166,11 +167,12 @@ def _parts(groups: Sequence[Group]) -> Plot | None:
         colour, line, mark = _style(groups, group)
         count = len(group.rows[0].layer_use)
         names = [f"first_{n}" for n in range(1, count)]
-        losses = np.array([[*(row.parts[name] for name in names), row.loss] for row in group.rows])
+        rows = [row for row in group.finished if row.parts]
+        losses = np.array([[*(row.parts[name] for name in names), row.loss] for row in rows])
         axes.plot(range(1, count + 1), losses.mean(axis=0), color=colour, linestyle=line, marker=mark, markersize=4, label=group.method)
         axes.fill_between(range(1, count + 1), losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         x = layers + 1.5 + 0.18 * (index - (len(probed) - 1) / 2)
-        axes.plot([x] * len(group.rows), [row.parts["every_other"] for row in group.rows], linestyle="none", marker=mark, markersize=5, color=colour)
+        axes.plot([x] * len(rows), [row.parts["every_other"] for row in rows], linestyle="none", marker=mark, markersize=5, color=colour)
     axes.axvline(layers + 0.75, color="#666666", linewidth=1)
     step = max(1, layers // 12)
     ticks = list(range(step, layers + 1, step))

@@ -7,6 +7,7 @@ from typing import Any
 
 from pretrain.config.run import Run
 from pretrain.data.loader import sources_of, tokenizer_of
+from pretrain.errors import UserError
 
 FILES = ("train", "valid")
 PLACES = {"recipe.data.tokenizer", "recipe.data.train", "recipe.data.valid", "recipe.data.sources"}
@@ -25,7 +26,7 @@ def data_of(run: Run) -> dict[str, str]:
     """Checksums of the tokenizer and of every token file of a run.
 
     Raises:
-        UserError: a file is missing.
+        UserError: a file is missing or cannot be read.
     """
     found = {"tokenizer": tokenizer_of(run).sha256}
     for source in sources_of(run):
@@ -36,9 +37,12 @@ def data_of(run: Run) -> dict[str, str]:
 
 
 def checksum(prefix: Path) -> str:
-    """Of PREFIX.idx, which has the length of every document, and of blocks spread evenly over PREFIX.bin: terabytes take no time."""
+    """Of PREFIX.idx, which has the length of every document, and of blocks spread evenly over PREFIX.bin: terabytes take no time. Raises UserError."""
     index, data = (prefix.with_name(prefix.name + end) for end in (".idx", ".bin"))
-    return _checksum(index, data, index.stat().st_mtime_ns, data.stat().st_mtime_ns, data.stat().st_size)
+    try:
+        return _checksum(index, data, index.stat().st_mtime_ns, data.stat().st_mtime_ns, data.stat().st_size)
+    except OSError as error:
+        raise UserError(f"{error.filename or prefix}: cannot be read: {error.strerror}; token files are made by python -m tokenizer encode") from None
 
 
 @lru_cache(maxsize=None)

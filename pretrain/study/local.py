@@ -132,7 +132,8 @@ def _ended(bench: Bench, job: _Job, asked: bool = False) -> bool:
         return False
     if row is None:
         if not asked:
-            print(f"{name}: failed with exit code {code}: {_last_line(job)}", flush=True)
+            how = f"failed with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+            print(f"{name}: {how}: {_last_line(job)}", flush=True)
         return False
     done = len(bench.study.planned) - len(bench.missing)
     print(f"{name}: held-out loss {row.loss:.4f} after {row.steps} steps; {done} of {len(bench.study.planned)} runs are done", flush=True)

@@ -88,16 +88,16 @@ def _each(values: Iterable[str]) -> str:
 
 def _warnings(rows: Sequence[Row]) -> Iterable[str]:
     """What stands in the way of an honest comparison."""
-    told = [f"{row.name} has come to step {row.step} of {row.steps}, and counts in no difference" for row in rows if not row.finished]
+    told = [f"{row.name} has come to step {row.step} of {row.steps}, and counts in no table" for row in rows if not row.finished]
     if len({row.of("code") for row in rows}) > 1:
         told.append("the runs were made with different code")
-    if len({row.of(kind) for row in rows for kind in ("torch", "megatron-core", "deepspeed")}) > 3:
+    if any(len({row.of(kind) for row in rows}) > 1 for kind in ("torch", "megatron-core", "deepspeed")):
         told.append("the runs were made with different versions of packages")
     if any(not row.data for row in rows):
         told.append("whether the runs read the same data is not known of those that no study made")
     for size in {row.size for row in rows}:
-        if len({tuple(sorted(row.data.items())) for row in rows if row.data and row.size == size}) > 1:
-            told.append("the runs read different data")
+        if any(not row.measures_as(next(one for one in rows if one.size == size)) for row in rows if row.size == size):
+            told.append("the runs read different data, or other parts of it, and no differences are taken between those that do")
         if len({tuple(at.step for at in row.evaluations) for row in rows if row.size == size and row.steps == max(one.steps for one in rows)}) > 1:
             told.append("not all were evaluated at the same steps; curves have those that all seeds of a method have")
     if len({(row.of("device"), str(row.layout)) for row in rows}) > 1:
@@ -130,8 +130,10 @@ def _times_less(group: Group, base: Group) -> str:
 
 
 def _saved(group: Group, base: Group, flops: Callable[[Evaluated], float]) -> str:
-    """Share of the baseline's operations that is saved, and how many times fewer they are."""
-    share = group.mean(lambda row: flops(row.last)) / base.mean(lambda row: flops(row.last))
+    """Share of the baseline's operations that is saved, and how many times fewer they are; of the pairs."""
+    if not (pairs := group.pairs(base)):
+        return "–"
+    share = sum(flops(mine.last) for mine, _ in pairs) / sum(flops(its.last) for _, its in pairs)
     return f"{100 * (1 - share):.1f} %, {1 / share:.2f}"
 
 
@@ -153,7 +155,7 @@ def _main_table(groups: Sequence[Group], base: Group) -> str:
             _text(group.method),
             str(len(group.rows)),
             _span([row.last.step for row in group.rows]),
-            estimate_text(group.loss),
+            estimate_text(group.over_seeds(lambda row: row.loss)),
             "" if group is base else estimate_text(group.against(base), signed=True, interval=True),
             _saved(group, base, lambda at: at.layer_flops),
             _saved(group, base, lambda at: at.model_flops),
@@ -163,7 +165,7 @@ def _main_table(groups: Sequence[Group], base: Group) -> str:
     name = _text(base.method)
     head = ["method", "seeds", "steps", "held-out loss ± standard error", f"minus {name}, paired [95 %]", "layer FLOPs saved, times fewer", "model FLOPs saved, times fewer", "time, times less"]
     note = (
-        "Held-out loss is that of all layers at the last evaluation. Times are those of training steps, each taken as the median of those with as many active layers; beside them, "
+        "Held-out loss is that of all layers after the last step, a mean over the seeds that have finished. Times are those of training steps, each taken as the median of those with as many active layers; beside them, "
         "the model FLOPs are what a perfect implementation would reach on one process. Where several runs shared a machine they tell little: bench.path_speed measures speed."
     )
     return _table(head, map(line, groups)) + f'<p class="note">{note}</p>'
@@ -184,11 +186,11 @@ def _pairs_table(groups: Sequence[Group]) -> str:
 
 
 def _kinds_table(groups: Sequence[Group]) -> str:
-    kinds = [kind for kind in groups[0].rows[0].losses if all(kind in row.losses for group in groups for row in group.rows)]
-    body = [
-        [_text(kind.replace("source_", "source ")), *(estimate_text(Estimate.of([row.losses[kind] for row in group.rows])) for group in groups)]
-        for kind in kinds
-    ]
+    def cell(group: Group, kind: str) -> str:
+        return estimate_text(group.over_seeds(lambda row: row.losses[kind])) if all(kind in row.losses for row in group.finished) else "–"
+
+    kinds = dict.fromkeys(kind for group in groups for row in group.finished for kind in row.losses)
+    body = [[_text(kind.replace("source_", "source ")), *(cell(group, kind) for group in groups)] for kind in kinds]
     return "<h3>By denoiser and source</h3>" + _table(["held-out loss", *(_text(group.method) for group in groups)], body)
 
 

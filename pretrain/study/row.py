@@ -20,6 +20,8 @@ from pretrain.subnetwork.flops import TRAINING
 
 BINS = 100
 """Points of the training loss, and most columns of the map of layer use."""
+READING = ("recipe.data.", "data.", "recipe.model.vocab_size", "recipe.eval_samples")
+"""Settings that begin so decide what is read, and what a held-out loss is a mean of."""
 JUMP = 10
 """Most steps on either side of a stage boundary, within the two stages, over which training losses are averaged."""
 
@@ -102,6 +104,12 @@ class Row(Strict):
     def finished(self) -> bool:
         return self.step == self.last.step == self.steps
 
+    def measures_as(self, other: "Row") -> bool:
+        """Are both losses means over the same tokens of the same text, after as much of the same data a step? What is not known counts as the same."""
+        mine, theirs = ({key: value for key, value in row.settings.items() if key.startswith(READING)} for row in (self, other))
+        same_data = not (self.data and other.data) or self.data == other.data
+        return mine == theirs and same_data and self.tokens_per_step == other.tokens_per_step
+
     @property
     def last(self) -> Evaluated:
         return self.evaluations[-1]
@@ -130,6 +138,8 @@ def row_of(directory: Path, size: str, method: str, data: dict[str, str], step: 
     steps, evaluations = training_rows(done), evaluation_rows(done)
     if not steps or not evaluations:
         raise UserError(f"{directory}: has no evaluation up to its newest checkpoint, so that there is nothing to compare")
+    if [row["step"] for row in steps] != list(range(1, len(steps) + 1)):
+        raise UserError(f"{directory}: metrics.jsonl does not have every step from 1 to {manifest.step} once, in order; restore it from a copy")
     shape, tokens = run.recipe.shape, run.tokens_per_step
     layers = list(accumulate(row["active_layers"] for row in steps))
     by_length = tuple(_step_seconds(steps))
@@ -179,6 +189,8 @@ def read_table(file: Path) -> list[Row]:
         raise UserError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     rows = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             row = Row.model_validate_json(line)
             if any(row.key == other.key for other in rows):
@@ -200,7 +212,7 @@ def table(rows: Iterable[Row]) -> str:
 
 def _metrics(directory: Path) -> list[dict[str, Any]]:
     if not (directory / "metrics.jsonl").is_file():
-        raise UserError(f"{directory}: no run directory: it has no metrics.jsonl")
+        raise UserError(f"{directory}: no run directory: it has no metrics.jsonl; of a study name its .yaml, or its .rows.jsonl")
     return read_rows(directory / "metrics.jsonl")
 
 

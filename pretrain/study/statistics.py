@@ -48,17 +48,19 @@ class Group:
     rows: tuple[Row, ...]
     """By seed."""
 
-    def mean(self, of: Callable[[Row], float]) -> float:
-        return fmean(map(of, self.rows))
-
     @property
-    def loss(self) -> Estimate:
-        return Estimate.of([row.loss for row in self.rows])
+    def finished(self) -> tuple[Row, ...]:
+        """What counts: a loss half-way is not one of the same thing."""
+        return tuple(row for row in self.rows if row.finished)
+
+    def over_seeds(self, of: Callable[[Row], float]) -> Estimate | None:
+        """Of the runs that have finished; None if there are none."""
+        return Estimate.of([of(row) for row in self.finished]) if self.finished else None
 
     def pairs(self, other: "Group") -> list[tuple[Row, Row]]:
-        """Finished runs of both with the same seed, which had the same initial weights and data."""
-        theirs = {row.seed: row for row in other.rows if row.finished}
-        return [(row, theirs[row.seed]) for row in self.rows if row.finished and row.seed in theirs]
+        """Finished runs of both with the same seed, which had the same initial weights and data, and losses of the same held-out text."""
+        theirs = {row.seed: row for row in other.finished}
+        return [(row, theirs[row.seed]) for row in self.finished if row.seed in theirs and row.measures_as(theirs[row.seed])]
 
     def against(self, other: "Group") -> Estimate | None:
         """Of this one's held-out loss minus the other's, seed by seed; None without pairs."""

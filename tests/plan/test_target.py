@@ -16,14 +16,14 @@ from pretrain.plan.target import offers, propose
     [(12, 1.33, 2, (6, 8, 10, 12)), (24, 4 / 3, 4, (12, 16, 20, 24)), (12, 1.0, 2, (12, 12, 12, 12)), (12, 1.2, 2, (8, 9, 11, 12))],
 )
 def test_the_papers_schedule_comes_out_for_its_saving(layers, factor, groups, lengths):
-    found = propose(layers, 4, factor, 2, groups)
+    found = propose(layers, [0.25] * 4, factor, 2, groups)
     assert (found == lengths) if layers != 12 or factor != 1.2 else sum(found) == 40
 
 
 @given(st.integers(4, 32), st.integers(2, 4), st.floats(1, 1.6), st.integers(1, 4))
 def test_lengths_grow_to_all_layers_and_nothing_is_nearer(layers, stages, factor, groups):
     try:
-        lengths = propose(layers, stages, factor, 2, groups)
+        lengths = propose(layers, [1 / stages] * stages, factor, 2, groups)
     except UserError:
         assert factor > layers * stages / (layers + (stages - 1) * 2)
         return
@@ -34,7 +34,14 @@ def test_lengths_grow_to_all_layers_and_nothing_is_nearer(layers, stages, factor
 @pytest.mark.parametrize("factor", [0.5, 9.0])
 def test_what_cannot_be_saved_is_refused(factor):
     with pytest.raises(UserError, match="can save 1 to 2.67 times"):
-        propose(12, 4, factor, 2, 1)
+        propose(12, [0.25] * 4, factor, 2, 1)
+
+
+def test_stages_of_unequal_length_count_as_long_as_they_are(project):
+    fractions = ["ds.progressive_subnetwork.stage_fractions=[0.6, 0.3, 0.1]", "ds.progressive_subnetwork.paths_per_step=1", "steps=1000"]
+    assert [offer.layer_factor for offer in offers(project.run(*fractions), 1.33)] == pytest.approx([1.33] * 3, rel=0.02)
+    late = offers(project.run(*fractions, "ds.progressive_subnetwork.full_model_first_fraction=0.2"), 1.2)[0]
+    assert late.layer_factor == pytest.approx(1.2, rel=0.02) and late.run.method.stages[0].path_length == 8
 
 
 def test_balanced_paths_are_no_slower_than_uniform_ones_on_a_pipeline(project):
@@ -48,5 +55,7 @@ def test_the_command_shows_it(project):
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "for 1.6 times fewer layer FLOPs" in done.stdout and "stacking" in done.stdout and "1.33 times fewer layer FLOPs at most" in done.stdout
+    bare = subprocess.run([*map(str, words[:-1]), "2.0"], capture_output=True, text=True, timeout=120)
+    assert bare.returncode == 0 and "the 2 fixed layers alone would run" in bare.stdout and "stacking cannot run so: " in bare.stdout
     refused = subprocess.run([*map(str, words[:-1]), "7"], capture_output=True, text=True, timeout=120)
     assert refused.returncode == 2 and "--target-speedup 7: 8 layers in 3 stages" in refused.stderr and not refused.stdout

@@ -135,6 +135,27 @@ def test_rows_of_other_code_are_not_mixed(one_missing):
     refused(compare(study, runs), "study.rows.jsonl: full, seed 1: its code is")
 
 
+@pytest.mark.parametrize("what", ["code", "data"])
+def test_rows_of_two_kinds_are_refused_also_where_none_is_missing(finished, tmp_path, what):
+    for file in finished[0].parent.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    file = rows_file(tmp_path / "study.yaml")
+    lines = file.read_text().splitlines(keepends=True)
+    row = json.loads(lines[-1])
+    value = row["data"]["train.train"] if what == "data" else next(line for line in row["made_with"] if line.startswith("code "))
+    file.write_text("".join(lines[:-1]) + lines[-1].replace(value, value[:-4] + "0000"))
+    done = compare(tmp_path / "study.yaml", tmp_path / "runs")
+    refused(done, "raptr, seed 2, beside full, seed 1", "data train.train is" if what == "data" else "its code is", "rows of two kinds are not compared")
+
+
+def test_what_a_run_was_asked_that_cannot_be_read_is_told_with_a_way_out(one_missing):
+    study, runs = one_missing
+    rows_file(study).unlink()
+    (runs / "full-seed1/asked.json").write_text('{"settings": ')
+    refused(compare(study, runs), "asked.json: line 1", "remove that folder, or choose another with --runs")
+
+
 def test_a_finished_run_whose_last_checkpoint_is_damaged_is_not_taken_for_finished(one_missing, finished):
     study, runs = one_missing
     rows_file(study).write_text("".join(rows_file(study).read_text().splitlines(keepends=True)[:-1]))
@@ -155,6 +176,8 @@ def test_data_that_is_exchanged_under_its_name_is_noticed(one_missing, project):
         file.seek(1000)
         file.write(b"\x07\x01")
     refused(compare(study, runs), "data train.train is")
+    (study.parent / "mine.bin").unlink()
+    refused(compare(study, runs), "mine.bin: cannot be read: No such file")
 
 
 def test_two_folders_of_runs_are_not_at_work_on_one_file_of_rows(one_missing):

@@ -62,7 +62,7 @@ def test_what_stands_in_the_way_of_a_comparison_is_said(rows, tmp_path):
     assert warning() == ""
     assert "different code" in warning(made_row("full", 4, 5.0, made_with=("code 22", "device CPU")))
     assert "different data" in warning(made_row("full", 4, 5.0, data={"tokenizer": "2"}))
-    assert "full, seed 4 has come to step 60 of 100, and counts in no difference" in warning(made_row("full", 4, 5.0, step=60))
+    assert "full, seed 4 has come to step 60 of 100, and counts in no table" in warning(made_row("full", 4, 5.0, step=60))
     assert "different versions of packages" in warning(made_row("full", 4, 5.0, made_with=("code 11", "device CPU", "torch 1.0.0")))
     assert "is not known of those that no study made" in warning(made_row("full", 4, 5.0, data={}))
     assert "not all were evaluated at the same steps" in warning(made_row("full", 4, 5.0, evaluations=rows[0].evaluations[1:]))
@@ -78,9 +78,32 @@ def test_runs_that_are_not_through_and_runs_without_others(rows, tmp_path):
     early = made_row("raptr", 1, 5.5, step=40, evaluations=rows[0].evaluations[:2])
     page = write_page([*rows[:3], early, staged], tmp_path / "a", None).read_text()
     raptr = next(line for line in cells(page) if line[0] == "raptr")
-    assert raptr[1:3] == ["2", "40 to 100"] and raptr[4] == "-0.2000", "the pair of seed 2 alone"
+    assert raptr[1:4] == ["2", "40 to 100", "5.0000"] and raptr[4:6] == ["-0.2000", "0.0 %, 1.00"], "of seed 2 alone"
+    page = write_page([*rows[:3], early], tmp_path / "c", None).read_text()
+    assert next(line for line in cells(page) if line[0] == "raptr")[3:] == ["–", "–", "–", "–", "–"]
     write_page(rows[:1], tmp_path / "b", None)
     assert not (tmp_path / "b/difference.png").exists() and (tmp_path / "b/loss_by_step.png").exists()
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_any_number_of_methods(count, tmp_path):
+    page = write_page([made_row(f"method_{number}", 1, 5.0) for number in range(count)], tmp_path, None)
+    assert (tmp_path / "layer_use.png").exists() and f"method_{count - 1}" in page.read_text()
+
+
+@pytest.mark.parametrize("file", sorted(Path("bench/studies").rglob("*.rows.jsonl")), ids=str)
+def test_the_committed_rows_have_their_page(file, tmp_path):
+    rows = read_table(file)
+    table = cells(write_page(rows, tmp_path, None).read_text())
+    assert {row.method for row in rows} <= {line[0] for line in table}
+
+
+@pytest.mark.parametrize("key, value", [("recipe.model.vocab_size", 1000), ("recipe.data.sequence_length", 64), ("data.docs.weight", 0.5)])
+def test_losses_of_other_tokens_are_not_subtracted(rows, tmp_path, key, value):
+    others = [made_row("other", seed, 4.0, settings={key: value}) for seed in (1, 2, 3)]
+    page = write_page([*rows[:3], *others], tmp_path, None).read_text()
+    other = next(line for line in cells(page) if line[0] == "other")
+    assert other[3:] == ["4.0000 ± 0.0000", "–", "–", "–", "–"] and "different data, or other parts of it" in page
 
 
 def test_a_baseline_that_is_not_there(rows, tmp_path):

@@ -19,7 +19,7 @@ def operations(run) -> float:
 
 
 def test_methods_seeds_and_sizes_seed_by_seed(project, tmp_path):
-    study = read_study(write_study(project, tmp_path, sizes={"narrow": {}, "wide": {"model.ffn_hidden_size": 64}}))
+    study = read_study(write_study(project, tmp_path, sizes={"narrow": None, "wide": {"model.ffn_hidden_size": 64}}))
     assert [one.name for one in study.planned[:7]] == [
         "narrow-full-seed1", "narrow-short-seed1", "narrow-raptr-seed1", "wide-full-seed1", "wide-short-seed1", "wide-raptr-seed1", "narrow-full-seed2",
     ]  # fmt: skip
@@ -72,13 +72,15 @@ def test_a_method_whose_share_follows_from_its_length_is_matched_too(project, tm
         ({"methods": {**METHODS, "short": {"method": "full", "flops_of": "raptr", "options": {"steps": 3}}}}, "flops_of decides the steps"),
         ({"methods": {"a": {"flops_of": "b"}, "b": {"method": "full"}}}, 'key "methods.a.method" is missing'),
         ({"methods": {"a": {"method": "full", "flops_of": ["b"]}}}, r"no method is called"),
-        ({"methods": {"a": {"method": "full", "options": {"data.train": "elsewhere"}}}}, "methods are compared on the same data; set data.train under"),
+        ({"methods": {"a": {"method": "full", "options": {"data.train": "elsewhere"}}}}, "methods are compared with the same data and model; set data.train under"),
+        ({"methods": {"a": {"method": "full", "options": {"data.sequence-length": 32}}}}, "same data and model; set data.sequence_length under"),
+        ({"methods": {"a": {"method": "full", "options": {"ds.train_batch_size": 32}}}}, "same data and model; set ds.train_batch_size under"),
         ({"name": ".."}, 'key "name"'),
         ({"ds_config": None}, 'key "ds_config" is missing; with a recipe of your own'),
         ({"options": {"steps": "many"}}, "recipe.yaml and the study's options: key \"steps\""),
         ({"options": {"seed": 3}}, 'seed is decided by the study\'s key "seeds"'),
         ({"options": {"ds.progressive_subnetwork.method": "full"}}, 'decided by the study\'s key "methods"'),
-        ({"options": {"stepz": 3}}, 'unknown option "--stepz"; did you mean "--steps"?'),
+        ({"options": {"stepz": 3}}, 'key "options": unknown option "--stepz"; did you mean "--steps"?'),
         ({"sizes": {"wide": {"model.num_layers": 7}}}, "method raptr: .*path"),
         ({"recipe": "ul2_tinny"}, 'recipe "ul2_tinny" is neither'),
         ({"seeds": []}, 'key "seeds"'),

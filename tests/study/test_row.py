@@ -1,6 +1,7 @@
 """A row says what the run directory holds, each number worked out again in the plainest way."""
 
 import json
+import shutil
 from statistics import median
 
 import pytest
@@ -97,6 +98,8 @@ def test_a_table_is_read_as_it_was_written_and_a_bad_line_is_named(raptr, tmp_pa
     file = tmp_path / "some.rows.jsonl"
     file.write_text(table([row, row.model_copy(update={"seed": 7})]))
     assert [one.seed for one in read_table(file)] == [2, 7] and read_table(file)[0] == row
+    file.write_text(table([row]) + "\n")
+    assert read_table(file) == [row]
     file.write_text(table([row]) + '{"size": 1}\n')
     with pytest.raises(UserError, match="line 2 is no row of a study.*remove the line"):
         read_table(file)
@@ -123,6 +126,16 @@ def test_run_directories_are_named_by_what_tells_them_apart(finished, project, t
     for path, complaint in ((tmp_path, "it has no metrics.jsonl"), (tmp_path / "none.rows.jsonl", "cannot be read: No such file"), (tmp_path / "none", "no such run directory")):
         with pytest.raises(UserError, match=complaint):
             gather([path])
+
+
+@pytest.mark.parametrize("damage", [lambda lines: lines[:3] + lines[4:], lambda lines: lines[:3] + lines[2:]], ids=["lost", "twice"])
+def test_steps_that_are_lost_or_there_twice_are_told(raptr, tmp_path, damage):
+    run_dir, _, _ = raptr
+    shutil.copytree(run_dir, tmp_path / "run")
+    metrics = tmp_path / "run/metrics.jsonl"
+    metrics.write_text("".join(damage(metrics.read_text().splitlines(keepends=True))))
+    with pytest.raises(UserError, match="does not have every step from 1 to 20 once, in order"):
+        row_of(tmp_path / "run", "", "raptr", {})
 
 
 def test_an_unfinished_run_counts_up_to_its_checkpoint(project, tmp_path):
