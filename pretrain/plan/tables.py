@@ -271,8 +271,11 @@ def _of_target(proposed: list[Offer], target: float) -> Iterator[str]:
     layers, lengths = first.run.recipe.model.num_layers, first.run.ds.progressive_subnetwork.path_lengths
     if abs(first.layer_factor / target - 1) > 0.02:
         yield f"no schedule of whole layers comes nearer to {target:g} than {first.layer_factor:.2f}"
-    if bare := [stage.index for stage in first.run.method.stages if stage.path_length == first.fixed]:
-        yield f"in stages {', '.join(map(str, bare))} the {first.fixed} fixed layers alone would run: the others would not be trained there"
+    for offer in proposed[1:]:
+        if offer.run is not None and abs(offer.layer_factor / first.layer_factor - 1) > 0.01:
+            yield f"{offer.what} has no first stage of all layers, and would save {offer.layer_factor:.2f} times with these lengths"
+    if bare := [stage.index for stage in first.run.method.stages if stage.path_length == first.fixed < layers]:
+        yield f"in stage{'s' * (len(bare) > 1)} {', '.join(map(str, bare))} the {first.fixed} fixed layers alone would run: the others would not be trained there"
     if lengths[0] < layers / 2:
         yield f"the first stage would run {lengths[0]} of {layers} layers; the paper's schedules begin with half or more, and less is untested"
     if target > PAPERS_MOST:

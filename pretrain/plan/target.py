@@ -27,8 +27,9 @@ class Offer:
 
     @property
     def fixed(self) -> int:
-        """Layers that run in every step."""
-        return min(sum(p == 1 for p in self.run.method.keep(stage.first_step, stage.last_step)) for stage in self.run.method.stages)
+        """Layers that run in every step, also where paths are short."""
+        first = self.run.method.stages[-len(self.run.ds.progressive_subnetwork.path_lengths)]
+        return sum(p == 1 for p in self.run.method.keep(first.first_step, first.last_step))
 
     @property
     def layer_factor(self) -> float:

@@ -90,7 +90,7 @@ def _losses(groups: Sequence[Group], name: str, label: str, place: Callable[[Eva
     axes.set_xlabel(label)
     axes.set_ylabel("held-out loss")
     _legend(axes)
-    caption = f"Held-out loss of all layers (of a growing model: of those there are) against {label}. {SPREAD} The first fifth of each run may lie above the picture."
+    caption = f"Held-out loss of all layers (of a growing model: of those there are) against {label}. {SPREAD} Only ends are final: before them the learning rate had yet to fall. The first fifth of each run may lie above the picture."
     return name, caption, figure
 
 

@@ -25,7 +25,8 @@ def gather(paths: Sequence[Path]) -> tuple[list[Row], str | None]:
             study = read_study(path)
             rows, baseline = rows + read_table(study.rows_file), baseline or study.baseline
         elif path.suffix == ".jsonl":
-            rows += read_table(path)
+            beside = path.with_name(path.name.removesuffix(".rows.jsonl") + ".yaml")
+            rows, baseline = rows + read_table(path), baseline or (read_study(beside).baseline if beside.is_file() else None)
         elif not path.is_dir():
             raise UserError(f"{path}: no such run directory; expected one, a study (.yaml), or its rows (.jsonl)")
         else:

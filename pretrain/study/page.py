@@ -18,6 +18,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.92rem; display: block; overflow-x: auto }
 th, td { text-align: right; padding: 0.3rem 0.7rem; border-bottom: 1px solid #ccc; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal }
+.wide td, .wide th { white-space: normal; padding: 0.3rem 0.35rem; font-size: 0.8rem; min-width: 5.2em }
 figure { margin: 2rem 0; break-inside: avoid } img { max-width: 100% } figcaption, .note { color: #555 } .warning { border-left: 4px solid #D55E00; padding-left: 1rem }
 @media print { body { font-size: 11pt; max-width: none; margin: 0 } h2, h3 { break-after: avoid } table { overflow: visible; font-size: 7.5pt } th, td { padding: 0.15rem 0.25rem; white-space: normal } }
 """
@@ -88,7 +89,7 @@ def _each(values: Iterable[str]) -> str:
 
 def _warnings(rows: Sequence[Row]) -> Iterable[str]:
     """What stands in the way of an honest comparison."""
-    told = [f"{row.name} has come to step {row.step} of {row.steps}, and counts in no table" for row in rows if not row.finished]
+    told = [f"{row.name} has come to step {row.step} of {row.steps}, and counts in curves alone" for row in rows if not row.finished]
     if len({row.of("code") for row in rows}) > 1:
         told.append("the runs were made with different code")
     if any(len({row.of(kind) for row in rows}) > 1 for kind in ("torch", "megatron-core", "deepspeed")):
@@ -96,7 +97,8 @@ def _warnings(rows: Sequence[Row]) -> Iterable[str]:
     if any(not row.data for row in rows):
         told.append("whether the runs read the same data is not known of those that no study made")
     for size in {row.size for row in rows}:
-        if any(not row.measures_as(next(one for one in rows if one.size == size)) for row in rows if row.size == size):
+        alike = [row for row in rows if row.size == size]
+        if any(not row.measures_as(other) for other in {(str(one.data), one.tokens_per_step): one for one in alike}.values() for row in alike):
             told.append("the runs read different data, or other parts of it, and no differences are taken between those that do")
         if len({tuple(at.step for at in row.evaluations) for row in rows if row.size == size and row.steps == max(one.steps for one in rows)}) > 1:
             told.append("not all were evaluated at the same steps; curves have those that all seeds of a method have")
@@ -108,11 +110,11 @@ def _warnings(rows: Sequence[Row]) -> Iterable[str]:
 
 def _settings(groups: Sequence[Group]) -> str:
     """Beside the method itself: in which settings the methods differ."""
-    settings = [group.rows[0].settings for group in groups]
+    settings = [row.settings for group in groups for row in group.rows]
     keys = [key for key in differing(settings) if not key.startswith("ds.progressive_subnetwork.") and key not in NOT_THE_METHOD]
     if not keys:
         return '<p class="note">Beside the method itself no setting differs.</p>'
-    body = [[_text(group.method), *(_text(group.rows[0].settings.get(key)) for key in keys)] for group in groups]
+    body = [[_text(group.method), *(_text(_each(str(row.settings.get(key)) for row in group.rows)) for key in keys)] for group in groups]
     return "<h3>Settings that differ beside the method itself</h3>" + _table(["method", *map(_text, keys)], body)
 
 
@@ -143,7 +145,7 @@ def estimate_text(estimate: Estimate | None, signed: bool = False, interval: boo
         return "–"
     mean = f"{estimate.mean:+.4f}" if signed else f"{estimate.mean:.4f}"
     if estimate.standard_error is None or estimate.half_width is None:
-        return mean
+        return f"{mean} (one seed)" if interval else mean
     if interval:
         return f"{mean} [{estimate.mean - estimate.half_width:+.4f}, {estimate.mean + estimate.half_width:+.4f}]"
     return f"{mean} ± {estimate.standard_error:.4f}"
@@ -152,8 +154,8 @@ def estimate_text(estimate: Estimate | None, signed: bool = False, interval: boo
 def _main_table(groups: Sequence[Group], base: Group) -> str:
     def line(group: Group) -> list[str]:
         return [
-            _text(group.method),
-            str(len(group.rows)),
+            _text(group.method) + (" (baseline)" if group is base else ""),
+            str(len(group.rows)) if len(group.finished) == len(group.rows) else f"{len(group.finished)} of {len(group.rows)}",
             _span([row.last.step for row in group.rows]),
             estimate_text(group.over_seeds(lambda row: row.loss)),
             "" if group is base else estimate_text(group.against(base), signed=True, interval=True),
@@ -182,7 +184,7 @@ def _pairs_table(groups: Sequence[Group]) -> str:
 
     body = [[_text(group.method), *("" if other is group else cell(group, other) for other in groups)] for group in groups]
     note = "Row minus column, paired by seed, with 95 % intervals (Student's t); bold where the interval leaves out zero. With many comparisons some are bold by chance."
-    return "<h3>Every pair</h3>" + _table(["", *(_text(group.method) for group in groups)], body) + f'<p class="note">{note}</p>'
+    return '<h3>Every pair</h3><div class="wide">' + _table(["", *(_text(group.method) for group in groups)], body) + f'</div><p class="note">{note}</p>'
 
 
 def _kinds_table(groups: Sequence[Group]) -> str:

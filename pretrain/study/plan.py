@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -164,7 +165,7 @@ def matched(read: Callable[[int], Run], other: Run) -> Run:
     """The run that is expected to take as many layer operations as another, as nearly as whole steps can.
 
     The share of layers that a step runs may itself follow from the number of steps, as with `pld`, so it is looked for. Paths that are drawn layer by layer
-    scatter about what is expected, over 900 steps by some 0.8 % (`ild_dts`).
+    scatter about what is expected, over 900 steps by some 0.6 % (`ild_dts`, bench/studies).
     """
 
     def operations(run: Run) -> Fraction:
@@ -176,7 +177,10 @@ def matched(read: Callable[[int], Run], other: Run) -> Run:
         if steps == run.steps:
             break
         run = read(steps)
-    near = [read(steps) for steps in range(max(1, run.steps - 2), run.steps + 3)]
+    near = [run]
+    for steps in (run.steps - 2, run.steps - 1, run.steps + 1, run.steps + 2):
+        with suppress(UserError):  # too short for its stages, say
+            near.append(read(steps))
     return min(near, key=lambda run: abs(operations(run) - wanted))
 
 

@@ -57,5 +57,7 @@ def test_the_command_shows_it(project):
     assert "for 1.6 times fewer layer FLOPs" in done.stdout and "stacking" in done.stdout and "1.33 times fewer layer FLOPs at most" in done.stdout
     bare = subprocess.run([*map(str, words[:-1]), "2.0"], capture_output=True, text=True, timeout=120)
     assert bare.returncode == 0 and "the 2 fixed layers alone would run" in bare.stdout and "stacking cannot run so: " in bare.stdout
+    full = subprocess.run([*map(str, words[:-1]), "1"], capture_output=True, text=True, timeout=120)
+    assert full.returncode == 0 and "fixed layers alone" not in full.stdout
     refused = subprocess.run([*map(str, words[:-1]), "7"], capture_output=True, text=True, timeout=120)
     assert refused.returncode == 2 and "--target-speedup 7: 8 layers in 3 stages" in refused.stderr and not refused.stdout

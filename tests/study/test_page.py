@@ -45,9 +45,9 @@ def cells(page: str) -> list[list[str]]:
 
 def test_the_tables_say_what_the_rows_say(rows, tmp_path):
     table = cells(write_page(rows, tmp_path, None).read_text())
-    full, raptr, constant = (next(line for line in table if line[0] == name) for name in ("full", "raptr &lt;b&gt;", "constant"))
+    full, raptr, constant = (next(line for line in table if line[0] == name) for name in ("full (baseline)", "raptr &lt;b&gt;", "constant"))
     error = (0.04 * 2 / 2 / 3) ** 0.5
-    assert full == ["full", "3", "100", f"5.2000 ± {error:.4f}", "", "0.0 %, 1.00", "0.0 %, 1.00", "1.00"]
+    assert full == ["full (baseline)", "3", "100", f"5.2000 ± {error:.4f}", "", "0.0 %, 1.00", "0.0 %, 1.00", "1.00"]
     assert raptr == ["raptr &lt;b&gt;", "3", "100", f"5.3000 ± {error:.4f}", "+0.1000 [+0.1000, +0.1000]", "40.0 %, 1.67", "0.0 %, 1.00", "2.00 ± 0.00"]
     assert constant[4] == estimate_text(Estimate.of([-0.1, 0.1, 0.0]), signed=True, interval=True) == "+0.0000 [-0.2484, +0.2484]"
     assert ["source docs", "5.1000 ± 0.1155", "5.2000 ± 0.1155", "5.1000 ± 0.1528"] in table
@@ -62,12 +62,16 @@ def test_what_stands_in_the_way_of_a_comparison_is_said(rows, tmp_path):
     assert warning() == ""
     assert "different code" in warning(made_row("full", 4, 5.0, made_with=("code 22", "device CPU")))
     assert "different data" in warning(made_row("full", 4, 5.0, data={"tokenizer": "2"}))
-    assert "full, seed 4 has come to step 60 of 100, and counts in no table" in warning(made_row("full", 4, 5.0, step=60))
+    assert "full, seed 4 has come to step 60 of 100, and counts in curves alone" in warning(made_row("full", 4, 5.0, step=60))
     assert "different versions of packages" in warning(made_row("full", 4, 5.0, made_with=("code 11", "device CPU", "torch 1.0.0")))
     assert "is not known of those that no study made" in warning(made_row("full", 4, 5.0, data={}))
     assert "not all were evaluated at the same steps" in warning(made_row("full", 4, 5.0, evaluations=rows[0].evaluations[1:]))
     other = made_row("full", 4, 5.0, made_with=("code 11", "device GPU"))
     assert "times are not compared" in warning(other)
+    unknown, one, two = (made_row(name, 4, 5.0, data=data) for name, data in (("x", {}), ("y", {"tokenizer": "1"}), ("z", {"tokenizer": "2"})))
+    assert "different data" in "".join(re.findall(r'class="warning">(.*?)</p>', write_page([unknown, one, two], tmp_path, None).read_text()))
+    odd = write_page([rows[0], made_row("full", 4, 5.0, settings={"ds.optimizer.params.lr": 0.1})], tmp_path, None).read_text()
+    assert ["full", "0.1 and None"] in cells(odd)
     assert cells(write_page([*rows, other], tmp_path, None).read_text())[1][-1] == "–"
 
 
@@ -78,7 +82,7 @@ def test_runs_that_are_not_through_and_runs_without_others(rows, tmp_path):
     early = made_row("raptr", 1, 5.5, step=40, evaluations=rows[0].evaluations[:2])
     page = write_page([*rows[:3], early, staged], tmp_path / "a", None).read_text()
     raptr = next(line for line in cells(page) if line[0] == "raptr")
-    assert raptr[1:4] == ["2", "40 to 100", "5.0000"] and raptr[4:6] == ["-0.2000", "0.0 %, 1.00"], "of seed 2 alone"
+    assert raptr[1:4] == ["1 of 2", "40 to 100", "5.0000"] and raptr[4:6] == ["-0.2000 (one seed)", "0.0 %, 1.00"], "of seed 2 alone"
     page = write_page([*rows[:3], early], tmp_path / "c", None).read_text()
     assert next(line for line in cells(page) if line[0] == "raptr")[3:] == ["–", "–", "–", "–", "–"]
     write_page(rows[:1], tmp_path / "b", None)
@@ -95,7 +99,7 @@ def test_any_number_of_methods(count, tmp_path):
 def test_the_committed_rows_have_their_page(file, tmp_path):
     rows = read_table(file)
     table = cells(write_page(rows, tmp_path, None).read_text())
-    assert {row.method for row in rows} <= {line[0] for line in table}
+    assert {row.method for row in rows} <= {line[0].removesuffix(" (baseline)") for line in table}
 
 
 @pytest.mark.parametrize("key, value", [("recipe.model.vocab_size", 1000), ("recipe.data.sequence_length", 64), ("data.docs.weight", 0.5)])

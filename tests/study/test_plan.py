@@ -58,6 +58,12 @@ def test_a_method_whose_share_follows_from_its_length_is_matched_too(project, tm
     assert pld.steps > 500 and abs(operations(pld) - 400) <= 1
 
 
+def test_a_length_nearby_that_cannot_be_run_is_not_in_the_way(project, tmp_path):
+    methods = {"full": {"method": "full"}, "raptr": {"method": "raptr", "path_lengths": "4-6-8", "flops_of": "full"}}
+    raptr = read_study(write_study(project, tmp_path, methods=methods, options={"steps": 3})).planned[1].run
+    assert raptr.steps in (3, 4)
+
+
 @pytest.mark.parametrize(
     "changes, complaint",
     [

@@ -5,6 +5,7 @@ import re
 from math import sqrt
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy.stats import t as student
 
@@ -13,6 +14,7 @@ STUDIES = PROJECT / "bench/studies/ul2_12_layers"
 TEXT = (PROJECT / "docs/results.md").read_text()
 METHOD, RATE = "ds.progressive_subnetwork.method", "ds.optimizer.params.lr"
 RATES = ("2e-3", "4e-3", "8e-3", "16e-3")
+PAIRS = ("first minus second", "mean of pairs", "standard error", "95 % interval", "")
 
 
 def rows(name: str) -> dict[str, dict[int, dict]]:
@@ -24,9 +26,9 @@ def rows(name: str) -> dict[str, dict[int, dict]]:
     return found
 
 
-def table(first: str) -> list[list[str]]:
-    """The body of the table whose head begins so, as cells."""
-    head = next(at for at, line in enumerate(TEXT.splitlines()) if line.startswith(f"| {first} |"))
+def table(*names: str) -> list[list[str]]:
+    """The body of the table with this head, as cells."""
+    head = TEXT.splitlines().index(f"| {' | '.join(names)} |".replace("|  |", "| |"))
     body = []
     for line in TEXT.splitlines()[head + 2 :]:
         if not line.startswith("|"):
@@ -38,6 +40,12 @@ def table(first: str) -> list[list[str]]:
 def mean_and_error(values: list[float]) -> tuple[float, float]:
     mean = sum(values) / len(values)
     return mean, sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def interval_of(mean: float, standard_error: float) -> str:
+    """Of three seeds, 95 %."""
+    half = float(student.ppf(0.975, 2)) * standard_error
+    return f"{mean - half:+.4f} to {mean + half:+.4f}"
 
 
 @pytest.fixture(scope="module")
@@ -52,43 +60,63 @@ def test_every_method_has_the_same_seeds(study):
 
 
 def test_final_losses(study):
-    body = table("method")
+    body = table("method", "learning rate", "steps", "layer FLOPs, times fewer", "model FLOPs, times fewer", "held-out loss", "standard error")
     assert [line[0] for line in body] == list(study)
-    full = sum(row["evaluations"][-1]["layer_flops"] for row in study["full"].values())
-    for name, rate, steps, fewer, loss, error in body:
+    for name, rate, steps, fewer_layer, fewer_model, loss, error in body:
         runs = study[name].values()
         mean, standard_error = mean_and_error([row["losses"]["all"] for row in runs])
         assert {row['settings'][RATE] for row in runs} == {float(rate)}, name
         assert {f"{row['step']:,}" for row in runs} == {steps}
         assert (loss, error) == (f"{mean:.4f}", f"{standard_error:.4f}"), name
-        assert fewer == f"{full / sum(row['evaluations'][-1]['layer_flops'] for row in runs):.2f}", name
+        for fewer, kind in ((fewer_layer, "layer_flops"), (fewer_model, "model_flops")):
+            assert fewer == f"{sum(row['evaluations'][-1][kind] for row in study['full'].values()) / sum(row['evaluations'][-1][kind] for row in runs):.2f}", name
 
 
 def test_paired_differences(study):
-    body = table("first minus second")
-    assert len(body) >= 6
+    body = table(*PAIRS)
+    assert len(body) == 16
+    assert {f"raptr − {other}" for other in ("full_4e3", "full_short_4e3", "constant", "pld", "ild_dts", "stacking")} <= {line[0] for line in body}
     for pair, mean, error, interval, *_ in body:
         first, second = pair.split(" − ")
         difference, standard_error = mean_and_error([study[first][seed]["losses"]["all"] - study[second][seed]["losses"]["all"] for seed in (1, 2, 3)])
-        half = float(student.ppf(0.975, 2)) * standard_error
         assert (mean, error) == (f"{difference:+.4f}", f"{standard_error:.4f}"), pair
-        assert interval == f"{difference - half:+.4f} to {difference + half:+.4f}", pair
+        assert interval == interval_of(difference, standard_error), pair
 
 
 def test_nothing_is_claimed_beyond_its_error_bars(study):
     """Wherever a line of the table says that one is better or worse, its interval leaves out zero; elsewhere it says that nothing is shown."""
-    for pair, mean, _, interval, verdict in table("first minus second"):
+    for pair, mean, _, interval, verdict in table(*PAIRS):
         low, high = map(float, interval.split(" to "))
         first = pair.split(" − ")[0]
         wanted = f"{first} is better" if high < 0 else f"{first} is worse" if low > 0 else "not shown"
         assert verdict == wanted, pair
 
 
+def test_against_the_baseline_stopped_half_way(study):
+    kinds = ("layer_flops", "model_flops")
+    head = ("minus `full_4e3` half-way", "at equal layer FLOPs", "95 % interval", "", "at equal model FLOPs", "95 % interval", "")
+    body = table(*head)
+    assert [line[0] for line in body] == ["full_short_4e3", "raptr", "constant", "stacking", "pld", "ild_dts"]
+    for name, *cells in body:
+        for kind, (mean, interval, verdict) in zip(kinds, (cells[:3], cells[3:])):
+            differences = []
+            for seed, row in study[name].items():
+                curve = study["full_4e3"][seed]["evaluations"]
+                stopped = np.interp(row["evaluations"][-1][kind], [at[kind] for at in curve], [at["loss"] for at in curve])
+                differences.append(row["losses"]["all"] - float(stopped))
+            difference, error = mean_and_error(differences)
+            assert (mean, interval) == (f"{difference:+.4f}", interval_of(difference, error)), name
+            low, high = map(float, interval.split(" to "))
+            assert verdict == ("better" if high < 0 else "worse" if low > 0 else "not shown"), name
+
+
 def test_learning_rates(study):
     """A pilot of 300 steps, and seed 1 in full length, of which the study has some; the best of a line is bold."""
     pilot, late = rows("learning_rates"), rows("learning_rates_full_length")
     in_study = {(row["settings"][METHOD], row["settings"][RATE]): row for runs in study.values() for row in runs.values() if (row["seed"], row["step"]) == (1, 900)}
-    for line, *cells in table("learning rate"):
+    body = table("learning rate", *RATES)
+    assert [line[0] for line in body] == [f"{name}, {steps} steps" for name in ("full", "raptr", "constant", "stacking") for steps in (300, 900)] + ["pld, 900 steps", "ild_dts, 900 steps"]
+    for line, *cells in body:
         method, steps = line.split(", ")
         losses = {}
         for rate in RATES:
@@ -104,9 +132,12 @@ def test_learning_rates(study):
 
 
 def test_parts(study):
-    for name, *cells in table("held-out loss of"):
-        kept = ["first_3", "first_6", "first_9", "every_other"]
-        assert cells == [f"{mean_and_error([row['parts'][part] for row in study[name].values()])[0]:.3f}" for part in kept], name
+    body = table("held-out loss of", "first 3 layers", "first 6", "first 9", "five of twelve skipped", "more than with all")
+    assert [line[0] for line in body] == list(study)
+    for name, *cells in body:
+        parts = [[row["parts"][part] for row in study[name].values()] for part in ("first_3", "first_6", "first_9", "every_other")]
+        more = [row["parts"]["every_other"] - row["losses"]["all"] for row in study[name].values()]
+        assert cells == [f"{mean_and_error(losses)[0]:.3f}" for losses in (*parts, more)], name
 
 
 def test_no_text_of_the_corpus_or_place_of_a_machine_is_committed():

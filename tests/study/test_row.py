@@ -119,6 +119,7 @@ def test_run_directories_are_named_by_what_tells_them_apart(finished, project, t
     study, _, _ = finished
     rows, baseline = gather([study])
     assert len(rows) == 6 and baseline == "full"
+    assert gather([study.with_name("study.rows.jsonl")])[1] == "full", "as the study beside them says"
     done = train(project, tmp_path / "run", "--stop-at", "4")
     assert done.returncode == 0, done.stderr
     with pytest.raises(UserError, match="has no evaluation up to its newest checkpoint"):
