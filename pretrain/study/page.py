@@ -193,7 +193,7 @@ def _kinds_table(groups: Sequence[Group]) -> str:
 
     kinds = dict.fromkeys(kind for group in groups for row in group.finished for kind in row.losses)
     body = [[_text(kind.replace("source_", "source ")), *(cell(group, kind) for group in groups)] for kind in kinds]
-    return "<h3>By denoiser and source</h3>" + _table(["held-out loss", *(_text(group.method) for group in groups)], body)
+    return '<h3>By denoiser and source</h3><div class="wide">' + _table(["held-out loss", *(_text(group.method) for group in groups)], body) + "</div>"
 
 
 def _span(numbers: Sequence[int]) -> str:
