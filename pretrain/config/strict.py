@@ -32,13 +32,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: not readable, not YAML, not a mapping, or a key written twice.
     """
+    text = _text(path)
     try:
-        data = yaml.load(_text(path), Loader=_UniqueKeys)
+        data = yaml.load(text, Loader=_UniqueKeys)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise UserError(f"{path}: line {mark.line + 1}, column {mark.column + 1}: {error.problem}") from None
-    except UserError:
-        raise
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML that can be read: {one_line(error)}") from None
     return _mapping(path, data)

@@ -15,7 +15,7 @@ from pretrain.parallel.ranks import destroy_groups, make_groups
 from pretrain.plan.balance import spread
 from pretrain.plan.cost import USABLE, Cluster, fits, hours, speed, suggest, why_not_plain
 from pretrain.plan.memory import GIB, rank_memory
-from pretrain.plan.target import Offer, offers
+from pretrain.plan.target import Offer, fixed_layers, offers
 from pretrain.subnetwork.flops import expected_active, savings
 from pretrain.subnetwork.methods.independent import Independent
 from pretrain.subnetwork.methods.raptr import Raptr
@@ -263,7 +263,7 @@ def _target(proposed: list[Offer], target: float) -> Table:
 
 
 def _of_target(proposed: list[Offer], target: float) -> Iterator[str]:
-    """What hurts about the first offer."""
+    """What hurts about the first offer, and what stands in the way of another."""
     first = proposed[0]
     yield from (f"{offer.what} cannot run so: {offer.why}" for offer in proposed if offer.run is None)
     if first.run is None:
@@ -271,11 +271,9 @@ def _of_target(proposed: list[Offer], target: float) -> Iterator[str]:
     layers, lengths = first.run.recipe.model.num_layers, first.run.ds.progressive_subnetwork.path_lengths
     if abs(first.layer_factor / target - 1) > 0.02:
         yield f"no schedule of whole layers comes nearer to {target:g} than {first.layer_factor:.2f}"
-    for offer in proposed[1:]:
-        if offer.run is not None and abs(offer.layer_factor / first.layer_factor - 1) > 0.01:
-            yield f"{offer.what} has no first stage of all layers, and would save {offer.layer_factor:.2f} times with these lengths"
-    if bare := [stage.index for stage in first.run.method.stages if stage.path_length == first.fixed < layers]:
-        yield f"in stage{'s' * (len(bare) > 1)} {', '.join(map(str, bare))} the {first.fixed} fixed layers alone would run: the others would not be trained there"
+    fixed = fixed_layers(first.run.ds.progressive_subnetwork)
+    if bare := [stage.index for stage in first.run.method.stages if stage.path_length == fixed < layers]:
+        yield f"in stage{'s' * (len(bare) > 1)} {', '.join(map(str, bare))} the {fixed} fixed layers alone would run: the others would not be trained there"
     if lengths[0] < layers / 2:
         yield f"the first stage would run {lengths[0]} of {layers} layers; the paper's schedules begin with half or more, and less is untested"
     if target > PAPERS_MOST:

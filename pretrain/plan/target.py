@@ -1,11 +1,13 @@
 """`plan --target-speedup`: path lengths for a share of the layers' operations, and what they buy on this layout beside the alternatives."""
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import combinations_with_replacement
-from math import comb
+from math import comb, lcm
 from typing import Any, Sequence
 
 from pretrain.config import Run
+from pretrain.config.deepspeed import ProgressiveSubnetwork
 from pretrain.config.strict import COMMAND_LINE
 from pretrain.errors import UserError
 from pretrain.plan.cost import speed
@@ -26,12 +28,6 @@ class Offer:
     why: str = ""
 
     @property
-    def fixed(self) -> int:
-        """Layers that run in every step, also where paths are short."""
-        first = self.run.method.stages[-len(self.run.ds.progressive_subnetwork.path_lengths)]
-        return sum(p == 1 for p in self.run.method.keep(first.first_step, first.last_step))
-
-    @property
     def layer_factor(self) -> float:
         return savings(self.run.method, self.run.recipe.shape).layer_factor
 
@@ -41,7 +37,12 @@ class Offer:
         return 1 / speed(self.run).ratio
 
 
-def propose(layers: int, shares: Sequence[float], factor: float, fixed: int, groups: int) -> tuple[int, ...]:
+def fixed_layers(block: ProgressiveSubnetwork) -> int:
+    """How many layers run in every step of `raptr`."""
+    return 2 if block.fixed_layers is None else len(set(block.fixed_layers))
+
+
+def propose(layers: int, shares: Sequence[Fraction], factor: float, fixed: int, groups: int) -> tuple[int, ...]:
     """Path lengths that grow to all layers and run 1/factor of the layers' operations.
 
     Nearest to the target first; of equals those that grow most evenly, then those that `groups` divides, so that groups have equal shares in every step.
@@ -53,18 +54,19 @@ def propose(layers: int, shares: Sequence[float], factor: float, fixed: int, gro
         UserError: no such lengths.
     """
     shortest, stages = max(fixed, 1), len(shares)
-    reach = layers / (layers - sum(shares[:-1]) * (layers - shortest))
+    reach = float(layers / (layers - sum(shares[:-1]) * (layers - shortest)))
     if not 1 <= factor <= reach:
         raise UserError(f"{COMMAND_LINE}: --target-speedup {factor:g}: {layers} layers in {stages} stages, the last of which runs all, can save 1 to {reach:.2f} times")
     if comb(layers - shortest + stages - 1, stages - 1) > MOST_CHOICES:
         raise UserError(f"{COMMAND_LINE}: --target-speedup: {stages} stages of {layers} layers have too many possible lengths to look at; use fewer stages")
-    wanted = layers / factor - (1 - sum(shares)) * layers
+    scale = lcm(*(share.denominator for share in shares))
+    weights = [int(share * scale) for share in shares]
+    wanted = scale * layers / factor - (scale - sum(weights)) * layers
 
     def worth(lengths: tuple[int, ...]) -> tuple:
         steps = [b - a for a, b in zip(lengths, lengths[1:])]
         uneven = max(steps) - min(steps) if steps else 0
-        mean = sum(share * length for share, length in zip(shares, lengths))
-        return round(abs(mean - wanted), 9), uneven, sum(k % groups > 0 for k in lengths), -lengths[0]
+        return abs(sum(weight * length for weight, length in zip(weights, lengths)) - wanted), uneven, sum(k % groups > 0 for k in lengths), -lengths[0]
 
     return min(((*rest, layers) for rest in combinations_with_replacement(range(shortest, layers + 1), stages - 1)), key=worth)
 
@@ -73,17 +75,18 @@ def offers(run: Run, factor: float) -> list[Offer]:
     """RaPTr with paths balanced over this layout's pipeline ranks, RaPTr with uniform paths, and stacking."""
     block, layers, ranks = run.ds.progressive_subnetwork, run.recipe.model.num_layers, run.recipe.parallel.pipeline
     groups = block.balance_groups if block.balance_groups % ranks == 0 else ranks
-    fixed = 2 if block.fixed_layers is None else len(set(block.fixed_layers))
+    fixed = fixed_layers(block)
     stages = len(block.stage_fractions or ()) or (len(block.path_lengths) if len(block.path_lengths) > 1 else STAGES)
-    shares = [(1 - block.full_model_first_fraction) * fraction for fraction in block.stage_fractions or [1 / stages] * stages]
-    lengths = propose(layers, shares, factor, fixed, groups)
-    staged = {"path_lengths": lengths, "stage_fractions": block.stage_fractions}
+    fractions = [Fraction(str(fraction)) for fraction in block.stage_fractions or ()] or [Fraction(1, stages)] * stages
+    after_full = [(1 - Fraction(str(block.full_model_first_fraction))) * fraction for fraction in fractions]
+    lengths = propose(layers, after_full, factor, fixed, groups)
+    grown = propose(layers, fractions, factor, fixed, groups)  # a growing model has no first steps of all layers
     shared = {"paths_per_step": block.paths_per_step, "residual_scale": block.residual_scale if block.method == "raptr" else "none", "fixed_layers": block.fixed_layers}
-    raptr = {"method": "raptr", "full_model_first_fraction": block.full_model_first_fraction, **staged, **shared}
+    raptr = {"method": "raptr", "path_lengths": lengths, "stage_fractions": block.stage_fractions, "full_model_first_fraction": block.full_model_first_fraction, **shared}
     return [
         _offer(run, f"raptr, balanced over {groups} group{'s' * (groups > 1)}", {"sampler": "balanced", "balance_groups": groups, **raptr}),
         _offer(run, "raptr, uniform (exact)", {"sampler": "exact", **raptr}),
-        _offer(run, "stacking", {"method": "stacking", **staged}),
+        _offer(run, "stacking", {"method": "stacking", "path_lengths": grown, "stage_fractions": block.stage_fractions}),
     ]
 
 

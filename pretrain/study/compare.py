@@ -213,12 +213,11 @@ def _require_asked_for(study: Study, row: Row) -> None:
 
 
 def _require_alike(study: Study, rows: Sequence[Row]) -> None:
-    """Code and data of rows are the same, also where no run is missing, and neither code nor data need be there any more."""
+    """The code of all rows is the same, and the data of those of one size; also where no run is missing, and neither need be there any more."""
+    mend = "rows of two kinds are not compared; remove those of one, to run them again"
     for row in rows:
-        first = next(one for one in rows if one.size == row.size)
-        theirs, ours = ({"data": one.data, "code": facts_of(one)["code"]} for one in (row, first))
-        where = f"{study.rows_file}: {row.name}, beside {first.name}"
-        require_same(theirs, ours, where, "rows of two kinds are not compared; remove those of one, to run them again")
+        for other, part in ((rows[0], "code"), (next(one for one in rows if one.size == row.size), "data")):
+            require_same(facts_of(row), {part: facts_of(other)[part]}, f"{study.rows_file}: {row.name}, beside {other.name}", mend)
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import html
+from itertools import combinations
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
 
@@ -97,8 +98,7 @@ def _warnings(rows: Sequence[Row]) -> Iterable[str]:
     if any(not row.data for row in rows):
         told.append("whether the runs read the same data is not known of those that no study made")
     for size in {row.size for row in rows}:
-        alike = [row for row in rows if row.size == size]
-        if any(not row.measures_as(other) for other in {(str(one.data), one.tokens_per_step): one for one in alike}.values() for row in alike):
+        if any(not one.measures_as(other) for one, other in combinations([row for row in rows if row.size == size], 2)):
             told.append("the runs read different data, or other parts of it, and no differences are taken between those that do")
         if len({tuple(at.step for at in row.evaluations) for row in rows if row.size == size and row.steps == max(one.steps for one in rows)}) > 1:
             told.append("not all were evaluated at the same steps; curves have those that all seeds of a method have")

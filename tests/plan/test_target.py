@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pretrain.errors import UserError
@@ -16,14 +17,15 @@ from pretrain.plan.target import offers, propose
     [(12, 1.33, 2, (6, 8, 10, 12)), (24, 4 / 3, 4, (12, 16, 20, 24)), (12, 1.0, 2, (12, 12, 12, 12)), (12, 1.2, 2, (8, 9, 11, 12))],
 )
 def test_the_papers_schedule_comes_out_for_its_saving(layers, factor, groups, lengths):
-    found = propose(layers, [0.25] * 4, factor, 2, groups)
+    found = propose(layers, [Fraction(1, 4)] * 4, factor, 2, groups)
     assert (found == lengths) if layers != 12 or factor != 1.2 else sum(found) == 40
 
 
+@example(layers=4, stages=3, factor=1.5, groups=1)  # the most that can be saved
 @given(st.integers(4, 32), st.integers(2, 4), st.floats(1, 1.6), st.integers(1, 4))
 def test_lengths_grow_to_all_layers_and_nothing_is_nearer(layers, stages, factor, groups):
     try:
-        lengths = propose(layers, [1 / stages] * stages, factor, 2, groups)
+        lengths = propose(layers, [Fraction(1, stages)] * stages, factor, 2, groups)
     except UserError:
         assert factor > layers * stages / (layers + (stages - 1) * 2)
         return
@@ -34,14 +36,15 @@ def test_lengths_grow_to_all_layers_and_nothing_is_nearer(layers, stages, factor
 @pytest.mark.parametrize("factor", [0.5, 9.0])
 def test_what_cannot_be_saved_is_refused(factor):
     with pytest.raises(UserError, match="can save 1 to 2.67 times"):
-        propose(12, [0.25] * 4, factor, 2, 1)
+        propose(12, [Fraction(1, 4)] * 4, factor, 2, 1)
 
 
 def test_stages_of_unequal_length_count_as_long_as_they_are(project):
     fractions = ["ds.progressive_subnetwork.stage_fractions=[0.6, 0.3, 0.1]", "ds.progressive_subnetwork.paths_per_step=1", "steps=1000"]
     assert [offer.layer_factor for offer in offers(project.run(*fractions), 1.33)] == pytest.approx([1.33] * 3, rel=0.02)
-    late = offers(project.run(*fractions, "ds.progressive_subnetwork.full_model_first_fraction=0.2"), 1.2)[0]
+    late, _, stacking = offers(project.run("ds.progressive_subnetwork.full_model_first_fraction=0.25", "ds.progressive_subnetwork.paths_per_step=1", "steps=1200"), 1.2)
     assert late.layer_factor == pytest.approx(1.2, rel=0.02) and late.run.method.stages[0].path_length == 8
+    assert stacking.layer_factor == pytest.approx(1.2, rel=0.01), "which has no such first steps"
 
 
 def test_balanced_paths_are_no_slower_than_uniform_ones_on_a_pipeline(project):

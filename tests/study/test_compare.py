@@ -13,6 +13,9 @@ import psutil
 import pytest
 from filelock import FileLock
 
+from pretrain.errors import UserError
+from pretrain.study.compare import _require_alike
+from pretrain.study.plan import read_study
 from pretrain.study.row import read_table
 from pretrain.versions import HOME
 from tests.study.conftest import METHODS, compare, compare_command, numbers, write_study
@@ -86,6 +89,18 @@ def test_asked_to_stop_it_saves_and_leaves_no_process(project, tmp_path):
     assert list((runs / "full-seed1/run/checkpoints").glob("step_*")) and not rows_file(study).exists()
 
 
+def test_a_killed_run_is_told_by_its_signal(project, tmp_path):
+    study, runs = write_study(project, tmp_path, options={"steps": 400}, seeds=[1], methods={"full": {"method": "full"}}), tmp_path / "runs"
+    process = subprocess.Popen(compare_command(study, runs), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics, deadline = runs / "full-seed1/run/metrics.jsonl", time.time() + 120
+    while time.time() < deadline and not (metrics.exists() and '"step": 3,' in metrics.read_text()):
+        time.sleep(0.05)
+    for child in psutil.Process(process.pid).children():
+        child.kill()
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "full-seed1: was killed by signal 9: " in output and "1 of 1 runs have failed" in errors, output + errors
+
+
 def test_one_at_a_time(project, tmp_path):
     study, runs = write_study(project, tmp_path, seeds=[1]), tmp_path / "runs"
     first = subprocess.Popen(compare_command(study, runs), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -133,6 +148,14 @@ def test_rows_of_other_code_are_not_mixed(one_missing):
     with (runs / "code/pretrain/train.py").open("a") as file:
         file.write("# another thought\n")
     refused(compare(study, runs), "study.rows.jsonl: full, seed 1: its code is")
+
+
+def test_sizes_may_differ_in_data_but_not_in_code(finished):
+    study, (first, second, *_) = read_study(finished[0]), rows(finished[0])
+    wide = {"size": "wide", "data": {"tokenizer": "other"}}
+    _require_alike(study, [first, second.model_copy(update=wide)])
+    with pytest.raises(UserError, match="wide, short, seed 1, beside full, seed 1: its code is"):
+        _require_alike(study, [first, second.model_copy(update=wide | {"made_with": ("code 11",)})])
 
 
 @pytest.mark.parametrize("what", ["code", "data"])
