@@ -2,8 +2,9 @@
 
     python -m bench.acceptance --out DIR [--device auto|cuda|cpu] -- srun WORDS... python -P
 
-What follows `--` starts a module on all tasks of the job. Collectives, the same losses on every layout as in one process, the time that skipped
-layers save, and a run that is killed and resumed; each has a log in DIR. Writes DIR/acceptance.json, and a line for docs/tested_on.md.
+What follows `--` starts a module on all tasks of the job. Collectives, the same losses on every layout as in one process, the
+time that skipped layers save, and a run that is killed and resumed; each has a log in DIR. Writes DIR/acceptance.json, and a line
+for docs/tested_on.md.
 """
 
 import argparse
@@ -13,11 +14,11 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Callable, Sequence
 
 from bench.path_speed import Result
 from pretrain.errors import TrainingStopped
@@ -27,11 +28,15 @@ from pretrain.versions import commit
 
 STEPS, KILLED_AFTER = 20, 10
 LEARNING_RATE = 3e-4
-"""A tenth of the quick start's: its own makes single steps so steep, as a stage begins, that rounding comes out a thousand times larger."""
+"""A tenth of the quick start's: its own makes single steps so steep, as a stage begins, that rounding comes out a thousand times
+larger."""
 TOLERANCE = 1e-4
 """Between the losses of two layouts, in fp32."""
 PART_SECONDS = 400
-LARGER = "--model.hidden_size 2048 --model.num_attention_heads 16 --model.ffn_hidden_size 5632 --data.sequence_length 1024 --ds.bf16.enabled true"
+LARGER = (
+    "--model.hidden_size 2048 --model.num_attention_heads 16 --model.ffn_hidden_size 5632 --data.sequence_length 1024"
+    " --ds.bf16.enabled true"
+)
 """Of path_speed's model on GPUs, which would be waiting for the CPU otherwise."""
 
 
@@ -112,7 +117,11 @@ class Job:
             process.kill()
             raise Failed(f"took longer than {PART_SECONDS} s; {self.out / name}.log") from None
         if code:
-            told = [line for line in (self.out / f"{name}.log").read_text(errors="replace").splitlines() if re.search("error|stopped|Error", line)]
+            told = [
+                line
+                for line in (self.out / f"{name}.log").read_text(errors="replace").splitlines()
+                if re.search("error|stopped|Error", line)
+            ]
             raise Failed(f"ended with {code}: {told[0].strip() if told else 'no word why'}; {self.out / name}.log")
 
     def train(self, name: str, layout: Layout, alone: bool = False) -> subprocess.Popen:
@@ -120,7 +129,20 @@ class Job:
         batch = 2 * self.tasks * -(-8 // self.tasks)  # whatever the layout, replicas divide it, and so do two paths
         sizes = ["--ds.train_batch_size", batch, "--ds.train_micro_batch_size_per_gpu", 1, "--steps", STEPS, "--save-every", 6]
         sizes += ["--ds.optimizer.params.lr", LEARNING_RATE, "--ds.scheduler.params.warmup_num_steps", 5]
-        return self.start(name, "-m", "pretrain", "train", "ul2_tiny", "--run-dir", self.out / name, "--device", self.device, *sizes, *layout.options, alone=alone)
+        return self.start(
+            name,
+            "-m",
+            "pretrain",
+            "train",
+            "ul2_tiny",
+            "--run-dir",
+            self.out / name,
+            "--device",
+            self.device,
+            *sizes,
+            *layout.options,
+            alone=alone,
+        )
 
     def losses(self, name: str) -> list[float]:
         return [row["loss"] for row in training_rows(read_rows(self.out / name / "metrics.jsonl"))]
@@ -128,12 +150,23 @@ class Job:
 
 def collectives(job: Job) -> Part:
     """Right results everywhere, at which bandwidth."""
-    job.finish("collectives", job.start("collectives", "-m", "bench.collectives", "--out", job.out / "collectives.json", "--device", job.device))
+    job.finish(
+        "collectives",
+        job.start("collectives", "-m", "bench.collectives", "--out", job.out / "collectives.json", "--device", job.device),
+    )
     facts = json.loads((job.out / "collectives.json").read_text())
-    best = max((row for row in facts["rows"] if row["operation"] == "all_reduce" and row["group"] == "all ranks"), key=lambda row: row["bytes"])
+    best = max(
+        (row for row in facts["rows"] if row["operation"] == "all_reduce" and row["group"] == "all ranks"),
+        key=lambda row: row["bytes"],
+    )
     if job.tasks == 1:
         return Part("collectives", True, "one task, so nothing to exchange", facts)
-    return Part("collectives", True, f"right; all_reduce of {best['bytes'] / 2**20:.0f} MiB at {best['gigabytes_per_second']:.2f} GB/s", facts)
+    return Part(
+        "collectives",
+        True,
+        f"right; all_reduce of {best['bytes'] / 2**20:.0f} MiB at {best['gigabytes_per_second']:.2f} GB/s",
+        facts,
+    )
 
 
 def parity(job: Job) -> Part:
@@ -147,7 +180,12 @@ def parity(job: Job) -> Part:
         job.finish(name, job.train(name, layout))
         far[name] = furthest(job.losses(name), reference)
     words = ", ".join(f"{name} {distance:.1e}" for name, distance in far.items())
-    return Part("parity", max(far.values()) <= TOLERANCE, f"losses of {STEPS} steps within {words} of one process (at most {TOLERANCE:g})", far)
+    return Part(
+        "parity",
+        max(far.values()) <= TOLERANCE,
+        f"losses of {STEPS} steps within {words} of one process (at most {TOLERANCE:g})",
+        far,
+    )
 
 
 def furthest(found: Sequence[float], reference: Sequence[float]) -> float:
@@ -171,7 +209,9 @@ def kill_and_resume(job: Job) -> Part:
             process.kill()
             raise Failed(f"did not come to step {KILLED_AFTER}; {job.out / name}.log")
         time.sleep(0.1)
-    steps = subprocess.run(["squeue", "--steps", "--noheader", "--jobs", job.number, "--format", "%i %j"], capture_output=True, text=True, check=True).stdout
+    steps = subprocess.run(
+        ["squeue", "--steps", "--noheader", "--jobs", job.number, "--format", "%i %j"], capture_output=True, text=True, check=True
+    ).stdout
     if not (step := re.search(rf"(\S+) {name}$", steps, re.MULTILINE)):
         raise Failed(f"SLURM does not know its step: {steps.strip() or 'none is running'}")
     subprocess.run(["scancel", "--signal=KILL", step[1]], check=True)
@@ -191,10 +231,28 @@ def path_speed(job: Job) -> Part:
     ratios, bars = {}, {}
     for layout in dict.fromkeys([job.layouts[0], job.layouts[-1]]):
         name = f"path_speed_{layout.name(job.tasks)}"
-        samples = (16 if layout.pipeline > 1 else 8) * (job.tasks // (layout.tensor * layout.pipeline))  # a pipeline of few micro-batches is mostly empty
+        samples = (16 if layout.pipeline > 1 else 8) * (
+            job.tasks // (layout.tensor * layout.pipeline)
+        )  # a pipeline of few micro-batches is mostly empty
         batch = ["--ds.train_micro_batch_size_per_gpu", 4, "--ds.train_batch_size", samples]
         folder = job.out / name
-        job.finish(name, job.start(name, "-m", "bench.path_speed", "--rounds", job.rounds, "--out", folder, "--device", job.device, *layout.options, *batch, *larger))
+        job.finish(
+            name,
+            job.start(
+                name,
+                "-m",
+                "bench.path_speed",
+                "--rounds",
+                job.rounds,
+                "--out",
+                folder,
+                "--device",
+                job.device,
+                *layout.options,
+                *batch,
+                *larger,
+            ),
+        )
         (found,) = folder.glob("*.json")
         result = Result(**json.loads(found.read_text()))
         ratios[layout.name(job.tasks)] = result.ratio("half", "all") / result.ideal
@@ -220,7 +278,10 @@ def line(job: Job, parts: Sequence[Part]) -> str:
     hardware = next((part.facts["device"] for part in parts if "device" in part.facts), "unknown device")
     nccl = next((f", NCCL {part.facts['nccl']}" for part in parts if part.facts.get("nccl")), "")
     results = "; ".join(part.words if part.good else f"**{part.name}: {part.words}**" for part in parts)
-    return f"| {date.today()} | {job.nodes} nodes, {job.tasks} tasks, {hardware} | torch {version('torch')}{nccl} | {short(commit())} | {results} |"
+    return (
+        f"| {date.today()} | {job.nodes} nodes, {job.tasks} tasks, {hardware} | torch {version('torch')}{nccl} |"
+        f" {short(commit())} | {results} |"
+    )
 
 
 def short(commit: str) -> str:
@@ -229,7 +290,9 @@ def short(commit: str) -> str:
 
 def main() -> int:
     """0 if everything holds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--rounds", type=int, default=8, help="of path_speed")
@@ -239,12 +302,22 @@ def main() -> int:
         parser.error(f"--out {args.out}: holds something, perhaps an earlier acceptance; choose another folder")
     args.out.mkdir(parents=True, exist_ok=True)
     number, nodes = os.environ["SLURM_JOB_ID"], os.environ["SLURM_JOB_NUM_NODES"]
-    job = Job(number, int(os.environ.get("SLURM_NTASKS", nodes)), int(nodes), args.out.absolute(), device_type(args.device), args.rounds, args.launcher)
+    job = Job(
+        number,
+        int(os.environ.get("SLURM_NTASKS", nodes)),
+        int(nodes),
+        args.out.absolute(),
+        device_type(args.device),
+        args.rounds,
+        args.launcher,
+    )
     wanted, parts = (collectives, parity, kill_and_resume, path_speed), []
     for part in wanted:
         parts.append(judged(part, job))  # written each time: the job may come to its limit
         good, told = len(parts) == len(wanted) and all(part.good for part in parts), line(job, parts)
-        (job.out / "acceptance.json").write_text(json.dumps({"good": good, "line": told, "parts": [asdict(part) for part in parts]}, indent=1) + "\n")
+        (job.out / "acceptance.json").write_text(
+            json.dumps({"good": good, "line": told, "parts": [asdict(part) for part in parts]}, indent=1) + "\n"
+        )
     print(f"\n{job.out / 'acceptance.json'}; the line for docs/tested_on.md:\n{told}")
     return 0 if good else 1
 

@@ -2,10 +2,10 @@
 
     python -m bench.checkpoint [--recipe ul2_124m] [--rounds 5] [--folder DIR] [--out DIR]
 
-Every round saves the same state synchronously and asynchronously, as the training loop does, in turns first, and then with torch.save to the same disk; each ends
-when its bytes are on the disk (fsync), ours with their checksums. The stall is the time that the loop spends in the saver until the checkpoint
-has its name. Loading ends when the numbers are in the model and the optimizer; files are in the page cache then. The first round pins and
-touches the buffer and is left out.
+Every round saves the same state synchronously and asynchronously, as the training loop does, in turns first, and then with
+torch.save to the same disk; each ends when its bytes are on the disk (fsync), ours with their checksums. The stall is the time
+that the loop spends in the saver until the checkpoint has its name. Loading ends when the numbers are in the model and the
+optimizer; files are in the page cache then. The first round pins and touches the buffer and is left out.
 """
 
 import argparse
@@ -14,10 +14,10 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from datetime import date
 from math import prod
 from pathlib import Path
-from typing import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,9 @@ STEP_SECONDS = 0.1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--recipe", default="ul2_124m")
     parser.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
     parser.add_argument("--rounds", type=int, default=5)
@@ -62,7 +64,10 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
     from pretrain.parallel.shards import moments
 
     engine, directory = Engine(run, ranks), RunDirectory(folder / "run")
-    savers = [Saver(dataclasses.replace(run, recipe=run.recipe.model_copy(update={"save_async": later})), engine, directory, "") for later in (False, True)]
+    savers = [
+        Saver(dataclasses.replace(run, recipe=run.recipe.model_copy(update={"save_async": later})), engine, directory, "")
+        for later in (False, True)
+    ]
     contents = savers[0].contents
     for master in {id(piece.shard.master): piece.shard.master for piece in contents.kept}.values():
         for numbers in moments(engine.deepspeed, master).values():
@@ -71,7 +76,9 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
     results, step = [], 0
     for number in range(rounds + 1):
         seconds = {}
-        for name, saver in list(zip(("sync", "async"), savers))[:: 1 if number % 2 else -1]:  # whoever comes first finds the disk busier
+        for name, saver in list(zip(("sync", "async"), savers))[
+            :: 1 if number % 2 else -1
+        ]:  # whoever comes first finds the disk busier
             step += 1
             *spent, seconds[name] = _saving(saver, Position(step, step))
             if saver is savers[1]:
@@ -84,7 +91,11 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
         seconds["torch.save"] = _timed(lambda: (torch.save(vectors, theirs), to_disk(theirs)))
         seconds["load"] = _timed(lambda: (contents.load(checkpoint, read_manifest(checkpoint)), contents.loaded(step)))
         seconds["torch.load"] = _timed(lambda: _load_with_torch(theirs, contents, engine, step))
-        print("  ".join(f"{name} {value:.2f} s" for name, value in seconds.items()), "(not counted)" if number == 0 else "", flush=True)
+        print(
+            "  ".join(f"{name} {value:.2f} s" for name, value in seconds.items()),
+            "(not counted)" if number == 0 else "",
+            flush=True,
+        )
         results += [seconds] if number else []
     return sum(map(prod, contents.shapes.values())), buffer.nbytes, results
 
@@ -126,9 +137,15 @@ def write(parameters: int, buffer: int, rounds: list[dict[str, float]], hardware
     }
     stall = statistics.median(ratios["stall of an asynchronous save over a synchronous one"])
     lines = ["# Checkpoints", "", f"- date: {date.today().isoformat()}", f"- hardware: {hardware}"]
-    lines += [f"- state: {parameters / 1e6:.0f} M parameters, {3 * 4 * parameters / 1e9:.2f} GB", f"- host memory for saving: {buffer / 2**20:.0f} MiB", ""]
+    lines += [
+        f"- state: {parameters / 1e6:.0f} M parameters, {3 * 4 * parameters / 1e9:.2f} GB",
+        f"- host memory for saving: {buffer / 2**20:.0f} MiB",
+        "",
+    ]
     lines += ["| | median | least | most |", "|---|---|---|---|"]
-    lines += [f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} | {max(values):.3f} |" for name, values in ratios.items()]
+    lines += [
+        f"| {name} | {statistics.median(values):.3f} | {min(values):.3f} | {max(values):.3f} |" for name, values in ratios.items()
+    ]
     lines += ["", f"{len(rounds)} rounds. Stall at most {BAR} of a synchronous save: {'met' if stall <= BAR else 'NOT MET'}.", ""]
     print("\n".join(lines))
     out.mkdir(parents=True, exist_ok=True)

@@ -2,16 +2,16 @@
 
     torchrun --standalone --nproc-per-node 2 -m bench.collectives [--out FILE.json]
 
-Over all ranks, and over those of each node, where that is something else. Bandwidth is counted as by nccl-tests: bytes that each link
-must carry at least, over the median time.
+Over all ranks, and over those of each node, where that is something else. Bandwidth is counted as by nccl-tests: bytes that each
+link must carry at least, over the median time.
 """
 
 import argparse
 import json
 import os
 import statistics
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,9 @@ ROUNDS = 7
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--out", type=Path, default=Path("collectives.json"))
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     args = parser.parse_args()
@@ -69,9 +71,21 @@ def measure(ranks: Ranks, name: str, group: dist.ProcessGroup) -> list[dict]:
         whole, part = torch.empty(length, device=ranks.device), torch.empty(length // count, device=ranks.device)
         calls: dict[str, tuple[Callable[[], object], Callable[[], bool], float]] = {
             # what to call, whether its result is right, share of the bytes that each link carries
-            "all_reduce": (lambda: dist.all_reduce(whole, group=group), lambda: bool((whole == count * (count + 1) / 2).all()), 2 * (count - 1) / count),
-            "all_gather": (lambda: dist.all_gather_into_tensor(whole, part, group=group), lambda: bool((whole[:: length // count] == torch.arange(1.0, count + 1, device=whole.device)).all()), (count - 1) / count),
-            "reduce_scatter": (lambda: dist.reduce_scatter_tensor(part, whole, group=group), lambda: bool((part == count * (count + 1) / 2).all()), (count - 1) / count),
+            "all_reduce": (
+                lambda: dist.all_reduce(whole, group=group),
+                lambda: bool((whole == count * (count + 1) / 2).all()),
+                2 * (count - 1) / count,
+            ),
+            "all_gather": (
+                lambda: dist.all_gather_into_tensor(whole, part, group=group),
+                lambda: bool((whole[:: length // count] == torch.arange(1.0, count + 1, device=whole.device)).all()),
+                (count - 1) / count,
+            ),
+            "reduce_scatter": (
+                lambda: dist.reduce_scatter_tensor(part, whole, group=group),
+                lambda: bool((part == count * (count + 1) / 2).all()),
+                (count - 1) / count,
+            ),
         }
         for operation, (call, is_right, share) in calls.items():
             seconds = []
@@ -82,12 +96,24 @@ def measure(ranks: Ranks, name: str, group: dist.ProcessGroup) -> list[dict]:
             if not is_right():
                 raise RuntimeError(f"{operation} of {size} bytes over {name}: wrong result on rank {ranks.rank}")
             took = statistics.median(seconds)
-            rows.append({"group": name, "ranks": count, "operation": operation, "bytes": size, "seconds": took, "gigabytes_per_second": share * size / took / 1e9})
+            rows.append(
+                {
+                    "group": name,
+                    "ranks": count,
+                    "operation": operation,
+                    "bytes": size,
+                    "seconds": took,
+                    "gigabytes_per_second": share * size / took / 1e9,
+                }
+            )
     return rows
 
 
 def in_words(row: dict) -> str:
-    return f"{row['group']} ({row['ranks']})  {row['operation']:<14}  {row['bytes'] / 2**20:8.3f} MiB  {row['seconds'] * 1e3:8.3f} ms  {row['gigabytes_per_second']:7.2f} GB/s"
+    return (
+        f"{row['group']} ({row['ranks']})  {row['operation']:<14}  {row['bytes'] / 2**20:8.3f} MiB  {row['seconds'] * 1e3:8.3f}"
+        f" ms  {row['gigabytes_per_second']:7.2f} GB/s"
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python -m bench.data [--rounds N] [--out DIR]
 
-One core makes packed UL2 batches of 2,048 positions (seven denoisers), beside two peers on the same tokens: a plain numpy loop over
-T5-style span masks, one example of 512 tokens at a time and no packing, and Megatron-Core's own T5 dataset. Counted are positions that hold
-something, a second. Rounds interleave the contestants. Then `ul2_tiny` is trained for some steps, for the share of a step that waits
-for its batch.
+One core makes packed UL2 batches of 2,048 positions (seven denoisers), beside two peers on the same tokens: a plain numpy loop
+over T5-style span masks, one example of 512 tokens at a time and no packing, and Megatron-Core's own T5 dataset. Counted are
+positions that hold something, a second. Rounds interleave the contestants. Then `ul2_tiny` is trained for some steps, for the
+share of a step that waits for its batch.
 """
 
 import argparse
@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import Callable
 
 import numpy as np
 import torch
@@ -40,7 +40,9 @@ BAR = 3e6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=40, help="of ul2_tiny")
     parser.add_argument("--out", type=Path, default=HOME / "results")
@@ -53,7 +55,9 @@ def main() -> None:
             "ul2, packed": ours(PackedSamples(stream, Mixture(MIXTURES["ul2"], SPECIAL, TEXT), LENGTH, 0)),
             "60-20-20, packed": ours(PackedSamples(stream, Mixture(MIXTURES["60-20-20"], SPECIAL, TEXT), LENGTH, 0)),
             "causal, packed": ours(PackedSamples(stream, Causal(0, 1), LENGTH, 0)),
-            "mlm, packed": ours(PackedSamples(stream, MaskedWords(0, 5, 6, 7, 0.15, TEXT - 2, (RESERVED, VOCABULARY)), LENGTH, 0)),
+            "mlm, packed": ours(
+                PackedSamples(stream, MaskedWords(0, 5, 6, 7, 0.15, TEXT - 2, (RESERVED, VOCABULARY)), LENGTH, 0)
+            ),
             "numpy loop, T5 spans, not packed": numpy_loop(stream),
             "Megatron-Core T5MaskedWordPieceDataset": megatron(Path(folder) / "tokens"),
         }
@@ -67,7 +71,13 @@ def main() -> None:
                     rates[name].append(held / (time.process_time() - started))
                     filled[name] = held / places
     share = waiting_share(args.steps)
-    facts = {"date": date.today().isoformat(), "cpu": device_name("cpu"), "rounds": args.rounds, "tokens": len(stream), "documents": DOCUMENTS}
+    facts = {
+        "date": date.today().isoformat(),
+        "cpu": device_name("cpu"),
+        "rounds": args.rounds,
+        "tokens": len(stream),
+        "documents": DOCUMENTS,
+    }
     facts[f"share of a step of ul2_tiny that waits for its batch, median of {args.steps} steps"] = f"{100 * share:.2f} %"
     write(facts, rates, filled, args.out)
 
@@ -143,14 +153,33 @@ def megatron(prefix: Path, examples: int = 64) -> Contestant:
 
     words = {RESERVED + n: f"w{n}" for n in range(VOCABULARY - RESERVED)}
     tokenizer = SimpleNamespace(
-        additional_special_tokens_ids=SPECIAL.sentinels.tolist(), bos=8, eos=1, pad=0, cls=5, sep=6, mask=7, inv_vocab=words,
-        vocab_size=VOCABULARY, unique_identifiers={"class": "numbers"},
-    )  # fmt: skip
+        additional_special_tokens_ids=SPECIAL.sentinels.tolist(),
+        bos=8,
+        eos=1,
+        pad=0,
+        cls=5,
+        sep=6,
+        mask=7,
+        inv_vocab=words,
+        vocab_size=VOCABULARY,
+        unique_identifiers={"class": "numbers"},
+    )
     config = T5MaskedWordPieceDatasetConfig(
-        random_seed=0, sequence_length=TEXT, blend=([str(prefix)], None), split="1,0,0", path_to_cache=str(prefix.parent), tokenizer=tokenizer,
-        sequence_length_decoder=TEXT, masking_probability=0.15, short_sequence_probability=0.0, masking_max_ngram=10,
-        masking_do_full_word=False, masking_do_permutation=False, masking_use_longer_ngrams=False, masking_use_geometric_distribution=True,
-    )  # fmt: skip
+        random_seed=0,
+        sequence_length=TEXT,
+        blend=([str(prefix)], None),
+        split="1,0,0",
+        path_to_cache=str(prefix.parent),
+        tokenizer=tokenizer,
+        sequence_length_decoder=TEXT,
+        masking_probability=0.15,
+        short_sequence_probability=0.0,
+        masking_max_ngram=10,
+        masking_do_full_word=False,
+        masking_do_permutation=False,
+        masking_use_longer_ngrams=False,
+        masking_use_geometric_distribution=True,
+    )
     tokens = IndexedDataset(str(prefix))
     dataset = T5MaskedWordPieceDataset(tokens, str(prefix), np.arange(DOCUMENTS, dtype=np.int32), 100_000, Split.train, config)
 
@@ -167,7 +196,19 @@ def megatron(prefix: Path, examples: int = 64) -> Contestant:
 def waiting_share(steps: int) -> float:
     """Median share of a step, the first few left out, in which `train` waits for its batch."""
     with tempfile.TemporaryDirectory() as folder:
-        train = [sys.executable, "-m", "pretrain", "train", "ul2_tiny", "--steps", str(steps), "--run-dir", f"{folder}/run", "--device", "cpu"]
+        train = [
+            sys.executable,
+            "-m",
+            "pretrain",
+            "train",
+            "ul2_tiny",
+            "--steps",
+            str(steps),
+            "--run-dir",
+            f"{folder}/run",
+            "--device",
+            "cpu",
+        ]
         subprocess.run(train, check=True, stdout=subprocess.DEVNULL)
         rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
     return median(row["data_seconds"] / row["step_seconds"] for row in rows[5:] if "data_seconds" in row)
@@ -178,11 +219,23 @@ def write(facts: dict, rates: dict[str, list[float]], filled: dict[str, float], 
     own = median(rates["ul2, packed"])
     lines = ["# Making batches", "", *(f"- {key}: {value}" for key, value in facts.items()), ""]
     lines += ["| on one core | million positions a second | over UL2, packed | positions filled |", "|---|---|---|---|"]
-    lines += [f"| {name} | {median(values) / 1e6:.2f} | {median(values) / own:.2f} | {100 * filled[name]:.1f} % |" for name, values in rates.items()]
+    lines += [
+        f"| {name} | {median(values) / 1e6:.2f} | {median(values) / own:.2f} | {100 * filled[name]:.1f} % |"
+        for name, values in rates.items()
+    ]
     met = "met" if own >= BAR and filled["ul2, packed"] >= 0.98 else "NOT MET"
-    lines += ["", f"Bar: {BAR / 1e6:g} for UL2, packed, with 98 % filled: {met}. Medians over rounds, in CPU time; bench/data.py says how it is measured.", ""]
+    lines += [
+        "",
+        (
+            f"Bar: {BAR / 1e6:g} for UL2, packed, with 98 % filled: {met}. Medians over rounds, in CPU time; bench/data.py says"
+            " how it is measured."
+        ),
+        "",
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "data_cpu.json").write_text(json.dumps({"facts": facts, "positions_per_second": rates, "filled": filled}, indent=1) + "\n")
+    (out / "data_cpu.json").write_text(
+        json.dumps({"facts": facts, "positions_per_second": rates, "filled": filled}, indent=1) + "\n"
+    )
     (out / "data_cpu.md").write_text("\n".join(lines))
     print("\n".join(lines))
 

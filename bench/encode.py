@@ -2,13 +2,13 @@
 
     python -m bench.encode --input FILE --tokenizer DIR [--ranks 1 2 4] [--rounds 3] [--out DIR]
 
-The same command encodes the same .jsonl file (also .gz, .xz) alone and under MPI. Before each of these bare sentencepiece encodes its text
-from memory, into lists as `encode` does by itself and into arrays as it does when asked, and a plain loop reads the file and encodes it into lists; on as many
-cores at once, since a core is slower while the others are busy.
-Compared are bytes a second of CPU time: a busy core's throughput, whatever else the machine does. Neither side's start counts: bare
-sentencepiece's clock runs from the first text on, and of ours is taken off what the same command costs for the first document alone.
-Digests of the token files must be equal, and the peak memory of a process should not depend on the size of the input: it is compared
-with that of 10 MB of the text, its longest document among them.
+The same command encodes the same .jsonl file (also .gz, .xz) alone and under MPI. Before each of these bare sentencepiece encodes
+its text from memory, into lists as `encode` does by itself and into arrays as it does when asked, and a plain loop reads the file
+and encodes it into lists; on as many cores at once, since a core is slower while the others are busy. Compared are bytes a second
+of CPU time: a busy core's throughput, whatever else the machine does. Neither side's start counts: bare sentencepiece's clock
+runs from the first text on, and of ours is taken off what the same command costs for the first document alone. Digests of the
+token files must be equal, and the peak memory of a process should not depend on the size of the input: it is compared with that
+of 10 MB of the text, its longest document among them.
 """
 
 import argparse
@@ -25,10 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
 
 import psutil
 
@@ -44,7 +44,9 @@ OPEN = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--input", required=True, type=Path)
     parser.add_argument("--tokenizer", required=True, type=Path)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
@@ -55,7 +57,10 @@ def main() -> None:
     size = sum(len(text.encode()) for text in texts)
     lines = ["# Encoding", "", f"- date: {date.today().isoformat()}", f"- cpu: {device_name('cpu')}"]
     lines += [f"- text: {size / 1e6:.0f} MB in {len(texts):,} documents of a {''.join(args.input.suffixes)} file", ""]
-    lines += ["| ranks | MB a second of CPU time | over bare | over bare into arrays | over a plain loop | start, CPU s | wall clock, s | largest process, MiB |"]
+    lines += [
+        "| ranks | MB a second of CPU time | over bare | over bare into arrays | over a plain loop | start, CPU s | wall clock, s"
+        " | largest process, MiB |"
+    ]
     lines += ["|---" * 8 + "|"]
     results, digests = {}, set()
     with tempfile.TemporaryDirectory() as folder:
@@ -71,8 +76,16 @@ def main() -> None:
                 took -= start
                 rounds.append((size / took / 1e6, bare / took, arrays / took, plain / took, start, wall, memory))
                 digests.add(sha256(prefix.with_name(prefix.name + ".bin")))
-            results[ranks] = dict(zip(("rate", "over_bare", "over_arrays", "over_plain", "start", "wall", "memory_mib"), map(statistics.median, zip(*rounds))))
-            row = "| {} | {rate:.2f} | {over_bare:.3f} | {over_arrays:.3f} | {over_plain:.3f} | {start:.2f} | {wall:.0f} | {memory_mib:.0f} |".format(ranks, **results[ranks])
+            results[ranks] = dict(
+                zip(
+                    ("rate", "over_bare", "over_arrays", "over_plain", "start", "wall", "memory_mib"),
+                    map(statistics.median, zip(*rounds)),
+                )
+            )
+            row = (
+                "| {} | {rate:.2f} | {over_bare:.3f} | {over_arrays:.3f} | {over_plain:.3f} | {start:.2f} | {wall:.0f} |"
+                " {memory_mib:.0f} |".format(ranks, **results[ranks])
+            )
             print(row, flush=True)
             lines.append(row)
         small = write(Path(folder) / f"small{''.join(args.input.suffixes)}", some_of(texts))
@@ -81,8 +94,17 @@ def main() -> None:
     growth = results[args.ranks[0]]["memory_mib"] / memory
     least = min(result["over_bare"] for result in results.values())
     lines += ["", f"Medians of {args.rounds} rounds. sha256 of .bin in all of them: {digests.pop()[:16]}."]
-    lines += [f"Least over bare: {least:.3f}; bar {BAR}: {'met' if least >= BAR else 'NOT MET'}. All CPU time but the start is counted: reading, launcher, waiting."]
-    lines += [f"Memory over that for {SMALL / 1e6:.0f} MB: {growth:.3f}; bar {MEMORY_BAR}: {'met' if growth <= MEMORY_BAR else 'NOT MET'}.", ""]
+    lines += [
+        f"Least over bare: {least:.3f}; bar {BAR}: {'met' if least >= BAR else 'NOT MET'}. All CPU time but the start is counted:"
+        " reading, launcher, waiting."
+    ]
+    lines += [
+        (
+            f"Memory over that for {SMALL / 1e6:.0f} MB: {growth:.3f}; bar {MEMORY_BAR}:"
+            f" {'met' if growth <= MEMORY_BAR else 'NOT MET'}."
+        ),
+        "",
+    ]
     print("\n".join(lines[-4:]))
     args.out.mkdir(parents=True, exist_ok=True)
     name = "encode_cpu" + "".join(args.input.suffixes).replace(".", "_")
@@ -132,7 +154,18 @@ def some_of(texts: list[str]) -> list[str]:
 
 def measure(file: Path, tokenizer: Path, prefix: Path, ranks: int) -> tuple[float, float, float]:
     """CPU seconds of all processes, wall clock, and the largest process's memory in MiB."""
-    command = [sys.executable, "-m", "tokenizer", "encode", "--input", str(file), "--tokenizer", str(tokenizer), "--out", str(prefix)]
+    command = [
+        sys.executable,
+        "-m",
+        "tokenizer",
+        "encode",
+        "--input",
+        str(file),
+        "--tokenizer",
+        str(tokenizer),
+        "--out",
+        str(prefix),
+    ]
     if ranks > 1:
         command = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks), *command]
     before, started, peaks = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), {}
@@ -147,7 +180,8 @@ def measure(file: Path, tokenizer: Path, prefix: Path, ranks: int) -> tuple[floa
 
 
 def peak_of(pid: int) -> int:
-    """KiB at most so far, 0 for a process that has ended; getrusage would also count what it shared with this one at its start."""
+    """KiB at most so far, 0 for a process that has ended; getrusage would also count what it shared with this one at its
+    start."""
     try:
         return int(re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
     except (OSError, TypeError):

@@ -4,11 +4,12 @@
     torchrun --standalone --nproc-per-node 2 -m bench.path_speed --parallel.pipeline 2
 
 Two questions. The forward and backward pass with half the layers, over that with all of them, divided by the
-ideal: the ratio of their operations, on a pipeline that of the schedule's makespans; 1 is perfect. On a pipeline also with uniform paths
-(sampler exact), to show what balance buys: another path in every round, with an ideal of its own, so that their mean is
-reported. And, in one process, a whole step of the engine over a bare loop with the same Megatron-Core schedule and PyTorch's AdamW:
-what all the rest costs. Rounds interleave the contestants and change their order, so that the machine's drift falls on all
-alike; ratios are taken within a round, and the median over rounds is reported where nothing but noise differs between them.
+ideal: the ratio of their operations, on a pipeline that of the schedule's makespans; 1 is perfect. On a pipeline also with
+uniform paths (sampler exact), to show what balance buys: another path in every round, with an ideal of its own, so that their
+mean is reported. And, in one process, a whole step of the engine over a bare loop with the same Megatron-Core schedule and
+PyTorch's AdamW: what all the rest costs. Rounds interleave the contestants and change their order, so that the machine's drift
+falls on all alike; ratios are taken within a round, and the median over rounds is reported where nothing but noise differs
+between them.
 """
 
 import argparse
@@ -16,11 +17,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from statistics import mean, median
-from typing import Callable
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ from pretrain.config.command_line import option_pairs
 from pretrain.errors import UserError
 from pretrain.parallel.ranks import Ranks, device_type, join, launch, prepare_libraries
 from pretrain.place import find_place
-from pretrain.subnetwork import Path as LayerPath, draw
+from pretrain.subnetwork import Path as LayerPath
+from pretrain.subnetwork import draw
 from pretrain.subnetwork.makespan import active_by_part, ideal_pipeline_ratio
 from pretrain.versions import device_name
 
@@ -39,7 +41,9 @@ HOME = Path(__file__).parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--rounds", type=int, choices=range(1, 1000), metavar="N", default=24)
     parser.add_argument("--out", type=Path, default=HOME / "results")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
@@ -128,7 +132,9 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
     def ideal_of(path: LayerPath) -> float:
         """Time of the schedule with this path over that with all layers."""
         active = active_by_part(path.active, layout.pipeline * layout.virtual)
-        return ideal_pipeline_ratio(run.recipe.shape, active, layout.pipeline, layout.virtual, run.micro_batches, run.backward_cost)
+        return ideal_pipeline_ratio(
+            run.recipe.shape, active, layout.pipeline, layout.virtual, run.micro_batches, run.backward_cost
+        )
 
     seconds: dict[str, list[float]] = {name: [] for name in contestants()}
     uniform_ideal = []
@@ -159,12 +165,15 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
     initialize([chunk], run.recipe)
     chunk.to(ranks.device)
     params = run.ds.optimizer.params
-    optimizer = torch.optim.AdamW(chunk.parameters(), lr=params.lr, betas=params.betas, weight_decay=params.weight_decay, fused=params.fused)
+    optimizer = torch.optim.AdamW(
+        chunk.parameters(), lr=params.lr, betas=params.betas, weight_decay=params.weight_decay, fused=params.fused
+    )
 
     def forward(iterator, model):
         batch = next(iterator)
         tokens, labels, targets, segments, prefix = (
-            torch.from_numpy(a).to(ranks.device) for a in (batch.tokens, batch.labels, batch.targets, batch.segments, batch.prefix)
+            torch.from_numpy(a).to(ranks.device)
+            for a in (batch.tokens, batch.labels, batch.targets, batch.segments, batch.prefix)
         )
         output = model(tokens, None, dense_mask(segments, prefix, torch.float32), labels=labels)
         return output, lambda losses: ((losses * targets).sum() / 1e6, targets.sum(dtype=torch.int), {})
@@ -217,7 +226,9 @@ def facts(run: Run, ranks: Ranks, half: int, rounds: int) -> dict[str, object]:
     on_gpu = ranks.device.type == "cuda"
     return {
         "date": date.today().isoformat(),
-        "command": " ".join(["-m bench.path_speed", *sys.argv[1:]]) + f" in {ranks.world_size} process{'es' * (ranks.world_size > 1)}",
+        "command": (
+            " ".join(["-m bench.path_speed", *sys.argv[1:]]) + f" in {ranks.world_size} process{'es' * (ranks.world_size > 1)}"
+        ),
         "device": device_name("cuda") if on_gpu else f"{device_name('cpu')}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "processes": ranks.world_size,
@@ -239,7 +250,12 @@ def layout_name(run: Run) -> str:
     p, stage = run.recipe.parallel, run.ds.zero_optimization.stage
     sizes = (("TP", p.tensor), ("PP", p.pipeline), ("V", p.virtual), ("DP", run.data_parallel))
     name = "x".join(f"{name}{size}" for name, size in sizes if size > 1) or "one"
-    extra = {"sp": p.sequence, f"zero{stage}": stage != 1, "bf16": run.ds.bf16.enabled, "recompute": run.recipe.model.recompute == "layer"}
+    extra = {
+        "sp": p.sequence,
+        f"zero{stage}": stage != 1,
+        "bf16": run.ds.bf16.enabled,
+        "recompute": run.recipe.model.recompute == "layer",
+    }
     return "_".join([name, *(word for word, used in extra.items() if used)])
 
 
@@ -256,7 +272,7 @@ def write(result: Result, out: Path) -> None:
     lines = ["# Path speed", "", *(f"- {key}: {value}" for key, value in result.facts.items()), ""]
     lines += ["| ratio | measured | at most |", "|---|---|---|"]
     lines += [f"| {what} | {value:.3f} | {bar or ''} |" for what, value, bar in result.rows]
-    lines += ["", f"Medians of ratios within a round; bench/path_speed.py says how it is measured.", ""]
+    lines += ["", "Medians of ratios within a round; bench/path_speed.py says how it is measured.", ""]
     (out / f"{name}.md").write_text("\n".join(lines))
     figure, axes = plt.subplots(figsize=(8, 4), dpi=120, layout="constrained")
     pairs = {

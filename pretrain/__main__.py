@@ -7,7 +7,8 @@ from types import FrameType
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    """Until training takes its signals over: end at once, because a KeyboardInterrupt amid an import can come out as any error."""
+    """Until training takes its signals over: end at once, because a KeyboardInterrupt amid an import can come out as any
+    error."""
     os.write(sys.stderr.fileno(), b"interrupted\n")
     os._exit(130)
 

@@ -6,11 +6,12 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, Sequence
+from typing import NoReturn
 
-from pretrain.config.command_line import all_settings, option_pairs
 from pretrain.config.checks import check
+from pretrain.config.command_line import all_settings, option_pairs
 from pretrain.config.run import Run, parse_run, read_run
 from pretrain.config.strict import COMMAND_LINE, one_line
 from pretrain.errors import TrainingStopped, UserError, lost_a_peer
@@ -43,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _inspect(args, rest)
         words = list(sys.argv[1:] if argv is None else argv)
         if args.recipe and words.index(args.command) + 1 != words.index(args.recipe):
-            raise UserError(f"{COMMAND_LINE}: the recipe comes first, as in `python -m pretrain {args.command} ul2_tiny --steps 5`")
+            raise UserError(
+                f"{COMMAND_LINE}: the recipe comes first, as in `python -m pretrain {args.command} ul2_tiny --steps 5`"
+            )
         if not args.recipe:
             raise UserError(f"{COMMAND_LINE}: which recipe? As in `python -m pretrain {args.command} ul2_tiny`")
         return _train(args, rest) if args.command == "train" else _plan(args, rest)
@@ -175,7 +178,10 @@ def _status(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _compare(args: argparse.Namespace, rest: list[str]) -> int:
     if args.jobs is not None and (args.jobs < 1 or args.slurm is not None):
-        raise UserError(f"{COMMAND_LINE}: --jobs {args.jobs}: " + ("must be at least 1" if args.jobs < 1 else "is for this machine; with --slurm, SLURM decides"))
+        raise UserError(
+            f"{COMMAND_LINE}: --jobs {args.jobs}: "
+            + ("must be at least 1" if args.jobs < 1 else "is for this machine; with --slurm, SLURM decides")
+        )
     from pretrain.parallel.ranks import prepare_libraries
 
     prepare_libraries("cpu")
@@ -188,7 +194,11 @@ def _compare(args: argparse.Namespace, rest: list[str]) -> int:
     with open_bench(study, args.runs or Path("runs") / study.name) as bench:
         bench.collect_finished()
         done = len(study.planned) - len(bench.missing)
-        print(f"{study.name}: {done} of {len(study.planned)} runs are done; rows in {study.rows_file}, runs in {bench.runs.absolute()}", flush=True)
+        print(
+            f"{study.name}: {done} of {len(study.planned)} runs are done; rows in {study.rows_file}, runs in"
+            f" {bench.runs.absolute()}",
+            flush=True,
+        )
         if bench.missing and args.slurm is not None:
             submit(bench, args.slurm, args.device)
         elif bench.missing:
@@ -242,13 +252,17 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"{COMMAND_LINE}: --nodes and --gpus-per-node go together")
     if args.nodes is None and (args.price_per_gpu_hour is not None or args.gpu != DEFAULT_GPU or args.mfu != DEFAULT_MFU):
         raise UserError(f"{COMMAND_LINE}: --gpu, --mfu and --price-per-gpu-hour need --nodes and --gpus-per-node")
-    for name, value, least in (("nodes", args.nodes, 1), ("gpus-per-node", args.gpus_per_node, 1), ("price-per-gpu-hour", args.price_per_gpu_hour, 0)):
+    for name, value, least in (
+        ("nodes", args.nodes, 1),
+        ("gpus-per-node", args.gpus_per_node, 1),
+        ("price-per-gpu-hour", args.price_per_gpu_hour, 0),
+    ):
         if value is not None and not least <= value < float("inf"):
             raise UserError(f"{COMMAND_LINE}: --{name} {value:g} must be at least {least}")
     if not 0 < args.mfu <= 1:
         raise UserError(f"{COMMAND_LINE}: --mfu {args.mfu:g} must be above 0 and at most 1")
     if args.gpu not in GPUS:
-        raise UserError(f'{COMMAND_LINE}: --gpu {args.gpu}: known are {", ".join(GPUS)}')
+        raise UserError(f"{COMMAND_LINE}: --gpu {args.gpu}: known are {', '.join(GPUS)}")
     if args.suggest and args.nodes is None:
         raise UserError(f"{COMMAND_LINE}: --suggest needs --nodes and --gpus-per-node")
     pairs = option_pairs(rest, PLAN_OPTIONS)
@@ -280,7 +294,10 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m pretrain", allow_abbrev=False, description=__doc__)
     commands = parser.add_subparsers(dest="command")
-    settings = "Any field of the recipe is an option, as --steps or --model.num_layers; any key of the JSON after --ds., as --ds.zero_optimization.stage."
+    settings = (
+        "Any field of the recipe is an option, as --steps or --model.num_layers; any key of the JSON after --ds., as"
+        " --ds.zero_optimization.stage."
+    )
     for name, text in (("train", "train a recipe, or go on with it"), ("plan", "check everything and show what a run would do")):
         command = commands.add_parser(name, help=text, allow_abbrev=False, epilog=settings)
         command.add_argument("recipe", nargs="?", help="name in pretrain/recipes/, or path to a YAML file")
@@ -290,19 +307,42 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--nodes", type=int, help="of the cluster, for memory, time and money")
             command.add_argument("--gpus-per-node", type=int)
             command.add_argument("--gpu", default=DEFAULT_GPU, help="a100-40gb, a100-80gb, h100, h200, b200, mi300x")
-            command.add_argument("--mfu", type=float, default=DEFAULT_MFU, help=f"share of the GPU's peak that training reaches; {DEFAULT_MFU}")
+            command.add_argument(
+                "--mfu", type=float, default=DEFAULT_MFU, help=f"share of the GPU's peak that training reaches; {DEFAULT_MFU}"
+            )
             command.add_argument("--price-per-gpu-hour", type=float)
-            command.add_argument("--target-speedup", type=float, metavar="FACTOR", help="propose path lengths for so many times fewer layer FLOPs, as 1.33")
+            command.add_argument(
+                "--target-speedup",
+                type=float,
+                metavar="FACTOR",
+                help="propose path lengths for so many times fewer layer FLOPs, as 1.33",
+            )
             command.add_argument("--suggest", action="store_true", help="rank the layouts that can run there")
             command = command.add_argument_group("accepted, so that the words for train can be checked")
         command.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/RECIPE-METHOD-DATETIME")
-        command.add_argument("--resume", default="auto", metavar="auto|never|CHECKPOINT", help="auto: the newest good one of the run directory, if any")
-        command.add_argument("--resume-changing", default="", metavar="NAME,...", help="settings that may differ from the run so far, as lr,path_lengths")
+        command.add_argument(
+            "--resume",
+            default="auto",
+            metavar="auto|never|CHECKPOINT",
+            help="auto: the newest good one of the run directory, if any",
+        )
+        command.add_argument(
+            "--resume-changing",
+            default="",
+            metavar="NAME,...",
+            help="settings that may differ from the run so far, as lr,path_lengths",
+        )
         command.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
-        command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
-    inspect = commands.add_parser("inspect", help="look at what the model will see, or at checkpoints", allow_abbrev=False, epilog=settings)
+        command.add_argument(
+            "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build"
+        )
+    inspect = commands.add_parser(
+        "inspect", help="look at what the model will see, or at checkpoints", allow_abbrev=False, epilog=settings
+    )
     inspect.add_argument("what", choices=("batch", "checkpoint"))
-    inspect.add_argument("recipe", metavar="RECIPE|RUN", help="of a batch the recipe; of checkpoints the run directory, or a checkpoint's folder")
+    inspect.add_argument(
+        "recipe", metavar="RECIPE|RUN", help="of a batch the recipe; of checkpoints the run directory, or a checkpoint's folder"
+    )
     inspect.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
     inspect.add_argument("--step", type=int, default=1, help="whose batch")
     inspect.add_argument("--out", type=Path, default=Path("batch.png"), metavar="FILE.png", help="picture of who sees whom")
@@ -317,17 +357,27 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--runs", type=Path, metavar="DIR", help="where its runs lie; default: runs/NAME")
     compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time on this machine; 1")
     compare.add_argument("--slurm", metavar="'SBATCH OPTIONS'", help="submit one array instead; '' for the script's own options")
-    compare.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build")
+    compare.add_argument(
+        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: cpu only where torch is a CPU build"
+    )
     report = commands.add_parser("report", help="one page that compares runs", allow_abbrev=False)
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="studies, files of rows, or run directories")
     report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="for index.html and the pictures")
-    report.add_argument("--baseline", metavar="METHOD", help="that the others are compared with; default: the study's; full; the first")
+    report.add_argument(
+        "--baseline", metavar="METHOD", help="that the others are compared with; default: the study's; full; the first"
+    )
     job = commands.add_parser("job", help="for slurm/common.sh: the start or the end of a job", allow_abbrev=False)
     job.add_argument("what", choices=("start", "end"))
     job.add_argument("run", type=Path, metavar="RUN")
     job.add_argument("--code", type=int, default=0, help="of the launcher")
     job.add_argument("--signal", choices=("USR1", "TERM"), action="append", default=[], help="that the batch script got")
-    job.add_argument("--most-failures", type=int, default=3, metavar="N", help="starts in a row without a new checkpoint, after which the job gives up")
+    job.add_argument(
+        "--most-failures",
+        type=int,
+        default=3,
+        metavar="N",
+        help="starts in a row without a new checkpoint, after which the job gives up",
+    )
     export.add_argument("--to", type=Path, required=True, metavar="DIR")
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights; masters are float32")
     return parser

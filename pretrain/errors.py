@@ -1,6 +1,6 @@
 """The two ways in which the program ends other than well."""
 
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 
 class UserError(ValueError):

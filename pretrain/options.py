@@ -13,9 +13,9 @@ from pretrain.parallel.ranks import Ranks
 from pretrain.parallel.watchdog import Watchdog
 from pretrain.place import Place
 
-
 LOCK_SECONDS = 120.0
-"""For which a job that was queued again waits for its own earlier start to let go: a node that died holds its locks a while over a network."""
+"""For which a job that was queued again waits for its own earlier start to let go: a node that died holds its locks a while over
+a network."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """How this process was started, and which one it is: under torchrun, srun, mpiexec, or alone."""
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Mapping
+from typing import Literal
 
 Launcher = Literal["torchrun", "srun", "mpiexec", "python"]
 
@@ -21,7 +22,12 @@ class Place:
     @property
     def environment(self) -> dict[str, str]:
         """As torchrun would set it, which libraries read."""
-        values = {"RANK": self.rank, "WORLD_SIZE": self.world_size, "LOCAL_RANK": self.local_rank, "LOCAL_WORLD_SIZE": self.local_world_size}
+        values = {
+            "RANK": self.rank,
+            "WORLD_SIZE": self.world_size,
+            "LOCAL_RANK": self.local_rank,
+            "LOCAL_WORLD_SIZE": self.local_world_size,
+        }
         return {name: str(value) for name, value in values.items()}
 
     def in_words(self) -> str:
@@ -38,8 +44,8 @@ def this_node(environment: Mapping[str, str]) -> str:
 def find_place(environment: Mapping[str, str]) -> Place:
     """From what launchers leave in the environment.
 
-    Within a job of SLURM only a step of srun makes a process one of several: the batch script has a rank of its own, which means nothing. mpiexec starts
-    its processes by such steps, so that they have SLURM's numbers of the step beside its own.
+    Within a job of SLURM only a step of srun makes a process one of several: the batch script has a rank of its own, which means
+    nothing. mpiexec starts its processes by such steps, so that they have SLURM's numbers of the step beside its own.
     """
 
     def numbers(*names: str) -> list[int] | None:
@@ -48,7 +54,9 @@ def find_place(environment: Mapping[str, str]) -> Place:
     if found := numbers("RANK", "WORLD_SIZE"):
         local = numbers("LOCAL_RANK", "LOCAL_WORLD_SIZE") or [0, 1]
         return Place("torchrun" if "TORCHELASTIC_RUN_ID" in environment else "python", *found, *local)
-    if found := numbers("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"):
+    if found := numbers(
+        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"
+    ):
         return Place("mpiexec", *found)
     if found := numbers("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"):
         return Place("mpiexec", *found)

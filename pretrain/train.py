@@ -14,7 +14,8 @@ from pretrain.parallel.ranks import Ranks, launch
 
 
 def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
-    """Train a run from wherever it stands to its end, or until it is asked to stop; returns the last step that is done and saved."""
+    """Train a run from wherever it stands to its end, or until it is asked to stop; returns the last step that is done and
+    saved."""
     with launch(run.recipe, ranks):  # groups, device, signals
         directory = options.claim_directory(run, ranks)
         preflight(ranks, directory.path)  # are all nodes fit?
@@ -22,7 +23,9 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
         engine = Engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
         tokenizer = data.tokenizer.sha256
         saver = Saver(run, engine, directory, tokenizer)
-        start = resume(run, saver.contents, directory, tokenizer, options.resume, options.changing)  # step 0 when there is nothing to resume
+        start = resume(
+            run, saver.contents, directory, tokenizer, options.resume, options.changing
+        )  # step 0 when there is nothing to resume
         data.go_on_from(start)
         watch = ranks.together(lambda: Observer(run, directory.path, ranks.is_main, ranks.device, ranks.nodes, start))
         done, last = start.step, options.last_step(run)

@@ -1,9 +1,9 @@
 """What the tests share: a small real tokenizer and token files, and a recipe that trains in milliseconds."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 import torch

@@ -10,7 +10,20 @@ NOT_COMPARED = {"time", "step_seconds", "data_seconds", "tokens_per_second", "tf
 
 
 def command(project, run_dir: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "pretrain", "train", str(project.recipe), "--ds-config", str(project.ds), "--run-dir", str(run_dir), "--device", "cpu", *words]
+    return [
+        sys.executable,
+        "-m",
+        "pretrain",
+        "train",
+        str(project.recipe),
+        "--ds-config",
+        str(project.ds),
+        "--run-dir",
+        str(run_dir),
+        "--device",
+        "cpu",
+        *words,
+    ]
 
 
 def train(project, run_dir: Path, *words: str, **how) -> subprocess.CompletedProcess:

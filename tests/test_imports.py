@@ -7,7 +7,27 @@ from pathlib import Path
 
 import pytest
 
-LEVELS = ["errors", "files", "place", "versions", "subnetwork", "config", "observe", "job", "data", "model", "parallel", "checkpoint", "options", "plan", "inspect", "export", "study", "train", "commands"]
+LEVELS = [
+    "errors",
+    "files",
+    "place",
+    "versions",
+    "subnetwork",
+    "config",
+    "observe",
+    "job",
+    "data",
+    "model",
+    "parallel",
+    "checkpoint",
+    "options",
+    "plan",
+    "inspect",
+    "export",
+    "study",
+    "train",
+    "commands",
+]
 """Each package may import those before it."""
 
 

@@ -7,21 +7,55 @@ import pytest
 
 from pretrain.place import Place, find_place
 
-SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "7", "SLURM_LOCALID": "1", "SLURM_NODEID": "2"}
+SRUN = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "5",
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+}
 
 
 @pytest.mark.parametrize(
     "environment, place",
     [
         ({}, Place("python")),
-        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Place("torchrun", 3, 4, 1, 2)),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+            Place("torchrun", 3, 4, 1, 2),
+        ),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, Place("srun", 5, 7, 1, 2)),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2,2,3"}, Place("srun", 5, 7, 1, 3)),
-        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(x3)", "TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, Place("torchrun", 0, 2, 0, 2)),
-        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}, Place("mpiexec", 2, 4, 0, 2)),  # mpiexec in an allocation
+        (
+            {
+                **SRUN,
+                "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
+                "TORCHELASTIC_RUN_ID": "x",
+                "RANK": "0",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "0",
+                "LOCAL_WORLD_SIZE": "2",
+            },
+            Place("torchrun", 0, 2, 0, 2),
+        ),
+        (
+            {
+                **SRUN,
+                "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+                "PMI_RANK": "2",
+                "PMI_SIZE": "4",
+                "MPI_LOCALRANKID": "0",
+                "MPI_LOCALNRANKS": "2",
+            },
+            Place("mpiexec", 2, 4, 0, 2),
+        ),  # mpiexec in an allocation
         ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, Place("python")),  # a batch script
         ({"PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}, Place("mpiexec", 2, 4, 0, 2)),
-        ({f"OMPI_COMM_WORLD_{k}": v for k, v in {"RANK": "3", "SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}.items()}, Place("mpiexec", 3, 4, 1, 2)),
+        (
+            {f"OMPI_COMM_WORLD_{k}": v for k, v in {"RANK": "3", "SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}.items()},
+            Place("mpiexec", 3, 4, 1, 2),
+        ),
     ],
 )
 def test_every_launcher_is_known(environment, place):
@@ -36,8 +70,25 @@ def test_the_launch_is_told_in_words():
 @pytest.mark.dist
 def test_mpiexec_needs_no_address(project, tmp_path):
     mpiexec = sys.executable.removesuffix("python") + "mpiexec"
-    words = [sys.executable, "-m", "pretrain", "train", project.recipe, "--ds-config", project.ds, "--run-dir", tmp_path / "run", "--device", "cpu"]
-    done = subprocess.run([mpiexec, "-n", "2", *map(str, words), "--parallel.tensor", "2", "--stop-at", "2"], capture_output=True, text=True, timeout=120)
+    words = [
+        sys.executable,
+        "-m",
+        "pretrain",
+        "train",
+        project.recipe,
+        "--ds-config",
+        project.ds,
+        "--run-dir",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+    ]
+    done = subprocess.run(
+        [mpiexec, "-n", "2", *map(str, words), "--parallel.tensor", "2", "--stop-at", "2"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "2 processes, started by mpiexec" in done.stdout and "ended after step 2 of 20" in done.stdout
 

@@ -1,8 +1,8 @@
 """What may change when a run goes on, which checkpoints are kept, and what happens when one cannot be written."""
 
 import json
-import random
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -133,7 +133,8 @@ def test_inspect_verify_and_export_from_the_command_line(project, run_dir, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(20))
 def test_killed_at_a_random_moment_of_saving(project, half, run_dir, number):
-    """The delay after the folder appears runs over the whole of a save, from the first byte to the removal of older checkpoints."""
+    """The delay after the folder appears runs over the whole of a save, from the first byte to the removal of older
+    checkpoints."""
     process = subprocess.Popen(command(project, run_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     checkpoints = run_dir / "checkpoints"
     while process.poll() is None and not list(checkpoints.glob("*.unfinished")):

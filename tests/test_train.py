@@ -14,6 +14,7 @@ import pytest
 
 from tests.runs import command, essence, kill_after, rows, train
 
+
 @pytest.fixture(scope="module")
 def unbroken(project, tmp_path_factory) -> Path:
     """A run of 20 steps that nothing disturbed."""
@@ -35,7 +36,13 @@ def test_rows_and_report_of_a_whole_run(unbroken):
     assert steps[-1]["tokens"] == 20 * 8 * 64
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.2
     report = unbroken / "report"
-    assert {p.name for p in report.iterdir()} == {"index.html", "loss_by_step.png", "loss_by_flops.png", "paths.png", "step_time.png"}
+    assert {p.name for p in report.iterdir()} == {
+        "index.html",
+        "loss_by_step.png",
+        "loss_by_flops.png",
+        "paths.png",
+        "step_time.png",
+    }
     assert "subnetwork" in (report / "index.html").read_text()
     assert list((unbroken / "tensorboard").glob("events*"))
     assert (unbroken / "checkpoints" / "LATEST").read_text() == "step_00000020\n"
@@ -157,7 +164,9 @@ def test_a_checkpoint_of_another_run_is_refused(project, unbroken, tmp_path):
 
 def test_two_processes_do_not_train_in_one_directory(project, tmp_path):
     run_dir = tmp_path / "run"
-    first = subprocess.Popen(command(project, run_dir, "--steps", "2000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        command(project, run_dir, "--steps", "2000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not (run_dir / "metrics.jsonl").exists() or not (run_dir / "metrics.jsonl").read_text():
         time.sleep(0.01)
         assert first.poll() is None
@@ -205,7 +214,9 @@ def test_a_terminal_shows_a_bar(project, tmp_path):
     """On a terminal each step updates one line; in a log every line is plain."""
     main, terminal = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
-    process = subprocess.Popen(command(project, tmp_path / "run", "--stop-at", "3"), stdout=terminal, stderr=terminal, env=environment)
+    process = subprocess.Popen(
+        command(project, tmp_path / "run", "--stop-at", "3"), stdout=terminal, stderr=terminal, env=environment
+    )
     os.close(terminal)
     shown = b""
     while True:

@@ -18,18 +18,27 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="train a sentencepiece model", allow_abbrev=False)
-    train.add_argument("--input", required=True, metavar="GLOB", help=f"{READABLE}; a document a line, of JSON and Parquet its \"text\"")
+    train.add_argument(
+        "--input", required=True, metavar="GLOB", help=f'{READABLE}; a document a line, of JSON and Parquet its "text"'
+    )
     train.add_argument("--vocab-size", required=True, type=int, help="pieces, reserved ones included")
     train.add_argument("--out", required=True, type=Path, help="folder to write")
     train.add_argument("--model-type", choices=("unigram", "bpe"), default="unigram")
-    train.add_argument("--sample-mb", type=float, metavar="MB", help="learn from a random part of the documents, of so many megabytes")
+    train.add_argument(
+        "--sample-mb", type=float, metavar="MB", help="learn from a random part of the documents, of so many megabytes"
+    )
 
     encode = commands.add_parser("encode", help="encode documents into PREFIX.bin and PREFIX.idx", allow_abbrev=False)
     encode.add_argument("--input", required=True, metavar="GLOB", help="as for train")
     encode.add_argument("--tokenizer", required=True, type=Path, help="folder written by train")
     encode.add_argument("--out", required=True, type=Path, metavar="PREFIX")
     for command in (train, encode):
-        command.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="a document that cannot be read: stop, or count and list it")
+        command.add_argument(
+            "--on-error",
+            choices=("stop", "skip"),
+            default="stop",
+            help="a document that cannot be read: stop, or count and list it",
+        )
 
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
@@ -38,7 +47,11 @@ def main() -> int:
     try:
         return _train(args) if args.command == "train" else _encode(args)
     except KeyboardInterrupt:
-        print("interrupted" + ("; finished blocks stay, and the same command goes on" if args.command == "encode" else ""), file=sys.stderr, flush=True)
+        print(
+            "interrupted" + ("; finished blocks stay, and the same command goes on" if args.command == "encode" else ""),
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(130)  # an MPI launcher takes the other ranks down, and waiting for them is no use
 
 
@@ -53,9 +66,14 @@ def _train(args: argparse.Namespace) -> int:
         if args.sample_mb is not None and not 0 < args.sample_mb < 1e9:
             raise UserError(f"--sample-mb {args.sample_mb:g}: must be above 0")
         sample_bytes = None if args.sample_mb is None else round(args.sample_mb * 1e6)
-        manifest = train(args.input, args.vocab_size, args.out, args.model_type, sample_bytes=sample_bytes, on_error=args.on_error)
+        manifest = train(
+            args.input, args.vocab_size, args.out, args.model_type, sample_bytes=sample_bytes, on_error=args.on_error
+        )
         bad = manifest["bad_documents"]
-        print(f"tokenizer of {args.vocab_size} pieces in {args.out}" + (f"; {len(bad)} bad documents, listed in its tokenizer.json" if bad else ""))
+        print(
+            f"tokenizer of {args.vocab_size} pieces in {args.out}"
+            + (f"; {len(bad)} bad documents, listed in its tokenizer.json" if bad else "")
+        )
         return 0
     except (UserError, OSError) as error:
         return _tell(error)

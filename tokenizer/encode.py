@@ -1,16 +1,17 @@
 """Documents to Megatron-Core token files: PREFIX.bin, PREFIX.idx, and PREFIX.json, which names the tokenizer.
 
-The unit of work is a block of documents. Rank 0 hands blocks to whoever is free: of a plain file it tells where they stand, others it reads as a stream;
-finished blocks lie in PREFIX.parts/ under their numbers, from which the token files are put together in the order of the input.
-So they are the same for any number of processes, and a run that was killed goes on from what is finished.
+The unit of work is a block of documents. Rank 0 hands blocks to whoever is free: of a plain file it tells where they stand,
+others it reads as a stream; finished blocks lie in PREFIX.parts/ under their numbers, from which the token files are put together
+in the order of the input. So they are the same for any number of processes, and a run that was killed goes on from what is
+finished.
 """
 
 import json
 import os
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -19,7 +20,7 @@ from pretrain.errors import UserError
 from tokenizer.parts import Parts, Tally
 from tokenizer.pieces import PART_CHARACTERS, Tokenizer
 from tokenizer.progress import Progress
-from tokenizer.team import Team
+from tokenizer.team import ALONE, Team
 from tokenizer.text import BLOCK_BYTES, BadDocument, Block, OnError, Stretch, find_inputs, pieces, text_of
 
 BATCH_CHARACTERS = 200_000
@@ -30,7 +31,14 @@ CUT = 2
 """By which rule files are cut into blocks; changes with the rule, so that blocks of two rules are never put together."""
 
 
-def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError = "stop", team: Team = Team(None, 0, 1), quiet: bool = True) -> dict:
+def encode(
+    pattern: str,
+    tokenizer: Tokenizer,
+    prefix: Path,
+    on_error: OnError = "stop",
+    team: Team = ALONE,
+    quiet: bool = True,
+) -> dict:
     """Encode all documents of a glob, one sequence a document, in order; returns the manifest, on every rank.
 
     The three files get their names only when they are complete, the index last: a reader never sees a part.
@@ -63,7 +71,9 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
             raise UserError(f"--out {prefix}: {prefix}.idx exists; remove it or choose another name")
         others = [file for end in (".bin", ".json") if (file := prefix.with_name(prefix.name + end)).exists()]
         if others and not parts.folder.exists():
-            raise UserError(f"--out {prefix}: {others[0]} exists, and was not left by a run that was killed; remove it or choose another name")
+            raise UserError(
+                f"--out {prefix}: {others[0]} exists, and was not left by a run that was killed; remove it or choose another name"
+            )
         block_bytes = parts.claim(_plan(files, tokenizer))["block_bytes"]
         return files, block_bytes, parts.finished(without_bad=on_error == "stop")
 
@@ -74,13 +84,20 @@ def encode(pattern: str, tokenizer: Tokenizer, prefix: Path, on_error: OnError =
         damaged: list[tuple[str, int, str]] = []
         names: list[str] = []
         jobs = _jobs(files, block_bytes, finished, names, damaged, on_error, progress)
-        team.share(jobs, lambda block: _encode(block, files, tokenizer, parts, on_error), progress.add, lambda block: isinstance(block, Stretch))
+        team.share(
+            jobs,
+            lambda block: _encode(block, files, tokenizer, parts, on_error),
+            progress.add,
+            lambda block: isinstance(block, Stretch),
+        )
         progress.finish()
         names = team.on_main(lambda: names)
         try:
             return _put_together(pattern, prefix, parts, names, damaged, tokenizer, team, progress)
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}; finished blocks stay, and the same command goes on", str(prefix)) from None
+            raise OSError(
+                error.errno, f"{error.strerror}; finished blocks stay, and the same command goes on", str(prefix)
+            ) from None
     finally:
         for lock in held:
             Path(lock.lock_file).unlink(missing_ok=True)
@@ -91,11 +108,23 @@ def _plan(files: Sequence[Path], tokenizer: Tokenizer) -> dict:
     """What finished blocks depend on."""
     facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     block_bytes = min(max(BLOCK_BYTES, sum(size for _, size, _ in facts) // BLOCKS), MOST_BLOCK_BYTES)
-    return {"tokenizer_sha256": tokenizer.sha256, "part_characters": PART_CHARACTERS, "cut": CUT, "block_bytes": block_bytes, "files": facts}
+    return {
+        "tokenizer_sha256": tokenizer.sha256,
+        "part_characters": PART_CHARACTERS,
+        "cut": CUT,
+        "block_bytes": block_bytes,
+        "files": facts,
+    }
 
 
 def _jobs(
-    files: Sequence[Path], block_bytes: int, finished: set[str], names: list[str], damaged: list, on_error: OnError, progress: Progress
+    files: Sequence[Path],
+    block_bytes: int,
+    finished: set[str],
+    names: list[str],
+    damaged: list,
+    on_error: OnError,
+    progress: Progress,
 ) -> Iterator[Block | Stretch]:
     """Blocks that are not finished; `names` gets those of all, `damaged` the files that could not be read to their end."""
     for index, file in enumerate(files):
@@ -132,7 +161,9 @@ def _texts(block: Block | Stretch, found: Sequence[bytes | None], file: Path, on
             text = text_of(document, block.is_json)
         except BadDocument as error:
             if on_error == "stop":
-                raise UserError(f"{file}: line {block.lines_before(file) + line}: {error}; --on-error skip leaves such documents out") from None
+                raise UserError(
+                    f"{file}: line {block.lines_before(file) + line}: {error}; --on-error skip leaves such documents out"
+                ) from None
             tally.bad.append((str(file), line, str(error)))
             continue
         if text.strip():
@@ -155,7 +186,14 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _put_together(
-    pattern: str, prefix: Path, parts: Parts, names: list[str], damaged: list, tokenizer: Tokenizer, team: Team, progress: Progress
+    pattern: str,
+    prefix: Path,
+    parts: Parts,
+    names: list[str],
+    damaged: list,
+    tokenizer: Tokenizer,
+    team: Team,
+    progress: Progress,
 ) -> dict:
     """The token files from the blocks; every rank copies some."""
     whole = {end: prefix.with_name(f".{prefix.name}{end}.unfinished") for end in (".bin", ".json", ".idx")}

@@ -5,9 +5,10 @@ import os
 import re
 import shutil
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ PLAN = "plan.json"
 OURS = re.compile(r"plan\.json|\d{6,}-\d{8,}\.(bin|json|len)|\..*\.part")
 """Names of what lies in the folder of blocks; the last is of a write that was killed."""
 INDEX_HEADER = struct.Struct("<9sQBQQ")
-"""Of Megatron-Core's index: magic, version, type of the tokens, sequences, documents; then 4 and 8 bytes a sequence and 8 a document."""
+"""Of Megatron-Core's index: magic, version, type of the tokens, sequences, documents; then 4 and 8 bytes a sequence and 8 a
+document."""
 MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
 TYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 COPY_BYTES = 2**24
@@ -58,7 +60,8 @@ class Parts:
         return cls(prefix.with_name(prefix.name + ".parts"), np.dtype(np.uint16 if vocab_size < 2**16 else np.int32))
 
     def claim(self, plan: dict[str, Any]) -> dict[str, Any]:
-        """Make the folder, or find in it what an earlier run of the same plan has finished; blocks of files that changed since go.
+        """Make the folder, or find in it what an earlier run of the same plan has finished; blocks of files that changed since
+        go.
 
         Returns the plan with the size of blocks that the earlier run chose.
 
@@ -67,10 +70,14 @@ class Parts:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.folder.is_symlink():
-            raise UserError(f"{self.folder}: is a link; blocks of documents are to lie there, so remove it, or choose another --out")
+            raise UserError(
+                f"{self.folder}: is a link; blocks of documents are to lie there, so remove it, or choose another --out"
+            )
         strange = [file.name for file in self.folder.iterdir() if not OURS.fullmatch(file.name)]
         if strange:
-            raise UserError(f"{self.folder}: is for blocks of documents, and holds {min(strange)}; move that, or choose another --out")
+            raise UserError(
+                f"{self.folder}: is for blocks of documents, and holds {min(strange)}; move that, or choose another --out"
+            )
         file = self.folder / PLAN
         before = _read_plan(file)
         if before is None:  # nothing says what these blocks are of
@@ -79,9 +86,14 @@ class Parts:
         else:
             plan = {**plan, "block_bytes": before["block_bytes"]}
             if before.get("cut") != plan["cut"]:
-                raise UserError(f"{self.folder}: left by another version of this program, which cut files elsewhere; remove it, or choose another --out")
+                raise UserError(
+                    f"{self.folder}: left by another version of this program, which cut files elsewhere; remove it, or choose"
+                    " another --out"
+                )
             if _apart_from_state(before) != _apart_from_state(plan):
-                raise UserError(f"{self.folder}: left by a run on other inputs or with another tokenizer; remove it, or choose another --out")
+                raise UserError(
+                    f"{self.folder}: left by a run on other inputs or with another tokenizer; remove it, or choose another --out"
+                )
             for index, (old, new) in enumerate(zip(before["files"], plan["files"])):
                 if old != new:
                     for part in self.folder.glob(f"{index:06d}-*"):
@@ -106,13 +118,16 @@ class Parts:
             return False
 
     def write(self, name: str, ids: np.ndarray, lengths: np.ndarray, tally: Tally) -> None:
-        """One block: the tokens, of the folder's dtype, then what came of it, then the lengths of its documents, whose file says that it is all there."""
+        """One block: the tokens, of the folder's dtype, then what came of it, then the lengths of its documents, whose file says
+        that it is all there."""
         try:
             write_whole(self.folder / f"{name}.bin", ids.data)
             write_whole(self.folder / f"{name}.json", json.dumps(vars(tally)))
             write_whole(self.folder / f"{name}.len", lengths.astype(np.int32).data)
         except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}; finished blocks stay, and the same command goes on", str(self.folder)) from None
+            raise OSError(
+                error.errno, f"{error.strerror}; finished blocks stay, and the same command goes on", str(self.folder)
+            ) from None
 
     def tally(self, name: str) -> Tally:
         values = json.loads((self.folder / f"{name}.json").read_text())

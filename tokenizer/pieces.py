@@ -1,10 +1,10 @@
 """The folder of a trained tokenizer: a sentencepiece model, and a manifest that says how it was made."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 import sentencepiece
@@ -93,7 +93,8 @@ class Tokenizer:
 def parts_of(text: str, characters: int = PART_CHARACTERS) -> list[str]:
     """A text cut at spaces, which sentencepiece puts back: before every text that it gets.
 
-    No piece has a space but at its beginning, so the best pieces of the parts are best for the whole. Text without spaces stays whole.
+    No piece has a space but at its beginning, so the best pieces of the parts are best for the whole. Text without spaces stays
+    whole.
     """
     parts, begin = [], 0
     while (end := text.find(" ", begin + characters, len(text) - 1)) > 0:

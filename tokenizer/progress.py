@@ -2,8 +2,8 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from tokenizer.parts import Tally
 from tokenizer.text import COMPRESSED, Block, Stretch
@@ -21,7 +21,9 @@ class Progress:
     def __init__(self, files: Sequence[Path], quiet: bool) -> None:
         self.quiet, self.files = quiet, files
         self.terminal = sys.stderr.isatty()
-        self.total = sum(file.stat().st_size * (SEEN_PER_COMPRESSED if file.suffix in (*COMPRESSED, ".parquet") else 1) for file in files)
+        self.total = sum(
+            file.stat().st_size * (SEEN_PER_COMPRESSED if file.suffix in (*COMPRESSED, ".parquet") else 1) for file in files
+        )
         self.tally, self.before = Tally(), 0
         self.started = self.shown = time.perf_counter()
 
@@ -46,8 +48,7 @@ class Progress:
         left = f"about {max(self.total - done, 0) / speed / 60:.0f} min left" if speed else "passing over finished blocks"
         share = min(done / max(self.total, 1), 0.99)
         text = (
-            f"{100 * share:3.0f} %  {self.tally.documents:,} documents  {speed / 1e6:.1f} MB/s  "
-            f"{left}  {len(self.tally.bad)} bad"
+            f"{100 * share:3.0f} %  {self.tally.documents:,} documents  {speed / 1e6:.1f} MB/s  {left}  {len(self.tally.bad)} bad"
         )
         print(("\r" if self.terminal else "") + text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
 
@@ -62,11 +63,14 @@ class Progress:
             return
         speed = self.tally.text_bytes / 1e6 / max(self.seconds, 1e-9)
         print(
-            f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens in {prefix}.bin: {self.seconds:.0f} s of encoding at "
-            f"{speed:.1f} MB/s, {copying:.0f} s of putting together"
+            f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens in {prefix}.bin: {self.seconds:.0f} s of"
+            f" encoding at {speed:.1f} MB/s, {copying:.0f} s of putting together"
             + (f"; {self.before / 1e6:.0f} MB were finished before" if self.before else "")
         )
         bad = manifest["bad_documents"]
-        print(f"{manifest['empty_documents']} empty and {len(bad)} bad documents left out" + (f"; all are in {prefix}.json:" if bad else ""))
+        print(
+            f"{manifest['empty_documents']} empty and {len(bad)} bad documents left out"
+            + (f"; all are in {prefix}.json:" if bad else "")
+        )
         for entry in bad[:MOST_SHOWN]:
             print(f"  {entry['file']}: " + (f"line {entry['line']}: " if entry["line"] else "") + entry["reason"])

@@ -4,8 +4,9 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
 from pretrain.errors import UserError
 
@@ -21,7 +22,8 @@ IDLE_SECONDS = 0.001
 
 @dataclass(frozen=True)
 class Team:
-    """This process among the others. Rank 0 hands out work, and does some itself where handing out is quick; alone it does all."""
+    """This process among the others. Rank 0 hands out work, and does some itself where handing out is quick; alone it does
+    all."""
 
     comm: Any
     """mpi4py's communicator; None alone."""
@@ -33,14 +35,19 @@ class Team:
         return self.rank == 0
 
     def share(
-        self, jobs: Iterable[Any], work: Callable[[Any], Any], told: Callable[[Any], None], quick: Callable[[Any], bool] = lambda job: False
+        self,
+        jobs: Iterable[Any],
+        work: Callable[[Any], Any],
+        told: Callable[[Any], None],
+        quick: Callable[[Any], bool] = lambda job: False,
     ) -> None:
         """Have every job worked on by somebody; `told` gets each result, on rank 0. Jobs are made there too, one ahead of need.
 
         An exception of `work` ends the sharing and is raised on every rank.
 
         Args:
-            quick: of jobs that take no time to make and to send. Rank 0 works on them like the others, which ask for the next one before they need it.
+            quick: of jobs that take no time to make and to send. Rank 0 works on them like the others, which ask for the next one
+                before they need it.
         """
         if self.comm is None:
             for job in jobs:
@@ -105,7 +112,9 @@ class Team:
                 other = status.Get_source()
                 if other in sent:
                     sent[other].wait()  # it has taken that one, since it asks again
-                sent[other] = self.comm.isend(job, dest=other)  # it may be sending a large result, and each would wait for the other to take what it sends
+                sent[other] = self.comm.isend(
+                    job, dest=other
+                )  # it may be sending a large result, and each would wait for the other to take what it sends
                 asking -= job is None
                 away += job is not None
                 job = None if job is None else _next(upcoming)
@@ -141,6 +150,10 @@ class Team:
             raise first
 
 
+ALONE = Team(None, 0, 1)
+"""The team of one process."""
+
+
 def _next(jobs: Iterator[Any]) -> Any:
     """The next job, None at the end, or the error that making it raised."""
     try:
@@ -157,14 +170,19 @@ def join() -> Team:
     """
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
     if not any(name in os.environ for name in LAUNCHED) and tasks == 1:
-        return Team(None, 0, 1)
+        return ALONE
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"started by an MPI launcher, but MPI cannot be loaded ({error}); pip install mpich, or load a module") from None
+        raise UserError(
+            f"started by an MPI launcher, but MPI cannot be loaded ({error}); pip install mpich, or load a module"
+        ) from None
     comm = MPI.COMM_WORLD
     if comm.size == 1 and tasks > 1:
-        raise UserError(f"srun started {tasks} tasks that do not know of each other; srun --mpi=list shows what to pass as --mpi, as pmi2 or pmix")
+        raise UserError(
+            f"srun started {tasks} tasks that do not know of each other; srun --mpi=list shows what to pass as --mpi, as pmi2 or"
+            " pmix"
+        )
     if comm.size > 1:
         sys.excepthook = _abort
     return Team(comm if comm.size > 1 else None, comm.rank, comm.size)

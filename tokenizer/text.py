@@ -4,10 +4,11 @@ import glob
 import io
 import json
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Iterable, Iterator, Literal, Sequence
+from typing import BinaryIO, Literal
 
 from pretrain.errors import UserError
 from pretrain.place import this_node
@@ -109,7 +110,10 @@ class Stretch:
                 if state_of(os.fstat(stream.fileno())) == self.state:
                     return
         except OSError as error:
-            raise UserError(f"{file}: cannot be read on {this_node(os.environ)} ({error.strerror}); every rank reads files that are not compressed") from None
+            raise UserError(
+                f"{file}: cannot be read on {this_node(os.environ)} ({error.strerror}); every rank reads files that are not"
+                " compressed"
+            ) from None
         raise UserError(f"{file}: was changed while it was read; encode it when it is complete")
 
 
@@ -150,7 +154,8 @@ def kind(file: Path) -> str | None:
 
 
 def pieces(index: int, file: Path, block_bytes: int = BLOCK_BYTES) -> Iterator["Block | Stretch"]:
-    """A file in parts to work on, in order, always the same. Of a plain file only the ends of lines are looked for; another can only be read as a stream.
+    """A file in parts to work on, in order, always the same. Of a plain file only the ends of lines are looked for; another can
+    only be read as a stream.
 
     Raises:
         BadDocument: as `blocks`.

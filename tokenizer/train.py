@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Iterable, Iterator
 
 import sentencepiece
 
@@ -36,7 +36,8 @@ def train(
     Reserved pieces are control symbols: text that spells `<extra_id_0>` is text, it never becomes a sentinel.
 
     Args:
-        sample_bytes: learn from a random part of the documents; from all if None. sentencepiece takes some 20 times as much memory.
+        sample_bytes: learn from a random part of the documents; from all if None. sentencepiece takes some 20 times as much
+            memory.
         on_error: whether a document that cannot be read ends the training or is listed in the manifest and left out.
 
     Raises:

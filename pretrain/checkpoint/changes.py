@@ -1,6 +1,6 @@
 """What may differ between a run and the checkpoint from which it goes on."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from pretrain.config import Run
 from pretrain.config.strict import COMMAND_LINE, did_you_mean
@@ -25,7 +25,7 @@ def require_allowed(ours: Run, theirs: Run, changing: Sequence[str], where: str)
     for name in changing:
         if not any(_covers(name, key) for key in keys):
             ends = sorted({part for key in keys for part in key.split(".")})
-            raise UserError(f'{COMMAND_LINE}: --resume-changing {name}: no setting is called so{did_you_mean(name, ends)}')
+            raise UserError(f"{COMMAND_LINE}: --resume-changing {name}: no setting is called so{did_you_mean(name, ends)}")
     different = [key for key in keys if mine.get(key) != other.get(key)]
     refused = [key for key in different if key.startswith(NEVER) or not any(_covers(name, key) for name in changing)]
     if not refused:

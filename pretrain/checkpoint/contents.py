@@ -77,7 +77,9 @@ class Contents:
         for name, piece in by_name.items():
             if manifest.parameters.get(name) != piece.shape:
                 there = manifest.parameters.get(name, "not there")
-                raise UserError(f"{folder}: belongs to another model: {name} is {list(piece.shape)} here, {there} in the checkpoint")
+                raise UserError(
+                    f"{folder}: belongs to another model: {name} is {list(piece.shape)} here, {there} in the checkpoint"
+                )
         try:
             with Reader(folder, manifest) as reader:
                 for name, piece in by_name.items():

@@ -8,9 +8,10 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -24,7 +25,6 @@ from pretrain.config.strict import parse, read_json, read_yaml
 from pretrain.errors import UserError
 from pretrain.files import to_disk, write_whole
 from pretrain.versions import provenance
-
 
 NEVER_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 """Of a folder that was chosen wrongly; a full disk may be emptied."""
@@ -97,8 +97,12 @@ class RunDirectory:
             lock.acquire(timeout=patience)
         except Timeout:
             if patience:
-                raise OSError(errno.EBUSY, f"a process of an earlier start still trains in it, after {patience:g} s", str(self.path)) from None
-            raise UserError(f"run directory {self.path}: another process trains in it; wait for it or choose another with --run-dir") from None
+                raise OSError(
+                    errno.EBUSY, f"a process of an earlier start still trains in it, after {patience:g} s", str(self.path)
+                ) from None
+            raise UserError(
+                f"run directory {self.path}: another process trains in it; wait for it or choose another with --run-dir"
+            ) from None
         except OSError as error:
             if error.errno not in NEVER_WRITABLE:
                 raise
@@ -112,7 +116,9 @@ class RunDirectory:
             UserError: this rank sees another folder than rank 0.
         """
         if not (self.path / ".lock").exists():
-            raise UserError(f"run directory {self.path}: is not the one that rank 0 sees; choose one on a file system that all nodes share")
+            raise UserError(
+                f"run directory {self.path}: is not the one that rank 0 sees; choose one on a file system that all nodes share"
+            )
 
     def abandon_after(self, step: int) -> None:
         """Put checkpoints beyond `step` aside: training goes on from there, and they belong to no run any more."""
@@ -134,7 +140,9 @@ def seal(unfinished: Path, folder: Path, manifest: Manifest) -> None:
     for name, facts in manifest.files.items():
         file = unfinished / name
         if not file.is_file() or file.stat().st_size != facts.bytes:
-            raise OSError(errno.EIO, f"rank 0 does not see what another rank wrote, {name}; do all nodes share this file system?", str(file))
+            raise OSError(
+                errno.EIO, f"rank 0 does not see what another rank wrote, {name}; do all nodes share this file system?", str(file)
+            )
     write_whole(unfinished / MANIFEST, manifest.sealed().model_dump_json() + "\n")
     to_disk(unfinished)
     if folder.exists():
@@ -149,7 +157,10 @@ def point_to(folder: Path) -> None:
     try:
         write_whole(folder.parent / "LATEST", folder.name + "\n")
     except OSError as error:
-        print(f"WARNING: {folder.parent / 'LATEST'}: cannot be written ({error.strerror}); {folder.name} is good all the same", flush=True)
+        print(
+            f"WARNING: {folder.parent / 'LATEST'}: cannot be written ({error.strerror}); {folder.name} is good all the same",
+            flush=True,
+        )
 
 
 def _remove(folder: Path) -> None:

@@ -1,13 +1,13 @@
 """Stretches of parameters, and what two of them have in common. All there is to moving a checkpoint between layouts.
 
 A tensor-parallel rank holds every `ranks`-th block of a flattened parameter: block q of its part is block q * ranks + rank of the
-whole. A column-split matrix has one block a rank, SwiGLU's two side by side have two, a row-split one has a block a row, and what is not
-split is a single block. ZeRO cuts the rank's part, flattened again, into stretches. Both cuts together are a Fragment.
+whole. A column-split matrix has one block a rank, SwiGLU's two side by side have two, a row-split one has a block a row, and what
+is not split is a single block. ZeRO cuts the rank's part, flattened again, into stretches. Both cuts together are a Fragment.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Sequence
 
 import numpy as np
 
@@ -47,7 +47,8 @@ class Fragment:
     """Elements, from `start` on, of the rank's part."""
 
     def runs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Stretches that are contiguous in the whole parameter, in its order: first elements there, lengths, first elements here."""
+        """Stretches that are contiguous in the whole parameter, in its order: first elements there, lengths, first elements
+        here."""
         ranks, rank, block = self.split.ranks, self.split.rank, self.split.block
         first, last = self.start // block, (self.start + self.length - 1) // block
         blocks = np.arange(first, last + 1, dtype=np.int64)

@@ -130,7 +130,9 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{MANIFEST} is not a checkpoint's ({where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')})") from None
+        raise ValueError(
+            f"{MANIFEST} is not a checkpoint's ({where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')})"
+        ) from None
     except FileNotFoundError:
         raise ValueError(f"{MANIFEST} is missing") from None
     except (OSError, ValueError, RecursionError) as error:

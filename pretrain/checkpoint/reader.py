@@ -9,7 +9,6 @@ from pretrain.checkpoint.fragments import Fragment, Split, common
 from pretrain.checkpoint.manifest import KINDS, Manifest
 from pretrain.checkpoint.tensors import TensorFile
 
-
 MOST_OPEN = 64
 """Files; processes may open some thousand, and a checkpoint may have more."""
 

@@ -15,13 +15,17 @@ from pretrain.errors import UserError
 from pretrain.files import write_whole
 from pretrain.parallel.ranks import Ranks
 
-
 TAKEN = ".resumed_from"
 """Which checkpoint `--resume PATH` named last, so that the same command, queued again, does not begin there again."""
 
 
 def resume(
-    run: Run, contents: Contents, directory: RunDirectory, tokenizer_sha256: str, choice: str = "auto", changing: tuple[str, ...] = ()
+    run: Run,
+    contents: Contents,
+    directory: RunDirectory,
+    tokenizer_sha256: str,
+    choice: str = "auto",
+    changing: tuple[str, ...] = (),
 ) -> Position:
     """Load what `--resume` asks for; returns where training goes on, the start if there is nothing to load.
 
@@ -43,7 +47,10 @@ def resume(
     folder, manifest = found
     ranks.on_main(lambda: require_allowed(run, run_of(folder, manifest), changing, str(folder)))
     if manifest.tokenizer_sha256 != tokenizer_sha256 and "tokenizer" not in changing:
-        raise UserError(f"{folder}: its data was made with another tokenizer than {run.recipe.data.tokenizer} has now; restore it, or pass --resume-changing tokenizer")
+        raise UserError(
+            f"{folder}: its data was made with another tokenizer than {run.recipe.data.tokenizer} has now; restore it, or pass"
+            " --resume-changing tokenizer"
+        )
     if ranks.is_main:
         there = "" if manifest.layout == run.layout() else ", which was written on another layout"
         print(f"resuming after step {manifest.step} from {folder}{there}", flush=True)
@@ -76,7 +83,9 @@ def _newest_good(directory: RunDirectory, ranks: Ranks) -> tuple[Path, Manifest]
             if ranks.is_main:
                 print(f"passing over {problem}", flush=True)
     if candidates:
-        raise UserError(f"{directory.checkpoints}: none of {len(candidates)} checkpoints is good; start afresh with another --run-dir")
+        raise UserError(
+            f"{directory.checkpoints}: none of {len(candidates)} checkpoints is good; start afresh with another --run-dir"
+        )
     return None
 
 
@@ -84,7 +93,9 @@ def _asked_for(folder: Path, ranks: Ranks) -> tuple[Path, Manifest]:
     if not ranks.on_main(folder.is_dir):
         raise UserError(f"--resume {folder}: neither auto nor never nor a checkpoint's folder")
     if ranks.on_main((folder / "checkpoints").is_dir):
-        raise UserError(f"--resume {folder}: is a run directory; name one of its checkpoints, as {folder}/checkpoints/step_00000200")
+        raise UserError(
+            f"--resume {folder}: is a run directory; name one of its checkpoints, as {folder}/checkpoints/step_00000200"
+        )
     return folder, _verified(folder, ranks)
 
 
@@ -118,4 +129,6 @@ def run_of(folder: Path, manifest: Manifest) -> Run:
         UserError: this program does not know its settings.
     """
     recipe = parse(Recipe, manifest.recipe, f"{folder}, its recipe")
-    return Run(folder.name, recipe, parse(DeepSpeedConfig, manifest.ds_config, f"{folder}, its ds_config"), str(folder), str(folder))
+    return Run(
+        folder.name, recipe, parse(DeepSpeedConfig, manifest.ds_config, f"{folder}, its ds_config"), str(folder), str(folder)
+    )

@@ -1,12 +1,14 @@
-"""Saving while training goes on. The loop waits for the copy out of device memory; checksums and the disk have a thread of their own."""
+"""Saving while training goes on. The loop waits for the copy out of device memory; checksums and the disk have a thread of their
+own."""
 
 import errno
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -53,7 +55,8 @@ class Saver:
         """Copy the state after `position.step` and start to write it; waits for an earlier save, so that two never overlap.
 
         Raises:
-            TrainingStopped: the earlier one failed, and the recipe says that training stops then; or as `finish`, where saving is synchronous.
+            TrainingStopped: the earlier one failed, and the recipe says that training stops then; or as `finish`, where saving is
+                synchronous.
         """
         self.finish()
         if self._buffer is None:  # kept: pinning memory, and touching it first, takes longer than the copy
@@ -98,7 +101,11 @@ class Saver:
             waited = time.monotonic() - started
             if self._pending is not None and waited - told > SLOW_SECONDS and self.engine.ranks.is_main:
                 told = waited
-                print(f"WARNING: training waits for checkpoint {self._pending.folder}, for {waited:.0f} s so far; the file system is slow", flush=True)
+                print(
+                    f"WARNING: training waits for checkpoint {self._pending.folder}, for {waited:.0f} s so far; the file system"
+                    " is slow",
+                    flush=True,
+                )
 
     def grow(self, start: Position, done: int, copies: Copies) -> None:
         """Make layers copies of others, weights and moments, as they are after step `done`.
@@ -112,7 +119,10 @@ class Saver:
             TrainingStopped: there is no such checkpoint, because it could not be written.
         """
         self.finish()
-        ranks, folder = self.engine.ranks, start.checkpoint if start.step == done and start.checkpoint else self.directory.checkpoint(done)
+        ranks, folder = (
+            self.engine.ranks,
+            start.checkpoint if start.step == done and start.checkpoint else self.directory.checkpoint(done),
+        )
 
         def manifest() -> Manifest:
             try:
@@ -124,7 +134,11 @@ class Saver:
         ranks.together(lambda: self.contents.load(folder, facts, copies))
         self.contents.loaded(done)
         if ranks.is_main:
-            print(f"step {done + 1}: layers {', '.join(str(new) for new, _ in copies)} begin as copies of {', '.join(str(old) for _, old in copies)}", flush=True)
+            print(
+                f"step {done + 1}: layers {', '.join(str(new) for new, _ in copies)} begin as copies of"
+                f" {', '.join(str(old) for _, old in copies)}",
+                flush=True,
+            )
 
     def _seal(self, save: "_Save") -> None:
         """All ranks have written their files: rank 0 makes a checkpoint of them."""
@@ -174,7 +188,9 @@ class Saver:
             older = self.directory.steps_saved()
             rest = f"older ones stay, the newest is {older[-1]}" if older else "there is no older one"
             free = shutil.disk_usage(self.directory.path).free / 2**20
-            reason = f"checkpoint {save.folder} could not be completed ({one_line(save.failure)}; {free:.0f} MiB free there); {rest}"
+            reason = (
+                f"checkpoint {save.folder} could not be completed ({one_line(save.failure)}; {free:.0f} MiB free there); {rest}"
+            )
         if stops:
             raise TrainingStopped.on_this_rank(reason) from save.failure
         if save.failure is not None:
@@ -211,7 +227,9 @@ def _write(folder: Path, file: str, contents: Contents, numbers: Any, writers: i
     folder.mkdir(parents=True, exist_ok=True)
     if not contents.lengths:
         return None
-    if shutil.disk_usage(folder).free < numbers.nbytes * writers:  # others write about as much; and rows need room while this is tried
+    if (
+        shutil.disk_usage(folder).free < numbers.nbytes * writers
+    ):  # others write about as much; and rows need room while this is tried
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     size, digest = write_tensors(folder / file, contents.lengths, numbers)
     return as_facts(contents.fragments, size, digest)

@@ -1,14 +1,14 @@
-"""safetensors files, written as a stream and read in parts (https://huggingface.co/docs/safetensors: eight bytes with the header's
-length, the header in JSON, the numbers). The library writes from copies in memory and reads through a map, where a bad disk is a crash;
-here a checksum is made on the way, and an error is an error."""
+"""safetensors files, written as a stream and read in parts (https://huggingface.co/docs/safetensors: eight bytes with the
+header's length, the header in JSON, the numbers). The library writes from copies in memory and reads through a map, where a bad
+disk is a crash; here a checksum is made on the way, and an error is an error."""
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Iterator, Mapping
 
 import numpy as np
 
@@ -25,7 +25,8 @@ MOST_HEADER_BYTES = 10**8
 
 
 def write_tensors(path: Path, lengths: Mapping[str, int], numbers: np.ndarray) -> tuple[int, str]:
-    """Write vectors of fp32 that lie one behind the other in `numbers`; returns size and sha256 of the file, which is on disk then."""
+    """Write vectors of fp32 that lie one behind the other in `numbers`; returns size and sha256 of the file, which is on disk
+    then."""
     header, begin = {}, 0
     for name, length in lengths.items():
         end = begin + length * NUMBER.itemsize
@@ -114,7 +115,10 @@ def _spans(copies: Copies) -> Iterator[slice]:
     for i in range(1, len(copies.source) + 1):
         if i < len(copies.source):
             gap = copies.source[i] - copies.source[i - 1] - copies.length[i - 1]
-            near = gap * NUMBER.itemsize <= GAP and (copies.source[i] + copies.length[i] - copies.source[begin]) * NUMBER.itemsize <= CHUNK
+            near = (
+                gap * NUMBER.itemsize <= GAP
+                and (copies.source[i] + copies.length[i] - copies.source[begin]) * NUMBER.itemsize <= CHUNK
+            )
             if near:
                 continue
         yield slice(begin, i)
@@ -132,7 +136,12 @@ def _places(descriptor: int) -> dict[str, tuple[int, int]]:
         if name == "__metadata__":
             continue
         (begin, end), (length,) = facts["data_offsets"], facts["shape"]
-        if facts["dtype"] != "F32" or not all(isinstance(n, int) for n in (begin, end, length)) or not 0 <= begin <= end <= size - 8 - header_bytes or end - begin != length * NUMBER.itemsize:
+        if (
+            facts["dtype"] != "F32"
+            or not all(isinstance(n, int) for n in (begin, end, length))
+            or not 0 <= begin <= end <= size - 8 - header_bytes
+            or end - begin != length * NUMBER.itemsize
+        ):
             raise ValueError(f"{name} is not where the header says")
         places[name] = (8 + header_bytes + begin, length)
     return places

@@ -1,6 +1,6 @@
 """Options of the command line that stand for settings: which there are, and pairs of name and value."""
 
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe

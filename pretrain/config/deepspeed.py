@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from pretrain.config.foreign import FORMER, TOP_LEVEL_KEYS, ZERO_KEYS
 from pretrain.config.recipe import Count, Number, Positive
 from pretrain.config.strict import Strict
 from pretrain.subnetwork.methods import KEYS, RESIDUAL_SCALE, MethodName
@@ -122,46 +123,16 @@ class Zero(Strict):
     overlap_comm: Literal[False] = False
     """Must be false: gradients are reduced after the pipeline's schedule."""
 
-    foreign: ClassVar[dict[str, str]] = {
-        **{
-            key: "offloading is not supported here; remove it"
-            for key in ("offload_param", "offload_optimizer", "cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory")
-        },
-        **{
-            key: "this program does not pass it on to DeepSpeed; remove it"
-            for key in (
-                "use_multi_rank_bucket_allreduce", "compute_grad_norm", "load_from_fp32_weights", "elastic_checkpoint",
-                "zenflow", "sub_group_size", "prefetch_bucket_size", "param_persistence_threshold",
-                "model_persistence_threshold", "max_live_parameters", "max_reuse_distance",
-                "gather_16bit_weights_on_model_save", "module_granularity_threshold",
-                "use_all_reduce_for_fetch_params", "allgather_sequential", "stage3_gather_fp16_weights_on_model_save",
-                "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters",
-                "stage3_model_persistence_threshold", "stage3_use_all_reduce_for_fetch_params",
-                "stage3_module_granularity_threshold", "stage3_allgather_sequential",
-                "stage3_max_reuse_distance", "stage3_gather_16bit_weights_on_model_save", "ignore_unused_parameters",
-                "legacy_stage1", "parameter_alignment", "zero_hpz_partition_size", "zero_quantized_weights",
-                "zero_quantized_nontrainable_weights", "zero_quantized_gradients", "memory_efficient_linear",
-                "pipeline_loading_checkpoint", "override_module_apply", "log_trace_cache_warnings",
-                "enable_sanity_checks", "save_muon_momentum_buffer_in_memory", "leaf_module",
-            )
-        },
-        **{
-            key: "DeepSpeed 0.19 removed it"
-            for key in ("mics_shard_size", "mics_hierarchical_params_gather", "zeropp_loco_param")
-        },
-    }  # fmt: skip
-
-
-FORMER = "progressive_layer_drop"
-"""DeepSpeed's key, until it removed it."""
+    foreign: ClassVar[dict[str, str]] = ZERO_KEYS
 
 
 class ProgressiveSubnetwork(Strict):
     """Which part of the network each step trains. A block of ours, after DeepSpeed's former progressive_layer_drop."""
 
     method: MethodName = "raptr"
-    """full: all layers in every step, whatever else this block says. raptr: random paths that grow in stages. constant: random paths of one
-    length. pld: progressive layer dropping. ild_dts: dropping that fades. stacking, midas: a shallow model that grows by copies of its layers."""
+    """full: all layers in every step, whatever else this block says. raptr: random paths that grow in stages. constant: random
+    paths of one length. pld: progressive layer dropping. ild_dts: dropping that fades. stacking, midas: a shallow model that
+    grows by copies of its layers."""
     path_lengths: tuple[int, ...] = ()
     """Active layers of each stage, as a list or "6-8-10-12". The last stage usually trains all layers."""
     theta: Number | None = None
@@ -186,8 +157,8 @@ class ProgressiveSubnetwork(Strict):
     """How many different paths one global batch runs. More paths give every layer a gradient more often; each must
     cover whole micro-batches."""
     residual_scale: ResidualScale = "none"
-    """Factor on the residual branches of an active layer in training, from its probability to be active. Of pld and ild_dts "1/keep" if left
-    out, of the others "none"."""
+    """Factor on the residual branches of an active layer in training, from its probability to be active. Of pld and ild_dts
+    "1/keep" if left out, of the others "none"."""
     path_seed: Count | None = None
     """Seed of the paths; the run's seed if left out."""
 
@@ -215,11 +186,17 @@ class ProgressiveSubnetwork(Strict):
         if self.method == "full":
             return self
         taken = KEYS[self.method]
-        foreign = [key for key, field in type(self).model_fields.items() if key not in ("method", *taken) and getattr(self, key) != field.default]
+        foreign = [
+            key
+            for key, field in type(self).model_fields.items()
+            if key not in ("method", *taken) and getattr(self, key) != field.default
+        ]
         if foreign:
             raise ValueError(f'method "{self.method}" has no {", ".join(foreign)}; it takes {", ".join(taken)}')
         if "path_lengths" in taken and not self.path_lengths:
-            raise ValueError(f'method "{self.method}" needs "path_lengths", as in "{"9" if self.method == "constant" else "6-8-10-12"}"')
+            raise ValueError(
+                f'method "{self.method}" needs "path_lengths", as in "{"9" if self.method == "constant" else "6-8-10-12"}"'
+            )
         return self
 
     @property
@@ -263,36 +240,9 @@ class DeepSpeedConfig(Strict):
         if not isinstance(block, dict) or block.keys() - {"enabled", "theta", "gamma"}:
             raise ValueError(f'"{FORMER}" has the keys enabled, theta and gamma')
         settings = {key: block[key] for key in ("theta", "gamma") if key in block}
-        return {**rest, "progressive_subnetwork": {"method": "pld", **settings} if block.get("enabled", True) else {"method": "full"}}
+        return {
+            **rest,
+            "progressive_subnetwork": {"method": "pld", **settings} if block.get("enabled", True) else {"method": "full"},
+        }
 
-    foreign: ClassVar[dict[str, str]] = {
-        "fp16": "fp16 is not supported; use bf16 or leave both out for fp32",
-        FORMER: 'write "progressive_subnetwork.method" pld',  # in a file it is understood
-        "managed_gradient_accumulation": "it is set by this program; remove it",
-        "activation_checkpointing": 'it is set in the recipe, as "model.recompute"; remove it',
-        "sequence_parallel_size": 'the layout is set in the recipe, under "parallel"; remove it',
-        "tensor_parallel": 'the layout is set in the recipe, under "parallel"; remove it',
-        "pipeline": 'the layout is set in the recipe, under "parallel"; remove it',
-        **{
-            key: "DeepSpeed 0.19 removed it"
-            for key in ("amp", "sparse_attention", "elasticity", "graph_harvesting", "curriculum_learning", "eigenvalue", "quantize_training")
-        },
-        **{
-            key: "this program writes metrics.jsonl and TensorBoard in the run directory; remove it"
-            for key in ("tensorboard", "wandb", "csv_monitor", "comet", "monitor_config")
-        },
-        **{
-            key: "this program does not pass it on to DeepSpeed; remove it"
-            for key in (
-                "steps_per_print", "dump_state", "disable_python_gc", "disable_allgather", "communication_data_type",
-                "seq_parallel_communication_data_type", "prescale_gradients", "gradient_predivide_factor",
-                "gradient_allreduce_op", "torch_autocast", "zero_allow_untested_optimizer",
-                "zero_force_ds_cpu_optimizer", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "bfloat16",
-                "autotuning", "hybrid_engine", "data_efficiency", "checkpoint", "aio", "dataloader_drop_last",
-                "log_level", "datastates_ckpt", "compression_training", "weight_quantization", "compile", "timers",
-                "vocabulary_size", "sparse_gradients", "comms_logger", "use_data_before_expert_parallelism",
-                "use_data_before_expert_parallel_", "expert_parallel", "fp32_allreduce", "nebula", "check_overflow",
-                "load_universal_checkpoint", "dataloader_workers",
-            )
-        },
-    }  # fmt: skip
+    foreign: ClassVar[dict[str, str]] = TOP_LEVEL_KEYS

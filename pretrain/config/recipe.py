@@ -44,7 +44,8 @@ class Model(Strict):
     position_embedding: Literal["rope", "learned"] = "rope"
     """learned positions restart with every example of a packed sample."""
     head: Literal["linear", "transform"] = "linear"
-    """What stands before the output projection. transform is BERT's: a matrix, GELU and LayerNorm; the projection then has a bias."""
+    """What stands before the output projection. transform is BERT's: a matrix, GELU and LayerNorm; the projection then has a
+    bias."""
     norm_epsilon: Annotated[Number, Field(gt=0)] = 1e-6
     """Added to the mean square (rmsnorm) or variance (layernorm)."""
     init_std: Annotated[Number, Field(gt=0)] = 0.02
@@ -93,7 +94,11 @@ MIXTURES = {
     # Uniform over seven denoisers: arXiv 2205.05131, table 1.
     "ul2": (*_spans("[NLU]", 2, *R), *_spans("[NLG]", 4, *X), Denoiser(kind="prefix", mode="[S2S]", rate=0.25)),
     # Half S, a quarter each R and X: arXiv 2210.11399, section 3.1.
-    "ul2r": (*_spans("[NLU]", 0.25, *R), *_spans("[NLG]", 0.25, *X), Denoiser(kind="prefix", mode="[S2S]", rate=0.25, weight=0.5)),
+    "ul2r": (
+        *_spans("[NLU]", 0.25, *R),
+        *_spans("[NLG]", 0.25, *X),
+        Denoiser(kind="prefix", mode="[S2S]", rate=0.25, weight=0.5),
+    ),
     # 60 % causal, 20 % prefix, 20 % spans, without mode tokens: arXiv 2302.01398, section 2.2.
     "60-20-20": (
         Denoiser(kind="causal", weight=0.6),
@@ -142,7 +147,8 @@ class Data(Strict):
     """Token files and how batches are made from them."""
 
     objective: Literal["ul2", "causal", "mlm"] = "ul2"
-    """ul2: prefix and target in one decoder, loss on the target. causal: every token predicts the next. mlm: BERT's masked words."""
+    """ul2: prefix and target in one decoder, loss on the target. causal: every token predicts the next. mlm: BERT's masked
+    words."""
     tokenizer: str
     """Folder written by `python -m tokenizer train`, or "machine"."""
     train: str | None = None
@@ -222,8 +228,8 @@ class Recipe(Strict):
     save_every: Positive = 1000
     """Steps between checkpoints; the last step is always saved."""
     save_async: bool = True
-    """Write checkpoints while training goes on. The loop waits only for the copy out of device memory, which takes 12 bytes of host
-    memory for every parameter that a rank keeps moments of."""
+    """Write checkpoints while training goes on. The loop waits only for the copy out of device memory, which takes 12 bytes of
+    host memory for every parameter that a rank keeps moments of."""
     on_save_failure: Literal["stop", "continue"] = "stop"
     """When a checkpoint cannot be written: stop the run, or warn, keep the older ones and go on. The last
     one of a process must be written."""
@@ -236,14 +242,16 @@ class Recipe(Strict):
     eval_samples: Positive = 64
     """Packed samples of held-out text in an evaluation."""
     eval_parts: bool = False
-    """After the last step, evaluate parts of the model too: its first n layers for every n, and all without every second layer. Shows what
-    early exit and layer skipping would lose, for about half as many evaluations as there are layers."""
+    """After the last step, evaluate parts of the model too: its first n layers for every n, and all without every second layer.
+    Shows what early exit and layer skipping would lose, for about half as many evaluations as there are layers."""
     log_every: Positive = 1
     """Steps between lines in a log file; a terminal shows every step."""
     watchdog_seconds: Annotated[Number, Field(gt=0)] = 600.0
-    """With several ranks: the longest that a step or an evaluation may take. Then every rank writes its stack to RUN/stacks/ and ends."""
+    """With several ranks: the longest that a step or an evaluation may take. Then every rank writes its stack to RUN/stacks/ and
+    ends."""
     threads: Positive | None = None
-    """CPU threads of a rank; on CPU they decide the order of sums. None: the cores divided among the ranks of a node, or what SLURM gives a task."""
+    """CPU threads of a rank; on CPU they decide the order of sums. None: the cores divided among the ranks of a node, or what
+    SLURM gives a task."""
 
     @property
     def shape(self) -> Shape:

@@ -1,10 +1,11 @@
 """A run: recipe, DeepSpeed JSON and command line put together, checked against one another, with what follows from them."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 from pretrain.config.checks import check
 from pretrain.config.deepspeed import FORMER, DeepSpeedConfig
@@ -122,11 +123,26 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What decides the losses of a run, as dotted keys. Layout, sharding, micro-batches, saving and logging do not."""
         indifferent = {
-            "recipe.parallel", "recipe.save_every", "recipe.save_async", "recipe.on_save_failure", "recipe.keep_checkpoints", "recipe.keep_every", "recipe.log_every", "recipe.eval_every", "recipe.eval_parts",
-            "recipe.threads", "recipe.watchdog_seconds", "recipe.name", "recipe.model.recompute", "recipe.model.attention", "ds.zero_optimization",
-            "ds.train_micro_batch_size_per_gpu", "ds.gradient_accumulation_steps",
-            "ds.optimizer.params.fused", "ds.optimizer.params.torch_adam",
-        }  # fmt: skip
+            "recipe.parallel",
+            "recipe.save_every",
+            "recipe.save_async",
+            "recipe.on_save_failure",
+            "recipe.keep_checkpoints",
+            "recipe.keep_every",
+            "recipe.log_every",
+            "recipe.eval_every",
+            "recipe.eval_parts",
+            "recipe.threads",
+            "recipe.watchdog_seconds",
+            "recipe.name",
+            "recipe.model.recompute",
+            "recipe.model.attention",
+            "ds.zero_optimization",
+            "ds.train_micro_batch_size_per_gpu",
+            "ds.gradient_accumulation_steps",
+            "ds.optimizer.params.fused",
+            "ds.optimizer.params.torch_adam",
+        }
         keys = _flat({"recipe": self.recipe.model_dump(mode="json"), "ds": self.ds.model_dump(mode="json")})
         return {k: v for k, v in keys.items() if not any(k == i or k.startswith(i + ".") for i in indifferent)}
 
@@ -177,7 +193,11 @@ def parse_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str 
     notices = ()
     if FORMER in ds_data:
         block = ds.progressive_subnetwork
-        means = f'"method": "pld", "theta": {block.settings.get("theta", 0.5):g}, "gamma": {block.settings.get("gamma", 0.001):g}' if block.method == "pld" else '"method": "full"'
+        means = (
+            f'"method": "pld", "theta": {block.settings.get("theta", 0.5):g}, "gamma": {block.settings.get("gamma", 0.001):g}'
+            if block.method == "pld"
+            else '"method": "full"'
+        )
         notices = (f'{ds_path}: "{FORMER}", which DeepSpeed has removed, is taken for "progressive_subnetwork": {{{means}}}',)
     return Run(parsed.name or recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), ranks, notices)
 

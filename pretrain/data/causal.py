@@ -12,7 +12,8 @@ from tokenizer.pieces import EOS, PAD, Tokenizer
 
 @dataclass(frozen=True)
 class Causal:
-    """The objective `causal`. Documents in a sample do not see each other; one that the window cuts off goes on in another sample."""
+    """The objective `causal`. Documents in a sample do not see each other; one that the window cuts off goes on in another
+    sample."""
 
     pad: int
     eos: int

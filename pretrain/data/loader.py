@@ -63,7 +63,8 @@ class RunData:
         run = self.run
         first = run.position(self.start, step - 1).samples
         return [
-            self.train.batch(first + run.sample(index, self.rank), run.micro_batch, self.with_text) for index in range(run.micro_batches)
+            self.train.batch(first + run.sample(index, self.rank), run.micro_batch, self.with_text)
+            for index in range(run.micro_batches)
         ]
 
     def _held_out(self, first: int, total: int) -> Batch:
@@ -89,7 +90,10 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
 
     def blend(part: int, seed: int) -> Blend:
         own_seeds = [stable_hash(seed, index) >> 1 for index in range(len(streams))]  # or sources would draw alike
-        samples = tuple(PackedSamples(both[part], objective, data.sequence_length, own, tokenizer.vocab_size) for both, own in zip(streams, own_seeds))
+        samples = tuple(
+            PackedSamples(both[part], objective, data.sequence_length, own, tokenizer.vocab_size)
+            for both, own in zip(streams, own_seeds)
+        )
         return Blend(samples, tuple(source.weight for source in sources), seed, len(data.kinds) // len(sources))
 
     valid = blend(1, 0)
@@ -123,7 +127,10 @@ def tokenizer_of(run: Run) -> Tokenizer:
 
 
 def _with_machine_paths(source: Source, train: str, valid: str) -> Source:
-    paths = {"train": train if source.train == MACHINE else source.train, "valid": valid if source.valid == MACHINE else source.valid}
+    paths = {
+        "train": train if source.train == MACHINE else source.train,
+        "valid": valid if source.valid == MACHINE else source.valid,
+    }
     return source.model_copy(update=paths)
 
 
@@ -151,6 +158,6 @@ def _require_enough(run: Run, valid: Blend) -> None:
     for samples, count in zip(valid.sources, needed):
         if samples.windows < count:
             raise UserError(
-                f"recipe {run.name}: of eval_samples {run.recipe.eval_samples}, {count} exceed the {samples.windows} samples held out "
-                f"in {samples.stream.prefix}.bin; lower it or hold out more text"
+                f"recipe {run.name}: of eval_samples {run.recipe.eval_samples}, {count} exceed the {samples.windows} samples held"
+                f" out in {samples.stream.prefix}.bin; lower it or hold out more text"
             )

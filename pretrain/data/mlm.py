@@ -40,7 +40,8 @@ class MaskedWords:
         return cls(*special, rate, longest, tokenizer.text_ids(), tokenizer.word_starts() if whole_words else None)
 
     def cut(self, room: int, left: int, choice: float, turn: float) -> Cut:
-        """See `Objective`. `hidden` is the number of chosen tokens; a fraction becomes one by chance, so that the rate is right."""
+        """See `Objective`. `hidden` is the number of chosen tokens; a fraction becomes one by chance, so that the rate is
+        right."""
         if room < AROUND + SHORTEST:
             return Cut(take=0)
         take = min(left, self.longest, room - AROUND)
@@ -71,7 +72,8 @@ class MaskedWords:
         batch.targets.reshape(-1)[places[chosen]] = True
 
     def _choose(self, pieces: Pieces, text: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """[tokens] bool: the tokens to predict: those of the smallest numbers, or whole words of the smallest numbers of their first.
+        """[tokens] bool: the tokens to predict: those of the smallest numbers, or whole words of the smallest numbers of their
+        first.
 
         A text in which no choice of words comes near the number, such as one without spaces, is masked token by token.
         """
@@ -88,7 +90,9 @@ class MaskedWords:
         suits = (count > 0) & (count < pieces.take) & (np.abs(count - pieces.hidden) <= np.maximum(pieces.hidden / 2, 1))
         return np.where(suits[owner], whole, chosen)
 
-    def _choose_words(self, pieces: Pieces, text: np.ndarray, numbers: np.ndarray, owner: np.ndarray, begin: np.ndarray) -> np.ndarray:
+    def _choose_words(
+        self, pieces: Pieces, text: np.ndarray, numbers: np.ndarray, owner: np.ndarray, begin: np.ndarray
+    ) -> np.ndarray:
         starts = self.word_starts[text]
         starts[begin] = True
         word = np.cumsum(starts) - 1

@@ -2,9 +2,9 @@
 
 import json
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -45,7 +45,8 @@ class TokenStream:
 
 @dataclass(frozen=True)
 class IndexedEnds(Sequence):
-    """Ends of documents, looked up in Megatron-Core's index when they are asked for: opening a billion of them takes no time or memory."""
+    """Ends of documents, looked up in Megatron-Core's index when they are asked for: opening a billion of them takes no time or
+    memory."""
 
     dataset: IndexedDataset
     """Kept, because it unmaps the index when it goes."""
@@ -104,10 +105,16 @@ def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenSt
         raise UserError(f"{data}: holds no tokens; encode text that is not empty")
     dataset = IndexedDataset(str(prefix), mmap=True)
     found = dataset.index
-    expected = int(found.sequence_pointers[-1]) + int(found.sequence_lengths[-1]) * found.dtype_size if len(found.sequence_lengths) else 0
+    expected = (
+        int(found.sequence_pointers[-1]) + int(found.sequence_lengths[-1]) * found.dtype_size
+        if len(found.sequence_lengths)
+        else 0
+    )
     if data.stat().st_size != expected:
         raise UserError(f"{data}: has {data.stat().st_size} bytes where {index.name} promises {expected}; encode again")
-    return TokenStream(prefix, np.memmap(data, dtype=np.dtype(found.dtype), mode="r"), IndexedEnds(dataset, expected // found.dtype_size))
+    return TokenStream(
+        prefix, np.memmap(data, dtype=np.dtype(found.dtype), mode="r"), IndexedEnds(dataset, expected // found.dtype_size)
+    )
 
 
 def _check_index(index: Path) -> None:

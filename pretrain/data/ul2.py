@@ -7,10 +7,10 @@ than it has tokens.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Sequence
 
 import numpy as np
 
@@ -145,7 +145,9 @@ class Mixture:
         number, spans = stretches.number, pieces.spans[stretches.piece]
         sentinel = spans > 0
         start = begin[stretches.piece] + mode[stretches.piece] + stretches.before
-        start += np.where(stretches.hidden, (pieces.take - pieces.hidden)[stretches.piece] + spans + (number + 1) * sentinel, number)
+        start += np.where(
+            stretches.hidden, (pieces.take - pieces.hidden)[stretches.piece] + spans + (number + 1) * sentinel, number
+        )
         out[_places(start, stretches.size)] = text[_places(stretches.source, stretches.size)]
         marks = sentinel & stretches.hidden
         out[start[marks] - 1] = self.special.sentinels[number[marks]]

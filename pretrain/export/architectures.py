@@ -1,7 +1,8 @@
 """Our weights under transformers' names: LlamaForCausalLM for decoders, MegatronBertForMaskedLM for BERT."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -73,9 +74,9 @@ def architecture_of(recipe: Recipe, special: dict[str, int]) -> Architecture:
         }
         return Architecture("MegatronBertForMaskedLM", {**shared, **config}, lambda whole: _bert(model, whole))
     raise UserError(
-        f"no class of transformers is this model (norm {model.norm}, feed_forward {model.feed_forward}, biases {model.biases}, "
-        f"position_embedding {model.position_embedding}, head {model.head}, objective {recipe.data.objective}); recipes like ul2_*, gpt_* "
-        "become LlamaForCausalLM, recipes like bert_* MegatronBertForMaskedLM"
+        f"no class of transformers is this model (norm {model.norm}, feed_forward {model.feed_forward}, biases {model.biases},"
+        f" position_embedding {model.position_embedding}, head {model.head}, objective {recipe.data.objective}); recipes like"
+        " ul2_*, gpt_* become LlamaForCausalLM, recipes like bert_* MegatronBertForMaskedLM"
     )
 
 
@@ -101,7 +102,10 @@ def _bert(model: Model, whole: Whole) -> Weights:
     words = whole("embedding.word_embeddings.weight")[: model.vocab_size]
     yield "bert.embeddings.word_embeddings.weight", words
     yield "bert.embeddings.position_embeddings.weight", whole("embedding.position_embeddings.weight")
-    yield "bert.embeddings.token_type_embeddings.weight", np.zeros((1, model.hidden_size), dtype=np.float32)  # we have no token types
+    yield (
+        "bert.embeddings.token_type_embeddings.weight",
+        np.zeros((1, model.hidden_size), dtype=np.float32),
+    )  # we have no token types
     for layer in range(model.num_layers):
         ours, theirs = f"decoder.layers.{layer}.", f"bert.encoder.layer.{layer}."
         same = {

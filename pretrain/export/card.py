@@ -11,9 +11,9 @@ USE = {
     "causal": "Continues a text.",
     "mlm": "Fills in `[MASK]`; a text stands between `[CLS]` and `[SEP]`, and positions count from 0.",
     "ul2": (
-        "A prefix language model. In training a prefix is read in both directions; this class reads everything from left to right, which the "
-        "model has seen for its targets only. A prompt starts with the mode token of its denoiser, where it has one "
-        "(`[NLU]`, `[NLG]`, `[S2S]`); masked spans are sentinels `<extra_id_0>`, `<extra_id_1>`, ... (arXiv 2205.05131)."
+        "A prefix language model. In training a prefix is read in both directions; this class reads everything from left to"
+        " right, which the model has seen for its targets only. A prompt starts with the mode token of its denoiser, where it has"
+        " one (`[NLU]`, `[NLG]`, `[S2S]`); masked spans are sentinels `<extra_id_0>`, `<extra_id_1>`, ... (arXiv 2205.05131)."
     ),
 }
 
@@ -24,11 +24,21 @@ def model_card(run: Run, manifest: Manifest, path: Path, architecture: str) -> s
     parameters = sum(map(prod, manifest.parameters.values()))
     facts = [
         ("class in transformers", f"`{architecture}`"),
-        ("parameters", f"{parameters:,}, of which {(recipe.model.padded_vocab_size - recipe.model.vocab_size) * recipe.model.hidden_size:,} pad the vocabulary and are left out"),
+        (
+            "parameters",
+            (
+                f"{parameters:,}, of which"
+                f" {(recipe.model.padded_vocab_size - recipe.model.vocab_size) * recipe.model.hidden_size:,} pad the vocabulary"
+                " and are left out"
+            ),
+        ),
         ("layers, width, heads", f"{recipe.model.num_layers}, {recipe.model.hidden_size}, {recipe.model.num_attention_heads}"),
         ("objective", data.objective),
         ("step", f"{manifest.step:,} of {recipe.steps:,}"),
-        ("positions seen", f"{manifest.samples * data.sequence_length:,} ({manifest.samples:,} packed samples of {data.sequence_length:,})"),
+        (
+            "positions seen",
+            f"{manifest.samples * data.sequence_length:,} ({manifest.samples:,} packed samples of {data.sequence_length:,})",
+        ),
         ("method", _method(run)),
         *_measured(path, manifest.step),
         ("optimizer", f"{run.ds.optimizer.type}, learning rate {run.ds.optimizer.params.lr:g}, batch {run.batch} samples"),
@@ -47,7 +57,9 @@ def _method(run: Run) -> str:
     if block.method == "full":
         return "full: all layers in every step"
     shown = {**block.settings, "path_lengths": "-".join(map(str, block.path_lengths))} if block.path_lengths else block.settings
-    return f"{block.method}: {', '.join(f'{key} {value}' for key, value in shown.items())}" + " (arXiv 2402.05913)" * (block.method == "raptr")
+    return f"{block.method}: {', '.join(f'{key} {value}' for key, value in shown.items())}" + " (arXiv 2402.05913)" * (
+        block.method == "raptr"
+    )
 
 
 def _measured(path: Path, step: int) -> list[tuple[str, str]]:
@@ -60,7 +72,10 @@ def _measured(path: Path, step: int) -> list[tuple[str, str]]:
         facts.append(("training loss", f"{steps[-1]['loss']:.4f} at step {steps[-1]['step']:,}, through that step's path"))
     if evaluations := evaluation_rows(rows):
         last = evaluations[-1]
-        parts = ", ".join(f"{name.removeprefix('eval_loss_')} {value:.4f}" for name, value in last.items() if name.startswith("eval_loss_"))
-        facts.append(("held-out loss", f"{last['eval_loss']:.4f} at step {last['step']:,}, all layers" + (f" ({parts})" if parts else "")))
+        parts = ", ".join(
+            f"{name.removeprefix('eval_loss_')} {value:.4f}" for name, value in last.items() if name.startswith("eval_loss_")
+        )
+        facts.append(
+            ("held-out loss", f"{last['eval_loss']:.4f} at step {last['step']:,}, all layers" + (f" ({parts})" if parts else ""))
+        )
     return facts
-

@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 import torch
@@ -39,11 +39,16 @@ def export(path: Path, to: Path, dtype: torch.dtype = torch.float32) -> Path:
     run = run_of(folder, manifest)
     there = run.method.whole(manifest.step).length
     if there < run.recipe.model.num_layers:
-        raise UserError(f"{folder}: has {there} of its {run.recipe.model.num_layers} layers so far; export a checkpoint of the last stage, which begins at step {run.method.stages[-1].first_step}")
+        raise UserError(
+            f"{folder}: has {there} of its {run.recipe.model.num_layers} layers so far; export a checkpoint of the last stage,"
+            f" which begins at step {run.method.stages[-1].first_step}"
+        )
     tokenizer, is_bert = tokenizer_of(run), run.recipe.data.objective == "mlm"
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise UserError(f"{tokenizer.directory}: not the tokenizer by which {folder} was trained; restore it")
-    special = {f"{name}_id": tokenizer.id(piece) for name, piece in special_pieces(is_bert).items() if name in ("pad_token", "eos_token")}
+    special = {
+        f"{name}_id": tokenizer.id(piece) for name, piece in special_pieces(is_bert).items() if name in ("pad_token", "eos_token")
+    }
     architecture = architecture_of(run.recipe, special)
     to.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))

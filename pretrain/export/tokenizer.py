@@ -21,8 +21,8 @@ def special_pieces(is_bert: bool) -> dict[str, str]:
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int, is_bert: bool) -> None:
     """tokenizer.json, tokenizer_config.json and the sentencepiece model itself.
 
-    Unlike here, where only the program makes reserved pieces, text that spells one becomes that piece: people write prompts so. Spaces
-    around it go, because a text between reserved pieces begins with a word in training.
+    Unlike here, where only the program makes reserved pieces, text that spells one becomes that piece: people write prompts so.
+    Spaces around it go, because a text between reserved pieces begins with a word in training.
 
     Args:
         longest: tokens that the model was trained on at a time.
@@ -33,7 +33,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int, is_bert: b
     out = HuggingFaceTokenizer(_model(pieces, processor.piece_to_id(UNKNOWN), tokenizer.manifest["settings"]["model_type"]))
     out.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     out.pre_tokenizer = pre_tokenizers.Split(Regex(f"{SPACE}[^{SPACE}]*"), "isolated")
-    out.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    out.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     reserved = [piece for i, (piece, _) in enumerate(pieces) if processor.is_control(i)]
     out.add_special_tokens([AddedToken(piece, normalized=False, special=True, lstrip=True, rstrip=True) for piece in reserved])
     if is_bert:

@@ -39,15 +39,21 @@ def inspect_batch(run: Run, step: int, out: Path) -> None:
     document_ends = [data.train.document_ends(first + row) for row in range(run.micro_batch)]
     data.close()
     in_place, kinds, console = run.recipe.data.objective == "mlm", run.recipe.data.kinds, Console(highlight=False)
-    console.print(Text("  ").join([*(Text(LEGEND[name], style) for name, style in STYLES.items()), Text("counts in the loss", IN_LOSS)]))
+    console.print(
+        Text("  ").join([*(Text(LEGEND[name], style) for name, style in STYLES.items()), Text("counts in the loss", IN_LOSS)])
+    )
     for row in range(len(batch.tokens)):
         filled, wanted = int((batch.segments[row] >= 0).sum()), int(batch.targets[row].sum())
-        console.rule(f"step {step}, sample {row}: {filled} of {batch.tokens.shape[1]} positions filled, {wanted} predicted", characters="-")
+        console.rule(
+            f"step {step}, sample {row}: {filled} of {batch.tokens.shape[1]} positions filled, {wanted} predicted", characters="-"
+        )
         for example in range(batch.segments[row].max() + 1):
             places = np.flatnonzero(batch.segments[row] == example)
             kind = kinds[batch.kinds[row, places[0]]]
             ends = "; its document ends here" if document_ends[row][example] else ""
-            console.print(f"example {example}: {kind.denoiser} of {kind.source}, positions {places[0]} to {places[-1]}{ends}", style="dim")
+            console.print(
+                f"example {example}: {kind.denoiser} of {kind.source}, positions {places[0]} to {places[-1]}{ends}", style="dim"
+            )
             console.print(as_text(batch, row, example, tokenizer, in_place))
     draw(batch, out)
     console.print(f"who sees whom: {out}")
@@ -80,7 +86,9 @@ def as_text(batch: Batch, row: int, example: int, tokenizer: Tokenizer, in_place
     shown = _shown(tokenizer, batch.tokens[row, places])
     for index, role in enumerate(roles(batch, row, example, tokenizer, in_place)):
         if role == "masked":
-            text.append(f"{shown[index]}→{_shown(tokenizer, batch.labels[row, places[index], None])[0]}", f"{STYLES[role]} {IN_LOSS}")
+            text.append(
+                f"{shown[index]}→{_shown(tokenizer, batch.labels[row, places[index], None])[0]}", f"{STYLES[role]} {IN_LOSS}"
+            )
         else:
             counts = not in_place and index > 0 and batch.targets[row, places[index - 1]]
             text.append(shown[index], STYLES[role] + f" {IN_LOSS}" * bool(counts))

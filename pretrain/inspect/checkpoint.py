@@ -12,7 +12,6 @@ from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import KINDS, MANIFEST, Manifest, problem_of, read_manifest
 from pretrain.errors import UserError
 
-
 FILE_WIDTH = 160
 """Columns, where no terminal says how many there are."""
 
@@ -35,7 +34,9 @@ def inspect_checkpoints(path: Path) -> None:
     """Print a table of the checkpoints of a run, and of the parameters in the newest one that can be read."""
     console = Console(markup=False)
     console = console if console.is_terminal else Console(markup=False, width=FILE_WIDTH)
-    runs = Table("step", "written", "size", "files", Column("layout", no_wrap=True), "samples", "lr", title=str(path), title_justify="left")
+    runs = Table(
+        "step", "written", "size", "files", Column("layout", no_wrap=True), "samples", "lr", title=str(path), title_justify="left"
+    )
     newest: Manifest | None = None
     for folder in checkpoints_of(path):
         try:
@@ -47,13 +48,25 @@ def inspect_checkpoints(path: Path) -> None:
         size = sum(facts.bytes for facts in manifest.files.values())
         written = datetime.fromtimestamp((folder / MANIFEST).stat().st_mtime)
         runs.add_row(
-            f"{manifest.step:,}", f"{written:%Y-%m-%d %H:%M:%S}", mib(size), str(len(manifest.files)), layout_in_words(manifest.layout),
-            f"{manifest.samples:,}", f"{manifest.lr:.3g}",
-        )  # fmt: skip
+            f"{manifest.step:,}",
+            f"{written:%Y-%m-%d %H:%M:%S}",
+            mib(size),
+            str(len(manifest.files)),
+            layout_in_words(manifest.layout),
+            f"{manifest.samples:,}",
+            f"{manifest.lr:.3g}",
+        )
     console.print(runs)
     if newest is None:
         return
-    parameters = Table(Column("parameter", overflow="fold"), "shape", "numbers", "stretches", title=f"step {newest.step:,}: {', '.join(KINDS)} of each", title_justify="left")
+    parameters = Table(
+        Column("parameter", overflow="fold"),
+        "shape",
+        "numbers",
+        "stretches",
+        title=f"step {newest.step:,}: {', '.join(KINDS)} of each",
+        title_justify="left",
+    )
     for name, shape in newest.parameters.items():
         stretches = sum(name in facts.fragments for facts in newest.files.values())
         parameters.add_row(Text(name), " x ".join(map(str, shape)), f"{prod(shape):,}", str(stretches))

@@ -5,19 +5,21 @@ Exit codes do not tell: a launcher that kills the others when one fails may answ
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Iterator, Literal, Mapping
+from typing import Literal
 
 from pretrain.config.strict import one_line
 from pretrain.errors import NodesUnfit, TrainingStopped, UserError, lost_a_peer
 from pretrain.place import this_node
 
 Kind = Literal["started", "finished", "ended", "saved", "config", "stopped", "crash", "hung", "node", "requeued", "over"]
-"""started, requeued, over: of the batch script, whose words these are; the others of the processes. finished: the last step is done. ended: --stop-at. saved: asked to stop, and has saved. config: a mistake of the user's.
-stopped: cannot go on. crash: a bug, or the machine. hung: no step for too long. node: a node that is not fit."""
+"""started, requeued, over: of the batch script, whose words these are; the others of the processes. finished: the last step is
+done. ended: --stop-at. saved: asked to stop, and has saved. config: a mistake of the user's. stopped: cannot go on. crash: a bug,
+or the machine. hung: no step for too long. node: a node that is not fit."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def this_start(environment: Mapping[str, str]) -> tuple[str, int]:
 
 
 def tell_job(run_dir: Path, kind: Kind, text: str, rank: int = 0, step: int | None = None, node: str | None = None) -> None:
-    """Append a line, on a line of its own whatever a killed process has left; only in a job of SLURM, whose batch script reads it.
+    """Append a line, on a line of its own whatever a killed process has left; only in a job of SLURM, whose batch script reads
+    it.
 
     Args:
         node: of which it is told; this one if None.
@@ -51,7 +54,7 @@ def tell_job(run_dir: Path, kind: Kind, text: str, rank: int = 0, step: int | No
     if "SLURM_JOB_ID" not in os.environ:
         return
     job, restart = this_start(os.environ)
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     line = "\n" + json.dumps(asdict(Event(job, restart, kind, text, rank, node or this_node(os.environ), step, now))) + "\n"
     try:
         descriptor = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

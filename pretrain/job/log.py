@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pretrain.files import write_whole
@@ -20,7 +20,8 @@ BAD_NODES = "bad_nodes"
 QUEUE_AGAIN = 75
 """EX_TEMPFAIL of sysexits.h: what `job end` tells the batch script."""
 OVER = {0: 0, 1: 76, 2: 77, 143: 78}
-"""Codes of the batch script, and those by which `job end` tells it: apart from 1 and 2, which Python also ends with when it fails."""
+"""Codes of the batch script, and those by which `job end` tells it: apart from 1 and 2, which Python also ends with when it
+fails."""
 
 
 @dataclass
@@ -46,7 +47,11 @@ class State:
     def write(self, run_dir: Path) -> bool:
         try:
             write_whole(run_dir / STATE, json.dumps(asdict(self)))
-            write_whole(run_dir / BAD_NODES, ",".join(self.bad_nodes) + "\n") if self.bad_nodes else (run_dir / BAD_NODES).unlink(missing_ok=True)
+            (
+                write_whole(run_dir / BAD_NODES, ",".join(self.bad_nodes) + "\n")
+                if self.bad_nodes
+                else (run_dir / BAD_NODES).unlink(missing_ok=True)
+            )
         except OSError as error:
             print(f"{run_dir}: cannot be written: {error.strerror}", file=sys.stderr)
             return False
@@ -54,7 +59,7 @@ class State:
 
 
 def write_line(run_dir: Path, text: str) -> None:
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     print(text, flush=True)
     try:
         with (run_dir / "job.log").open("a") as file:
@@ -70,17 +75,24 @@ def newest_step(run_dir: Path) -> int:
 
 
 def started(run_dir: Path, environment: dict[str, str], most: int) -> Decision | None:
-    """Note that a start begins; a decision if it must not, because too many have ended in vain, the last of them without a word."""
+    """Note that a start begins; a decision if it must not, because too many have ended in vain, the last of them without a
+    word."""
     job, restart = this_start(environment)
     state, step = State.of(run_dir, job), newest_step(run_dir)
     if state.begun is not None and state.begun < restart:
         state.saved.append(step)
-        write_line(run_dir, f"job {job}, start {state.begun}: nothing is known of its end: the first node lost, the script killed, or queued again by hand")
+        write_line(
+            run_dir,
+            f"job {job}, start {state.begun}: nothing is known of its end: the first node lost, the script killed, or queued"
+            " again by hand",
+        )
     state.begun = restart
     state.write(run_dir)
     in_vain = without_progress(state.saved) if state.saved else 0
     if in_vain >= most:
-        decision = Decision(False, f"not started: {in_vain} starts in a row brought no newer checkpoint than step {step}", exit_code=1)
+        decision = Decision(
+            False, f"not started: {in_vain} starts in a row brought no newer checkpoint than step {step}", exit_code=1
+        )
         _tell(run_dir, job, restart, decision)
         return decision
     nodes, tasks = environment.get("SLURM_JOB_NODELIST", "?"), environment.get("SLURM_NTASKS", "?")

@@ -1,7 +1,7 @@
 """What to do when a start of a job has ended: pure functions, so that every case has a test."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from pretrain.job.events import Event
 
@@ -49,15 +49,25 @@ def decide(events: Sequence[Event], code: int, signals: Sequence[str], saved: Se
     if "USR1" in signals:
         what = "told to save (SIGUSR1) before the first step was done; is --time longer than the seconds of --signal?"
     if failure:
-        what = f"{failure.node}: {failure.text}" if failure.kind == "node" else f"rank {failure.rank} on {failure.node}: {failure.text}"
+        what = (
+            f"{failure.node}: {failure.text}"
+            if failure.kind == "node"
+            else f"rank {failure.rank} on {failure.node}: {failure.text}"
+        )
     if failure and failure.kind == "config":
         return Decision(False, f"{failure.text}; not queued again, since it would come back", exit_code=2)
     in_vain = without_progress(saved)
     if in_vain >= most:
-        return Decision(False, f"{what}; {in_vain} starts in a row brought no newer checkpoint than step {saved[-1]}, so it ends here", exit_code=1)
+        return Decision(
+            False,
+            f"{what}; {in_vain} starts in a row brought no newer checkpoint than step {saved[-1]}, so it ends here",
+            exit_code=1,
+        )
     exclude = tuple(sorted({event.node for event in events if event.kind == "node"}))
     rest = f", without {', '.join(exclude)}" if exclude else ""
-    return Decision(True, f"{what}; queued again from step {saved[-1]}{rest} (failure {in_vain} of {most} without progress)", exclude)
+    return Decision(
+        True, f"{what}; queued again from step {saved[-1]}{rest} (failure {in_vain} of {most} without progress)", exclude
+    )
 
 
 def without_progress(saved: Sequence[int]) -> int:

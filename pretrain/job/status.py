@@ -2,10 +2,10 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import Sequence
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -81,7 +81,8 @@ def _restarts(rows: list[dict], events: Sequence[Event]) -> int:
 
 
 def _slowest(rows: list[dict]) -> str:
-    """The rank that was slowest most often, if there are several, and by how much: a pipeline's last one has the head to compute, too."""
+    """The rank that was slowest most often, if there are several, and by how much: a pipeline's last one has the head to compute,
+    too."""
     several = [row for row in rows if "slowest_rank" in row]
     if not several:
         return ""
@@ -98,7 +99,9 @@ def _state(rows: list[dict], wanted: int, pace: float, events: Sequence[Event]) 
     if end is not None and _seconds(end.time) >= int(newest):  # events know whole seconds
         if end.kind == "started":
             return _waiting("no step yet", time.time() - _seconds(end.time))
-        return {"saved": f"stopped ({end.text})", "ended": "stopped (--stop-at)", "requeued": f"queued again: {end.text}"}.get(end.kind, f"ended: {end.text}")
+        return {"saved": f"stopped ({end.text})", "ended": "stopped (--stop-at)", "requeued": f"queued again: {end.text}"}.get(
+            end.kind, f"ended: {end.text}"
+        )
     if not rows:
         return "no step yet"
     since = time.time() - newest

@@ -1,7 +1,7 @@
 """Attention with prefixes and packed examples: one mask function, two kernels."""
 
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from megatron.core.transformer.module import MegatronModule
@@ -47,9 +47,7 @@ class CoreAttention(MegatronModule):
     def __init__(self, config: TransformerConfig, layer_number: int, *args, **kwargs) -> None:
         super().__init__(config=config)
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask, *args, **kwargs
-    ) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask, *args, **kwargs) -> Tensor:
         """
         Args:
             query, key, value: [s, b, heads of this rank, d].

@@ -108,9 +108,7 @@ class Decoder(GPTModel):
         model = recipe.model
         route = Route(Path.full(model.num_layers))
         layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-        spec = TransformerBlockSubmodules(
-            layer_specs=[layer_spec(model, route)] * layers, layer_norm=NORMS[model.norm]
-        )
+        spec = TransformerBlockSubmodules(layer_specs=[layer_spec(model, route)] * layers, layer_norm=NORMS[model.norm])
         super().__init__(
             config,
             spec,

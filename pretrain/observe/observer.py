@@ -3,10 +3,11 @@
 import resource
 import time
 from collections import deque
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -26,7 +27,9 @@ RECENT = 20
 class Observer:
     """Watches the loop of one rank."""
 
-    def __init__(self, run: Run, directory: Path, is_main: bool, device: torch.device, nodes: Sequence[str], start: Position) -> None:
+    def __init__(
+        self, run: Run, directory: Path, is_main: bool, device: torch.device, nodes: Sequence[str], start: Position
+    ) -> None:
         """nodes: the name of every rank's."""
         self.run, self.directory, self.device, self.nodes, self.start = run, directory, device, nodes, start
         self.shape = run.recipe.shape
@@ -60,7 +63,7 @@ class Observer:
         self.pace.append(seconds / operations)
         row = {
             "step": step,
-            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "loss": result.loss,
             "grad_norm": result.grad_norm,
             "lr": result.lr,
@@ -87,9 +90,14 @@ class Observer:
             return
         modes = {f"eval_loss_{mode.strip('[]').lower()}": value for mode, value in result.by_mode.items()}
         denoisers = {f"eval_loss_{name}": value for name, value in result.by_denoiser.items()}
-        sources = {f"eval_loss_source_{name}": value for name, value in result.by_source.items()} if len(result.by_source) > 1 else {}
+        sources = (
+            {f"eval_loss_source_{name}": value for name, value in result.by_source.items()} if len(result.by_source) > 1 else {}
+        )
         self._record({"step": step, "eval_loss": result.loss, **modes, **denoisers, **sources})
-        shown = {**(result.by_mode or (result.by_denoiser if len(result.by_denoiser) > 1 else {})), **(result.by_source if sources else {})}
+        shown = {
+            **(result.by_mode or (result.by_denoiser if len(result.by_denoiser) > 1 else {})),
+            **(result.by_source if sources else {}),
+        }
         parts = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         count = self.run.method.whole(step).length
         which = "all layers" if count == self.run.recipe.model.num_layers else f"the {count} layers there are"
@@ -102,7 +110,8 @@ class Observer:
             self._record({"step": step, **{f"eval_loss_{name}": result.loss for name, result in results.items()}})
 
     def saved(self, step: int) -> None:
-        """Called when a checkpoint has been begun, or layers were copied from one; the time that the loop waited for it belongs to no step."""
+        """Called when a checkpoint has been begun, or layers were copied from one; the time that the loop waited for it belongs
+        to no step."""
         self._mark = time.perf_counter()
 
     def close(self) -> None:

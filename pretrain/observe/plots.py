@@ -1,10 +1,11 @@
 """Plots of one run, as PNG files. Colours from Okabe and Ito, which the colour-blind can tell apart."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable
+from typing import Any
 
 import matplotlib
 
@@ -69,7 +70,13 @@ def _losses(axes: Axes, rows: Rows, x: dict[int, float]) -> None:
         axes.plot(places[width - 1 :], smooth, color=BLUE, label=f"training (subnetwork), mean of {width} steps")
     held_out = [row for row in evaluation_rows(rows) if row["step"] in x]
     if held_out:
-        axes.plot([x[r["step"]] for r in held_out], [r["eval_loss"] for r in held_out], "o-", color=ORANGE, label="held out (all layers)")
+        axes.plot(
+            [x[r["step"]] for r in held_out],
+            [r["eval_loss"] for r in held_out],
+            "o-",
+            color=ORANGE,
+            label="held out (all layers)",
+        )
     axes.set_ylabel("loss per target token")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
@@ -95,7 +102,9 @@ def _paths(axes: Axes, run: Run, rows: Rows) -> str:
     for column, (low, high) in enumerate(zip(edges, edges[1:])):
         paths = [path.active for step in range(low + 1, high + 1) for path in run.method.paths(step)]
         share[:, column] = np.mean(paths, axis=0)
-    image = axes.imshow(share, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1, extent=(0, last, -0.5, len(share) - 0.5))
+    image = axes.imshow(
+        share, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1, extent=(0, last, -0.5, len(share) - 0.5)
+    )
     axes.figure.colorbar(image, label="share of the paths that run the layer")
     axes.set_xlabel("step")
     axes.set_ylabel("layer")
@@ -107,7 +116,9 @@ def _step_time(axes: Axes, run: Run, rows: Rows) -> str:
     for row in training_rows(rows)[1:]:
         times[row["active_layers"]].append(row["step_seconds"])
     lengths = sorted(times)
-    axes.plot([n for n in lengths for _ in times[n]], [t for n in lengths for t in times[n]], ".", color=GREY, alpha=0.3, markersize=3)
+    axes.plot(
+        [n for n in lengths for _ in times[n]], [t for n in lengths for t in times[n]], ".", color=GREY, alpha=0.3, markersize=3
+    )
     axes.plot(lengths, [median(times[n]) for n in lengths], "o-", color=BLUE, label="median")
     if lengths:
         shape, longest = run.recipe.shape, lengths[-1]

@@ -1,10 +1,11 @@
 """The closing summary and RUN/report/: numbers, plots and a page that shows them."""
 
 import html
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Iterator
+from typing import Any
 
 from pretrain.config import Run
 from pretrain.observe.metrics import evaluation_rows, read_rows, training_rows
@@ -70,11 +71,14 @@ def write_report(run: Run, directory: Path) -> str:
     (out / "index.html").write_text(_page(run, lines, plots), encoding="utf-8")
     width = max(len(name) for name, _ in lines)
     text = [f"  {name.ljust(width)}  {value}" for name, value in lines]
-    return "\n".join(["", f"{run.name}, {run.method.name}, {run.steps} steps:", *text, f"  {'plots'.ljust(width)}  {out / 'index.html'}"])
+    return "\n".join(
+        ["", f"{run.name}, {run.method.name}, {run.steps} steps:", *text, f"  {'plots'.ljust(width)}  {out / 'index.html'}"]
+    )
 
 
 def _ideal_ratios(run: Run, rows: list[dict[str, Any]]) -> Iterator[float]:
-    """Ideal time of each step over that with all layers; on a pipeline from the step's first path, whose layers spread unevenly."""
+    """Ideal time of each step over that with all layers; on a pipeline from the step's first path, whose layers spread
+    unevenly."""
     layout = run.recipe.parallel
     parts, known = layout.pipeline * layout.virtual, {}
     for row in rows:

@@ -17,8 +17,8 @@ CACHES = {"TORCH_EXTENSIONS_DIR": "extensions", "TRITON_CACHE_DIR": "triton", "T
 def prepare_caches() -> None:
     """A folder for the processes of this launch on this node, where the user has named none; gone when they have ended.
 
-    The libraries' own choice is the home directory, slow on many clusters and shared by all jobs: one that is killed leaves a lock there,
-    on which the next would wait for ever.
+    The libraries' own choice is the home directory, slow on many clusters and shared by all jobs: one that is killed leaves a
+    lock there, on which the next would wait for ever.
     """
     missing = [name for name in CACHES if name not in os.environ]
     if not missing:

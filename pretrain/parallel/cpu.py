@@ -6,7 +6,8 @@ accelerator is used.
 
 import contextlib
 import types
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import schedules

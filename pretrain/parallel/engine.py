@@ -5,8 +5,8 @@ and learning rate. The schedule runs on the raw chunks, and DeepSpeed sees them 
 """
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Iterator, Sequence
 
 import deepspeed
 import torch
@@ -161,7 +161,9 @@ class Engine:
             raise TrainingStopped(f"step {step}: no target token in the whole batch; check data.train")
         return targets
 
-    def forward_backward(self, micro_batches: Sequence["MicroBatch"], scale: float, forward_only: bool = False) -> list[dict[str, Tensor]]:
+    def forward_backward(
+        self, micro_batches: Sequence["MicroBatch"], scale: float, forward_only: bool = False
+    ) -> list[dict[str, Tensor]]:
         """Forward and backward over all micro-batches; entries of the last pipeline rank, none elsewhere."""
         kinds = len(self.run.recipe.data.kinds)
         flex = self.run.recipe.model.attention == "flex"

@@ -3,9 +3,9 @@
 import os
 import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Callable
 
 import torch.distributed as dist
 
@@ -20,8 +20,8 @@ MEETING_SECONDS = 120
 def meet(place: Place, folder: Path, backend: str) -> None:
     """Have all processes know each other: torch.distributed is up when this returns.
 
-    torchrun and people say where (MASTER_ADDR). Else rank 0 takes a port that is free, which no other job on the node can have, and tells
-    the others: through MPI, or through a file in `folder`, which all nodes see.
+    torchrun and people say where (MASTER_ADDR). Else rank 0 takes a port that is free, which no other job on the node can have,
+    and tells the others: through MPI, or through a file in `folder`, which all nodes see.
 
     Raises:
         UserError: there are several processes, and nothing that brings them together.
@@ -32,9 +32,13 @@ def meet(place: Place, folder: Path, backend: str) -> None:
     elif "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, rank=place.rank, world_size=place.world_size)
     elif place.launcher in ("python", "torchrun"):
-        raise UserError(f"WORLD_SIZE is {place.world_size} and MASTER_ADDR is not set; start the processes with torchrun, srun or mpiexec")
+        raise UserError(
+            f"WORLD_SIZE is {place.world_size} and MASTER_ADDR is not set; start the processes with torchrun, srun or mpiexec"
+        )
     else:
-        store = _store(place, _through_mpi if place.launcher == "mpiexec" else lambda address: _through_a_file(place, folder, address))
+        store = _store(
+            place, _through_mpi if place.launcher == "mpiexec" else lambda address: _through_a_file(place, folder, address)
+        )
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
 
 
@@ -66,7 +70,9 @@ def _through_a_file(place: Place, folder: Path, address: str | None) -> str:
             return file.read_text()
         except FileNotFoundError:
             time.sleep(0.05)
-    raise TrainingStopped.on_this_rank(f"rank 0 did not write {file} within {MEETING_SECONDS} s; do all nodes share this file system?")
+    raise TrainingStopped.on_this_rank(
+        f"rank 0 did not write {file} within {MEETING_SECONDS} s; do all nodes share this file system?"
+    )
 
 
 def parted(place: Place, folder: Path) -> None:

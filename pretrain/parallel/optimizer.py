@@ -1,7 +1,8 @@
 """The model as DeepSpeed sees it: one module with global names, two groups of weights, one JSON."""
 
 from collections import OrderedDict
-from typing import Any, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist

@@ -84,4 +84,6 @@ def _groups(ranks: Ranks) -> None:
         one = torch.ones(1, device=ranks.device)
         dist.all_reduce(one, group=group)
         if int(one) != dist.get_world_size(group):
-            raise TrainingStopped(f"a sum over the {name} group of rank {ranks.rank} gives {int(one)} instead of {dist.get_world_size(group)}")
+            raise TrainingStopped(
+                f"a sum over the {name} group of rank {ranks.rank} gives {int(one)} instead of {dist.get_world_size(group)}"
+            )

@@ -4,11 +4,12 @@ import logging
 import os
 import signal
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Callable, Iterator, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -124,7 +125,6 @@ class Ranks:
         dist.all_reduce(votes, dist.ReduceOp.MAX)
         return [bool(vote) for vote in votes.tolist()]
 
-
     def _alive(self) -> None:
         if self.watchdog is not None:
             self.watchdog.alive()
@@ -152,7 +152,11 @@ def choose_device(name: DeviceName) -> torch.device:
         raise UserError("--device cuda: this torch is a CPU build; install a CUDA build, or pass --device cpu")
     local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= count:
-        seen = f"{count} GPUs are visible, and this is local rank {local}" if count else "no GPU is visible to this CUDA build of torch"
+        seen = (
+            f"{count} GPUs are visible, and this is local rank {local}"
+            if count
+            else "no GPU is visible to this CUDA build of torch"
+        )
         raise UserError(f"{seen}; start no more processes than there are GPUs, check the driver, or pass --device cpu")
     return torch.device("cuda", local)
 
@@ -260,9 +264,7 @@ def make_groups(recipe: Recipe, device: torch.device) -> None:
     from megatron.core import parallel_state, tensor_parallel
 
     layout = recipe.parallel
-    parallel_state.initialize_model_parallel(
-        layout.tensor, layout.pipeline, layout.virtual if layout.virtual > 1 else None
-    )
+    parallel_state.initialize_model_parallel(layout.tensor, layout.pipeline, layout.virtual if layout.virtual > 1 else None)
     tensor_parallel.model_parallel_cuda_manual_seed(recipe.seed)
 
 

@@ -1,7 +1,8 @@
 """Which masters and moments this rank owns, whatever ZeRO has made of them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -44,8 +45,16 @@ def own_shards(model: WholeModel, engine: Any) -> list[Shard]:
         engine: DeepSpeed's, around the model.
     """
     optimizer = engine.optimizer
-    find = _of_zero_3 if hasattr(optimizer, "fp16_partitioned_groups_flat") else _of_zero_1_and_2 if hasattr(optimizer, "update_lp_params") else _whole
-    return [shard for name, parameter in model.named_parameters() for shard in find(optimizer, name, parameter) if shard.length > 0]
+    find = (
+        _of_zero_3
+        if hasattr(optimizer, "fp16_partitioned_groups_flat")
+        else _of_zero_1_and_2
+        if hasattr(optimizer, "update_lp_params")
+        else _whole
+    )
+    return [
+        shard for name, parameter in model.named_parameters() for shard in find(optimizer, name, parameter) if shard.length > 0
+    ]
 
 
 def _whole(optimizer: Any, name: str, parameter: torch.nn.Parameter) -> Iterator[Shard]:
@@ -54,11 +63,14 @@ def _whole(optimizer: Any, name: str, parameter: torch.nn.Parameter) -> Iterator
 
 
 def _of_zero_1_and_2(optimizer: Any, name: str, parameter: torch.nn.Parameter) -> Iterator[Shard]:
-    """Also bf16's. All parameters of a group lie one behind the other and are cut into as many stretches as there are replicas."""
+    """Also bf16's. All parameters of a group lie one behind the other and are cut into as many stretches as there are
+    replicas."""
     mapping = parameter._hp_mapping
     if mapping is None:
         return  # all of it is with other replicas
-    masters = optimizer.fp32_groups_flat_partition if hasattr(optimizer, "bf16_groups") else optimizer.single_partition_of_fp32_groups
+    masters = (
+        optimizer.fp32_groups_flat_partition if hasattr(optimizer, "bf16_groups") else optimizer.single_partition_of_fp32_groups
+    )
     here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
     yield Shard(name, parameter, here.start, here.numel, masters[mapping.param_group_index], there.start)
 

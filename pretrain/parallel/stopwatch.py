@@ -1,8 +1,9 @@
-"""How long this rank computes, apart from the time in which it waits for others: what tells a slow rank from those that it holds up."""
+"""How long this rank computes, apart from the time in which it waits for others: what tells a slow rank from those that it holds
+up."""
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import torch
 

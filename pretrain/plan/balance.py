@@ -1,8 +1,8 @@
 """How evenly paths spread over pipeline ranks, from paths as the run will draw them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Iterator
 
 from pretrain.config import Run
 from pretrain.subnetwork.makespan import active_by_part, chunk_costs, makespan
@@ -24,7 +24,9 @@ class Spread:
 
     def busiest(self, ranks: int) -> float:
         """Active layers of the busiest pipeline rank over the mean of all, on average over the paths."""
-        ratios = [max(sum(parts[rank::ranks]) for rank in range(ranks)) * ranks / sum(parts) for parts in self.parts if sum(parts)]
+        ratios = [
+            max(sum(parts[rank::ranks]) for rank in range(ranks)) * ranks / sum(parts) for parts in self.parts if sum(parts)
+        ]
         return sum(ratios) / len(ratios)
 
 

@@ -1,7 +1,7 @@
 """Time and money of a run on a cluster, and which layouts are worth a try."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Iterator
 
 from pretrain.config import Run
 from pretrain.config.checks import check
@@ -122,7 +122,8 @@ def _valid(run: Run, cluster: Cluster) -> Iterator[Run]:
 
 
 def why_not_plain(run: Run) -> str:
-    """What speaks against replicas of the whole model on each GPU; only the layout is varied here, never batch, zero stage or recomputation."""
+    """What speaks against replicas of the whole model on each GPU; only the layout is varied here, never batch, zero stage or
+    recomputation."""
     plain = replace(run, recipe=run.recipe.model_copy(update={"parallel": type(run.recipe.parallel)()}))
     try:
         check(plain)

@@ -25,8 +25,8 @@ class RankMemory:
     optimizer: float
     """Masters and moments."""
     activations: tuple[float, ...]
-    """At the fullest moment of the pipeline's schedule, for each of the method's stages, on the path that gives this rank the most layers
-    among those looked at (plan/balance.py)."""
+    """At the fullest moment of the pipeline's schedule, for each of the method's stages, on the path that gives this rank the
+    most layers among those looked at (plan/balance.py)."""
     buffers: float
     """DeepSpeed's: gradients on their way through a reduction, and ZeRO-3's gathered weights."""
     buffers_stay: bool
@@ -35,7 +35,12 @@ class RankMemory:
     @property
     def total(self) -> float:
         working = max(self.activations)
-        return self.weights + self.gradients + self.optimizer + (working + self.buffers if self.buffers_stay else max(working, self.buffers))
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + (working + self.buffers if self.buffers_stay else max(working, self.buffers))
+        )
 
 
 def rank_memory(run: Run, rank: int) -> RankMemory:
@@ -45,9 +50,7 @@ def rank_memory(run: Run, rank: int) -> RankMemory:
     element = 2 if bf16 else FP32
     count = parameters(run, rank)
     per_chunk = m.num_layers // (p.pipeline * p.virtual)
-    layers = tuple(
-        (chunk * p.pipeline + rank) * per_chunk + n for chunk in range(p.virtual) for n in range(per_chunk)
-    )
+    layers = tuple((chunk * p.pipeline + rank) * per_chunk + n for chunk in range(p.virtual) for n in range(per_chunk))
     moments = 2 * FP32
     masters = FP32 if stage > 0 else 0  # without ZeRO, fp32 weights are their own masters
     return RankMemory(
@@ -56,7 +59,9 @@ def rank_memory(run: Run, rank: int) -> RankMemory:
         weights=count * element / (replicas if stage == 3 else 1),
         gradients=count * FP32 / (replicas if stage >= 2 else 1),
         optimizer=count * (moments + masters) / (replicas if stage >= 1 else 1),
-        activations=tuple(_activations(run, rank, max(spread(run, s).of_rank(rank, p.pipeline)), element) for s in run.method.stages),
+        activations=tuple(
+            _activations(run, rank, max(spread(run, s).of_rank(rank, p.pipeline)), element) for s in run.method.stages
+        ),
         buffers=_buffers(run, count, stage, element),
         buffers_stay=stage >= 2,
     )

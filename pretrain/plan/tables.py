@@ -1,7 +1,7 @@
 """What `plan` shows: model, batch, stages, savings, and on a cluster memory, balance, time and money."""
 
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Iterator
 
 import torch
 import torch.distributed as dist
@@ -46,7 +46,11 @@ def print_plan(run: Run, cluster: Cluster | None = None, suggestions: bool = Fal
         tables.append(_target(proposed, target))
     for table in tables:
         console.print(table)
-    for warning in [*warnings(run), *([] if cluster is None else _room(run, cluster)), *(_of_target(proposed, target) if proposed else [])]:
+    for warning in [
+        *warnings(run),
+        *([] if cluster is None else _room(run, cluster)),
+        *(_of_target(proposed, target) if proposed else []),
+    ]:
         console.print(f"warning: {warning}")
     console.print("everything that can be checked without data holds")
 
@@ -54,7 +58,9 @@ def print_plan(run: Run, cluster: Cluster | None = None, suggestions: bool = Fal
 def print_suggestions(run: Run, cluster: Cluster) -> bool:
     """The layouts alone, for a run whose own cannot run; False if there is none."""
     table = _suggestions(run, cluster)
-    _console().print(table if table.row_count else f"no layout of this recipe can run there; without splitting the model: {why_not_plain(run)}")
+    _console().print(
+        table if table.row_count else f"no layout of this recipe can run there; without splitting the model: {why_not_plain(run)}"
+    )
     return table.row_count > 0
 
 
@@ -104,9 +110,10 @@ def _room(run: Run, cluster: Cluster) -> Iterator[str]:
     fullest = max(memory, key=memory.__getitem__)
     if not fits(memory[fullest], cluster):
         yield (
-            f"pipeline rank {fullest} needs about {memory[fullest]:.1f} GiB, and of a {cluster.gpu_name}'s {cluster.gpu.memory_gib} GiB "
-            f"{100 * USABLE:.0f} % can be used; more ranks, a higher zero stage, smaller micro-batches, --model.recompute layer or smaller "
-            "zero_optimization buckets need less; --suggest looks for a layout"
+            f"pipeline rank {fullest} needs about {memory[fullest]:.1f} GiB, and of a {cluster.gpu_name}'s"
+            f" {cluster.gpu.memory_gib} GiB {100 * USABLE:.0f} % can be used; more ranks, a higher zero stage, smaller"
+            " micro-batches, --model.recompute layer or smaller zero_optimization buckets need less; --suggest looks for a"
+            " layout"
         )
 
 
@@ -145,8 +152,15 @@ def _balance(run: Run) -> Iterator[str]:
     uneven = {stage.index: spread(run, stage).busiest(p.pipeline) for stage in run.method.stages}
     worst = max(uneven, key=uneven.__getitem__)
     if uneven[worst] > UNBALANCED:
-        mend = f'; use "sampler": "balanced" with balance_groups a multiple of {p.pipeline} that divides the path lengths' if isinstance(run.method, Raptr) else ""
-        yield f"paths are not balanced over {p.pipeline} pipeline ranks: in stage {worst} the busiest one runs {uneven[worst]:.2f} times the mean, and sets the pace{mend}"
+        mend = (
+            f'; use "sampler": "balanced" with balance_groups a multiple of {p.pipeline} that divides the path lengths'
+            if isinstance(run.method, Raptr)
+            else ""
+        )
+        yield (
+            f"paths are not balanced over {p.pipeline} pipeline ranks: in stage {worst} the busiest one runs {uneven[worst]:.2f}"
+            f" times the mean, and sets the pace{mend}"
+        )
 
 
 def _size(run: Run) -> Table:
@@ -181,7 +195,15 @@ def _batches(run: Run) -> Table:
 
 
 def _stages(run: Run) -> Table:
-    table = _table(f"schedule: {run.method.name}", "stage", "steps", "active layers", "layer FLOPs", "model FLOPs", "probability of a layer to run")
+    table = _table(
+        f"schedule: {run.method.name}",
+        "stage",
+        "steps",
+        "active layers",
+        "layer FLOPs",
+        "model FLOPs",
+        "probability of a layer to run",
+    )
     for stage in run.method.stages:
         saved = savings(run.method, run.recipe.shape, [stage])
         table.add_row(
@@ -200,7 +222,9 @@ def _savings(run: Run) -> Table:
     saved, shape = savings(run.method, run.recipe.shape), run.recipe.shape
     table.add_row("layer FLOPs", f"{saved.layer_factor:.2f}x", f"{100 * (1 - float(saved.layer_flops)):.1f} %")
     table.add_row("model FLOPs = ideal speed-up", f"{saved.model_factor:.2f}x", f"{100 * (1 - saved.model_flops):.1f} %")
-    table.add_row("whole run", f"{shape.token(shape.layers * float(saved.layer_flops)) * run.tokens_per_step * run.steps:.2e} FLOP", "")
+    table.add_row(
+        "whole run", f"{shape.token(shape.layers * float(saved.layer_flops)) * run.tokens_per_step * run.steps:.2e} FLOP", ""
+    )
     return table
 
 
@@ -209,18 +233,36 @@ def _ranks(run: Run) -> Table:
     table = _table(
         f"each GPU, by pipeline rank: tensor {p.tensor} x pipeline {p.pipeline} x data {run.data_parallel}"
         + (f", {p.virtual} chunks a rank" if p.virtual > 1 else ""),
-        "rank", "layers", "parameters", "weights", "gradients", "optimizer", "activations, by stage", "buffers", "GiB in all",
-    )  # fmt: skip
+        "rank",
+        "layers",
+        "parameters",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations, by stage",
+        "buffers",
+        "GiB in all",
+    )
     for rank in range(p.pipeline):
         m = rank_memory(run, rank)
-        weights, gradients, optimizer, buffers, total = (f"{n / GIB:.2f}" for n in (m.weights, m.gradients, m.optimizer, m.buffers, m.total))
+        weights, gradients, optimizer, buffers, total = (
+            f"{n / GIB:.2f}" for n in (m.weights, m.gradients, m.optimizer, m.buffers, m.total)
+        )
         activations = " ".join(f"{size / GIB:.2f}" for size in m.activations)
-        table.add_row(str(rank), _numbers(m.layers), f"{m.parameters:,}", weights, gradients, optimizer, activations, buffers, total)
+        table.add_row(
+            str(rank), _numbers(m.layers), f"{m.parameters:,}", weights, gradients, optimizer, activations, buffers, total
+        )
     return table
 
 
 def _cost(run: Run, cluster: Cluster) -> Table:
-    table = _table(f"{cluster.nodes} node{'s' * (cluster.nodes > 1)} of {cluster.gpus_per_node} {cluster.gpu_name}, {100 * cluster.mfu:g} % MFU", "", "all layers", run.method.name)
+    table = _table(
+        f"{cluster.nodes} node{'s' * (cluster.nodes > 1)} of {cluster.gpus_per_node} {cluster.gpu_name}, {100 * cluster.mfu:g}"
+        " % MFU",
+        "",
+        "all layers",
+        run.method.name,
+    )
     full, paths = hours(run, cluster)
     pace = speed(run)
     table.add_row("hours", f"{full:,.1f}", f"{paths:,.1f}")
@@ -232,25 +274,52 @@ def _cost(run: Run, cluster: Cluster) -> Table:
     table.add_row("busiest pipeline rank's share of the operations", f"{100 * pace.busiest:.1f} %", "")
     if run.recipe.parallel.pipeline > 1:
         even = [spread(run, stage).busiest(run.recipe.parallel.pipeline) for stage in run.method.stages]
-        table.add_row("busiest pipeline rank's active layers over the mean, by stage", "1.00", " ".join(f"{ratio:.2f}" for ratio in even))
+        table.add_row(
+            "busiest pipeline rank's active layers over the mean, by stage", "1.00", " ".join(f"{ratio:.2f}" for ratio in even)
+        )
     table.add_row("busiest pipeline rank waits (fill and drain)", f"{100 * pace.bubble:.1f} %", "")
     return table
 
 
 def _suggestions(run: Run, cluster: Cluster) -> Table:
-    table = _table("layouts that can run, the best first", "tensor", "sequence", "pipeline", "chunks", "data", "GiB a GPU", "fits", "step, relative", "ideal speed-up")
+    table = _table(
+        "layouts that can run, the best first",
+        "tensor",
+        "sequence",
+        "pipeline",
+        "chunks",
+        "data",
+        "GiB a GPU",
+        "fits",
+        "step, relative",
+        "ideal speed-up",
+    )
     found = suggest(run, cluster)
     for s in found[:MOST_SUGGESTIONS]:
         p = s.run.recipe.parallel
         table.add_row(
-            str(p.tensor), "yes" if p.sequence else "no", str(p.pipeline), str(p.virtual), str(s.run.data_parallel), f"{s.memory_gib:.1f}",
-            "yes" if s.fits else "no", f"{s.seconds / found[0].seconds:.2f}", f"{1 / speed(s.run).ratio:.2f}x",
-        )  # fmt: skip
+            str(p.tensor),
+            "yes" if p.sequence else "no",
+            str(p.pipeline),
+            str(p.virtual),
+            str(s.run.data_parallel),
+            f"{s.memory_gib:.1f}",
+            "yes" if s.fits else "no",
+            f"{s.seconds / found[0].seconds:.2f}",
+            f"{1 / speed(s.run).ratio:.2f}x",
+        )
     return table
 
 
 def _target(proposed: list[Offer], target: float) -> Table:
-    table = _table(f"for {target:g} times fewer layer FLOPs", "method", "path lengths", "fewer layer FLOPs", "ideal speed-up of this layout", "busiest pipeline rank's layers over the mean, by stage")
+    table = _table(
+        f"for {target:g} times fewer layer FLOPs",
+        "method",
+        "path lengths",
+        "fewer layer FLOPs",
+        "ideal speed-up of this layout",
+        "busiest pipeline rank's layers over the mean, by stage",
+    )
     for offer in proposed:
         if offer.run is None:
             table.add_row(offer.what, "–", "–", "–", "–")
@@ -273,9 +342,15 @@ def _of_target(proposed: list[Offer], target: float) -> Iterator[str]:
         yield f"no schedule of whole layers comes nearer to {target:g} than {first.layer_factor:.2f}"
     fixed = fixed_layers(first.run.ds.progressive_subnetwork)
     if bare := [stage.index for stage in first.run.method.stages if stage.path_length == fixed < layers]:
-        yield f"in stage{'s' * (len(bare) > 1)} {', '.join(map(str, bare))} the {fixed} fixed layers alone would run: the others would not be trained there"
+        yield (
+            f"in stage{'s' * (len(bare) > 1)} {', '.join(map(str, bare))} the {fixed} fixed layers alone would run: the others"
+            " would not be trained there"
+        )
     if lengths[0] < layers / 2:
-        yield f"the first stage would run {lengths[0]} of {layers} layers; the paper's schedules begin with half or more, and less is untested"
+        yield (
+            f"the first stage would run {lengths[0]} of {layers} layers; the paper's schedules begin with half or more, and less"
+            " is untested"
+        )
     if target > PAPERS_MOST:
         yield f"the paper reports {PAPERS_MOST:g} times fewer layer FLOPs at most; what more costs in loss is not known"
     for warning in warnings(first.run):

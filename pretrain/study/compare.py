@@ -1,8 +1,8 @@
 """`compare`: do the runs of a study that are missing, and keep a row of every one that has finished.
 
-RUNS/code is a copy of the code as it was when the study was begun, and all of its runs use it, whatever is edited meanwhile. RUNS/NAME/ has what a run was asked
-for, its log, and run/, its run directory. Rows stand in a file beside the study. A run whose settings, data or code are not those that the study's others
-have is refused, not compared.
+RUNS/code is a copy of the code as it was when the study was begun, and all of its runs use it, whatever is edited meanwhile.
+RUNS/NAME/ has what a run was asked for, its log, and run/, its run directory. Rows stand in a file beside the study. A run whose
+settings, data or code are not those that the study's others have is refused, not compared.
 """
 
 import io
@@ -10,10 +10,11 @@ import json
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -69,7 +70,13 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(run, folder / "recipe.yaml", folder / "ds_config.json", [f"{run.name}, as the study asks"])
         write_whole(asked, dump_json(wanted))
-        return [str(folder / "recipe.yaml"), "--ds-config", str(folder / "ds_config.json"), "--run-dir", str(self.run_dir(planned))]
+        return [
+            str(folder / "recipe.yaml"),
+            "--ds-config",
+            str(folder / "ds_config.json"),
+            "--run-dir",
+            str(self.run_dir(planned)),
+        ]
 
     def collect(self, planned: Planned) -> Row | None:
         """Keep the row of a run, if it has finished; it is in the file when this returns.
@@ -114,7 +121,10 @@ def open_bench(study: Study, runs: Path) -> Iterator[Bench]:
     Raises:
         UserError: another process is at work on it, or rows are not of the runs that it asks for.
     """
-    with _alone(runs, "choose another with --runs"), _alone(study.file.parent, "copy the study to a folder of its own", f".{study.file.stem}.lock"):
+    with (
+        _alone(runs, "choose another with --runs"),
+        _alone(study.file.parent, "copy the study to a folder of its own", f".{study.file.stem}.lock"),
+    ):
         rows = {row.key: row for row in read_table(study.rows_file)} if study.rows_file.exists() else {}
         for row in rows.values():
             _require_asked_for(study, row)
@@ -124,7 +134,10 @@ def open_bench(study: Study, runs: Path) -> Iterator[Bench]:
             copy_code(bench.code, list(rows.values()))
             for planned in study.planned:
                 if (row := rows.get(planned.key)) is not None:
-                    mend = f"remove the rows to run all again, or restore what they were made with (commit {row.of('commit')}, in another --runs)"
+                    mend = (
+                        f"remove the rows to run all again, or restore what they were made with (commit {row.of('commit')}, in"
+                        " another --runs)"
+                    )
                     require_same(facts_of(row), bench._facts(planned), f"{study.rows_file}: {row.name}", mend)
         yield bench
 
@@ -161,13 +174,18 @@ def require_same(theirs: dict[str, Any], ours: dict[str, Any], where: str, mend:
         there, here = theirs.get(part, {}), ours[part]
         for key in sorted(there.keys() | here.keys()):
             if there.get(key) != here.get(key):
-                different.append(f"{part} {key} is {_short(there.get(key))} there, {_short(here.get(key))} now" if key != part else f"its code is {_short(there.get(key))}, that of the study's runs {_short(here.get(key))}")
+                different.append(
+                    f"{part} {key} is {_short(there.get(key))} there, {_short(here.get(key))} now"
+                    if key != part
+                    else f"its code is {_short(there.get(key))}, that of the study's runs {_short(here.get(key))}"
+                )
     if different:
         raise UserError(f"{where}: {'; '.join(different)}; {mend}")
 
 
 def copy_code(to: Path, rows: Sequence[Row]) -> None:
-    """The code with which the rows were made, from git where it is another than this; without rows, this. A copy that is there stays."""
+    """The code with which the rows were made, from git where it is another than this; without rows, this. A copy that is there
+    stays."""
     if to.is_dir():
         if code_sha256(to) != code_sha256(HOME):
             print(f"runs use the code in {to}, as it was when the study was begun; this one differs", flush=True)
@@ -175,7 +193,12 @@ def copy_code(to: Path, rows: Sequence[Row]) -> None:
     part = to.with_name(to.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    if rows and rows[0].of("code") != code_sha256(HOME) and _from_git(rows[0].of("commit"), part) and code_sha256(part) == rows[0].of("code"):
+    if (
+        rows
+        and rows[0].of("code") != code_sha256(HOME)
+        and _from_git(rows[0].of("commit"), part)
+        and code_sha256(part) == rows[0].of("code")
+    ):
         print(f"runs use the code of commit {rows[0].of('commit')}, with which the rows were made", flush=True)
     else:
         shutil.rmtree(part)
@@ -207,20 +230,25 @@ def _copy_this(to: Path) -> None:
 def _require_asked_for(study: Study, row: Row) -> None:
     planned = next((planned for planned in study.planned if planned.key == row.key), None)
     if planned is None:
-        raise UserError(f"{study.rows_file}: holds a row of {row.name}, which {study.file} does not ask for; remove the line, or put it back into the study")
+        raise UserError(
+            f"{study.rows_file}: holds a row of {row.name}, which {study.file} does not ask for; remove the line, or put it back"
+            " into the study"
+        )
     mend = f"call it something else in {study.file}, or remove its line to run it again"
     require_same({"settings": row.settings}, {"settings": settings_of(planned.run)}, f"{study.rows_file}: {row.name}", mend)
 
 
 def _require_alike(study: Study, rows: Sequence[Row]) -> None:
-    """The code of all rows is the same, and the data of those of one size; also where no run is missing, and neither need be there any more."""
+    """The code of all rows is the same, and the data of those of one size; also where no run is missing, and neither need be
+    there any more."""
     mend = "rows of two kinds are not compared; remove those of one, to run them again"
     for row in rows:
         for other, part in ((rows[0], "code"), (next(one for one in rows if one.size == row.size), "data")):
-            require_same(facts_of(row), {part: facts_of(other)[part]}, f"{study.rows_file}: {row.name}, beside {other.name}", mend)
+            require_same(
+                facts_of(row), {part: facts_of(other)[part]}, f"{study.rows_file}: {row.name}, beside {other.name}", mend
+            )
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 20 else text[:12] + '..."'
-

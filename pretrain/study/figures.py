@@ -1,9 +1,10 @@
-"""Pictures that compare methods. Colours from Okabe and Ito, lines and marks differ too: legible in print and to the colour-blind."""
+"""Pictures that compare methods. Colours from Okabe and Ito, lines and marks differ too: legible in print and to the
+colour-blind."""
 
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Callable, Sequence
 
 import matplotlib
 
@@ -36,7 +37,13 @@ Plot = tuple[str, str, Figure]
 
 def draw(groups: Sequence[Group], baseline: Group) -> list[Plot]:
     """All pictures for one size of model."""
-    plots = [*(_losses(groups, *axis) for axis in AXES), _final(groups, baseline), _boundaries(groups), _layer_use(groups), _parts(groups)]
+    plots = [
+        *(_losses(groups, *axis) for axis in AXES),
+        _final(groups, baseline),
+        _boundaries(groups),
+        _layer_use(groups),
+        _parts(groups),
+    ]
     return [plot for plot in plots if plot is not None]
 
 
@@ -90,7 +97,10 @@ def _losses(groups: Sequence[Group], name: str, label: str, place: Callable[[Eva
     axes.set_xlabel(label)
     axes.set_ylabel("held-out loss")
     _legend(axes)
-    caption = f"Held-out loss of all layers (of a growing model: of those there are) against {label}. {SPREAD} Only ends are final: before them the learning rate had yet to fall. The first fifth of each run may lie above the picture."
+    caption = (
+        f"Held-out loss of all layers (of a growing model: of those there are) against {label}. {SPREAD} Only ends are final:"
+        " before them the learning rate had yet to fall. The first fifth of each run may lie above the picture."
+    )
     return name, caption, figure
 
 
@@ -106,11 +116,17 @@ def _final(groups: Sequence[Group], baseline: Group) -> Plot | None:
         assert estimate is not None
         single = [mine.loss - its.loss for mine, its in group.pairs(baseline)]
         axes.plot(single, [at] * len(single), linestyle="none", marker=mark, color=colour, markersize=5, alpha=0.5)
-        axes.errorbar(estimate.mean, at, xerr=estimate.half_width, color=colour, marker=mark, markersize=9, capsize=5, linewidth=2)
+        axes.errorbar(
+            estimate.mean, at, xerr=estimate.half_width, color=colour, marker=mark, markersize=9, capsize=5, linewidth=2
+        )
     axes.set_yticks(range(len(others)), [group.method for group in others])
     axes.set_ylim(len(others) - 0.5, -0.5)
     axes.set_xlabel(f"final held-out loss minus that of {baseline.method} with the same seed (left of 0 is better)")
-    return "difference", f"Paired differences to {baseline.method}: large marks are means with their 95 % interval, small ones single seeds.", figure
+    return (
+        "difference",
+        f"Paired differences to {baseline.method}: large marks are means with their 95 % interval, small ones single seeds.",
+        figure,
+    )
 
 
 def _boundaries(groups: Sequence[Group]) -> Plot | None:
@@ -123,7 +139,10 @@ def _boundaries(groups: Sequence[Group]) -> Plot | None:
     for index, group in enumerate(staged):
         colour, _, mark = _style(groups, group)
         for row in group.rows:
-            names = [f"{number}. stage ends:\n{b.layers_before} to {b.layers_after} layers" for number, b in enumerate(row.boundaries, start=1)]
+            names = [
+                f"{number}. stage ends:\n{b.layers_before} to {b.layers_after} layers"
+                for number, b in enumerate(row.boundaries, start=1)
+            ]
             x = [places.setdefault(name, len(places)) + (index + 1) / (len(staged) + 1) - 0.5 for name in names]
             label = group.method if row is group.rows[0] else None
             axes.plot(x, [b.after - b.before for b in row.boundaries], linestyle="none", marker=mark, color=colour, label=label)
@@ -131,21 +150,36 @@ def _boundaries(groups: Sequence[Group]) -> Plot | None:
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_ylabel("change of the training loss")
     _legend(axes)
-    return "boundaries", (
-        "Training loss in up to ten steps after a stage begins minus that in as many before, a mark for each seed. Before and after, different numbers of layers run, "
-        "and training losses fall anyway."
-    ), figure  # fmt: skip
+    return (
+        "boundaries",
+        (
+            "Training loss in up to ten steps after a stage begins minus that in as many before, a mark for each seed. Before and"
+            " after, different numbers of layers run, and training losses fall anyway."
+        ),
+        figure,
+    )
 
 
 def _layer_use(groups: Sequence[Group]) -> Plot | None:
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(9, 0.8 + 2.1 * lines), dpi=120, layout="constrained", squeeze=False, sharey=True)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(9, 0.8 + 2.1 * lines), dpi=120, layout="constrained", squeeze=False, sharey=True
+    )
     image = None
     for axes, group in zip(grid.flat, groups):
         row = group.rows[0]
         share = np.array(row.layer_use)
-        image = axes.imshow(share, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1, extent=(0, row.step, 0.5, len(share) + 0.5), interpolation="nearest")
+        image = axes.imshow(
+            share,
+            aspect="auto",
+            origin="lower",
+            cmap="cividis",
+            vmin=0,
+            vmax=1,
+            extent=(0, row.step, 0.5, len(share) + 0.5),
+            interpolation="nearest",
+        )
         axes.set_title(group.method, fontsize=10)
         axes.set_xlabel("step", fontsize=9)
     for axes in grid[:, 0]:
@@ -169,10 +203,14 @@ def _parts(groups: Sequence[Group]) -> Plot | None:
         names = [f"first_{n}" for n in range(1, count)]
         rows = [row for row in group.finished if row.parts]
         losses = np.array([[*(row.parts[name] for name in names), row.loss] for row in rows])
-        axes.plot(range(1, count + 1), losses.mean(axis=0), color=colour, linestyle=line, marker=mark, markersize=4, label=group.method)
+        axes.plot(
+            range(1, count + 1), losses.mean(axis=0), color=colour, linestyle=line, marker=mark, markersize=4, label=group.method
+        )
         axes.fill_between(range(1, count + 1), losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         x = layers + 1.5 + 0.18 * (index - (len(probed) - 1) / 2)
-        axes.plot([x] * len(rows), [row.parts["every_other"] for row in rows], linestyle="none", marker=mark, markersize=5, color=colour)
+        axes.plot(
+            [x] * len(rows), [row.parts["every_other"] for row in rows], linestyle="none", marker=mark, markersize=5, color=colour
+        )
     axes.axvline(layers + 0.75, color="#666666", linewidth=1)
     step = max(1, layers // 12)
     ticks = list(range(step, layers + 1, step))
@@ -180,4 +218,11 @@ def _parts(groups: Sequence[Group]) -> Plot | None:
     axes.set_xlabel("only the first layers run, so many")
     axes.set_ylabel("held-out loss")
     _legend(axes)
-    return "parts", f"What is left when only the first layers run, or every second one is skipped but the last one kept, straight after training. {SPREAD}", figure
+    return (
+        "parts",
+        (
+            "What is left when only the first layers run, or every second one is skipped but the last one kept, straight after"
+            f" training. {SPREAD}"
+        ),
+        figure,
+    )

@@ -1,7 +1,8 @@
 """Rows to report on: those of studies, of files of rows, and of any run directories."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 from pretrain.errors import UserError
 from pretrain.study.plan import read_study
@@ -52,7 +53,10 @@ def _named(runs: dict[Path, Row]) -> list[Row]:
     named = []
     for row in runs.values():
         alike = [other.settings for other in runs.values() if method(other) == method(row)]
-        words = [method(row), *(f"{key.rpartition('.')[2]} {row.settings.get(key)}" for key in differing(alike) if key not in NOT_THE_METHOD)]
+        words = [
+            method(row),
+            *(f"{key.rpartition('.')[2]} {row.settings.get(key)}" for key in differing(alike) if key not in NOT_THE_METHOD),
+        ]
         named.append(row.model_copy(update={"method": ", ".join(words)}))
     return named
 

@@ -1,7 +1,7 @@
 """What must be the same for two runs to be compared, and what must differ only as the study says."""
 
 import hashlib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,18 @@ def data_of(run: Run) -> dict[str, str]:
 
 
 def checksum(prefix: Path) -> str:
-    """Of PREFIX.idx, which has the length of every document, and of blocks spread evenly over PREFIX.bin: terabytes take no time. Raises UserError."""
+    """Of PREFIX.idx, which has the length of every document, and of blocks spread evenly over PREFIX.bin: terabytes take no time.
+    Raises UserError."""
     index, data = (prefix.with_name(prefix.name + end) for end in (".idx", ".bin"))
     try:
         return _checksum(index, data, index.stat().st_mtime_ns, data.stat().st_mtime_ns, data.stat().st_size)
     except OSError as error:
-        raise UserError(f"{error.filename or prefix}: cannot be read: {error.strerror}; token files are made by python -m tokenizer encode") from None
+        raise UserError(
+            f"{error.filename or prefix}: cannot be read: {error.strerror}; token files are made by python -m tokenizer encode"
+        ) from None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _checksum(index: Path, data: Path, index_changed: int, data_changed: int, size: int) -> str:
     digest = hashlib.sha256(index.read_bytes())
     with data.open("rb") as file:

@@ -44,7 +44,10 @@ def run_here(bench: Bench, jobs: int, device: str) -> None:
     gpus = _gpus(device, jobs * bench.study.processes)
     waiting, running, failed, asked = list(bench.missing), [], [], []
     stuck_since = time.monotonic()
-    handlers = {number: signal.signal(number, lambda number, _: asked.append(signal.Signals(number).name)) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {
+        number: signal.signal(number, lambda number, _: asked.append(signal.Signals(number).name))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         while waiting or running:
             for planned in list(waiting):
@@ -76,7 +79,10 @@ def run_here(bench: Bench, jobs: int, device: str) -> None:
     if asked:
         raise TrainingStopped(f"{asked[0]}: what was running has saved; the same command goes on")
     if failed:
-        raise TrainingStopped(f"{len(failed)} of {len(bench.study.planned)} runs have failed: {', '.join(one.name for one in failed)}; the same command tries again")
+        raise TrainingStopped(
+            f"{len(failed)} of {len(bench.study.planned)} runs have failed: {', '.join(one.name for one in failed)}; the same"
+            " command tries again"
+        )
 
 
 def _start(bench: Bench, planned: Planned, slot: int, gpus: list[str], device: str) -> _Job:
@@ -113,7 +119,8 @@ def _is_free(run_dir: Path) -> bool:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel send SIGTERM when this program dies, however that happens: the run saves, and the next `compare` goes on with it."""
+    """Have the kernel send SIGTERM when this program dies, however that happens: the run saves, and the next `compare` goes on
+    with it."""
     set_parent_death_signal = 1  # linux/prctl.h, PR_SET_PDEATHSIG
     ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
 
@@ -136,7 +143,10 @@ def _ended(bench: Bench, job: _Job, asked: bool = False) -> bool:
             print(f"{name}: {how}: {_last_line(job)}", flush=True)
         return False
     done = len(bench.study.planned) - len(bench.missing)
-    print(f"{name}: held-out loss {row.loss:.4f} after {row.steps} steps; {done} of {len(bench.study.planned)} runs are done", flush=True)
+    print(
+        f"{name}: held-out loss {row.loss:.4f} after {row.steps} steps; {done} of {len(bench.study.planned)} runs are done",
+        flush=True,
+    )
     return True
 
 
@@ -157,5 +167,8 @@ def _gpus(device: str, wanted: int) -> list[str]:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = listed.split(",") if listed else [str(number) for number in range(torch.cuda.device_count())]
     if len(found) < wanted:
-        raise UserError(f"command line: {wanted} GPUs are asked for, --jobs times the study's processes, and there are {len(found)}; use fewer, or --device cpu")
+        raise UserError(
+            f"command line: {wanted} GPUs are asked for, --jobs times the study's processes, and there are {len(found)}; use"
+            " fewer, or --device cpu"
+        )
     return found

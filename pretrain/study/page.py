@@ -2,9 +2,9 @@
 
 import base64
 import html
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Callable, Iterable, Sequence
 
 from pretrain.config.strict import COMMAND_LINE, did_you_mean
 from pretrain.errors import UserError
@@ -18,10 +18,15 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.92rem; display: block; overflow-x: auto }
 th, td { text-align: right; padding: 0.3rem 0.7rem; border-bottom: 1px solid #ccc; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal }
+th:first-child, td:first-child { text-align: left }
+thead th { border-bottom: 2px solid #222; vertical-align: bottom; white-space: normal }
 .wide td, .wide th { white-space: normal; padding: 0.3rem 0.35rem; font-size: 0.8rem; min-width: 5.2em }
-figure { margin: 2rem 0; break-inside: avoid } img { max-width: 100% } figcaption, .note { color: #555 } .warning { border-left: 4px solid #D55E00; padding-left: 1rem }
-@media print { body { font-size: 11pt; max-width: none; margin: 0 } h2, h3 { break-after: avoid } table { overflow: visible; font-size: 7.5pt } th, td { padding: 0.15rem 0.25rem; white-space: normal } }
+figure { margin: 2rem 0; break-inside: avoid } img { max-width: 100% } figcaption, .note { color: #555 }
+.warning { border-left: 4px solid #D55E00; padding-left: 1rem }
+@media print {
+  body { font-size: 11pt; max-width: none; margin: 0 } h2, h3 { break-after: avoid }
+  table { overflow: visible; font-size: 7.5pt } th, td { padding: 0.15rem 0.25rem; white-space: normal }
+}
 """
 
 
@@ -52,7 +57,10 @@ def write_page(rows: Sequence[Row], out: Path, baseline: str | None) -> Path:
         for plot in draw(groups, base):
             file = save(plot, out, f"{size}_" if size else "")
             parts.append(_figure(file, plot[1]))
-    page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{len(rows)} runs compared</title><style>{STYLE}</style></head><body>{"".join(parts)}</body></html>\n'
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{len(rows)} runs'
+        f" compared</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
     write_whole(out / "index.html", page)
     return out / "index.html"
 
@@ -69,7 +77,10 @@ def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 def _figure(file: Path, caption: str) -> str:
     content = base64.b64encode(file.read_bytes()).decode()
-    return f'<figure><img src="data:image/png;base64,{content}" alt="{_text(caption)}"><figcaption>{_text(caption)}</figcaption></figure>'
+    return (
+        f'<figure><img src="data:image/png;base64,{content}"'
+        f' alt="{_text(caption)}"><figcaption>{_text(caption)}</figcaption></figure>'
+    )
 
 
 def _facts(rows: Sequence[Row]) -> str:
@@ -90,7 +101,9 @@ def _each(values: Iterable[str]) -> str:
 
 def _warnings(rows: Sequence[Row]) -> Iterable[str]:
     """What stands in the way of an honest comparison."""
-    told = [f"{row.name} has come to step {row.step} of {row.steps}, and counts in curves alone" for row in rows if not row.finished]
+    told = [
+        f"{row.name} has come to step {row.step} of {row.steps}, and counts in curves alone" for row in rows if not row.finished
+    ]
     if len({row.of("code") for row in rows}) > 1:
         told.append("the runs were made with different code")
     if any(len({row.of(kind) for row in rows}) > 1 for kind in ("torch", "megatron-core", "deepspeed")):
@@ -100,7 +113,16 @@ def _warnings(rows: Sequence[Row]) -> Iterable[str]:
     for size in {row.size for row in rows}:
         if any(not one.measures_as(other) for one, other in combinations([row for row in rows if row.size == size], 2)):
             told.append("the runs read different data, or other parts of it, and no differences are taken between those that do")
-        if len({tuple(at.step for at in row.evaluations) for row in rows if row.size == size and row.steps == max(one.steps for one in rows)}) > 1:
+        if (
+            len(
+                {
+                    tuple(at.step for at in row.evaluations)
+                    for row in rows
+                    if row.size == size and row.steps == max(one.steps for one in rows)
+                }
+            )
+            > 1
+        ):
             told.append("not all were evaluated at the same steps; curves have those that all seeds of a method have")
     if len({(row.of("device"), str(row.layout)) for row in rows}) > 1:
         told.append("the runs were made on different devices or layouts, so that their times are not compared")
@@ -114,7 +136,10 @@ def _settings(groups: Sequence[Group]) -> str:
     keys = [key for key in differing(settings) if not key.startswith("ds.progressive_subnetwork.") and key not in NOT_THE_METHOD]
     if not keys:
         return '<p class="note">Beside the method itself no setting differs.</p>'
-    body = [[_text(group.method), *(_text(_each(str(row.settings.get(key)) for row in group.rows)) for key in keys)] for group in groups]
+    body = [
+        [_text(group.method), *(_text(_each(str(row.settings.get(key)) for row in group.rows)) for key in keys)]
+        for group in groups
+    ]
     return "<h3>Settings that differ beside the method itself</h3>" + _table(["method", *map(_text, keys)], body)
 
 
@@ -128,7 +153,9 @@ def _times_less(group: Group, base: Group) -> str:
     if not ratios or not _comparable_times(group, base):
         return "–"
     estimate = Estimate.of(ratios)
-    return f"{estimate.mean:.2f}" + (f" ± {estimate.standard_error:.2f}" if estimate.standard_error is not None and group is not base else "")
+    return f"{estimate.mean:.2f}" + (
+        f" ± {estimate.standard_error:.2f}" if estimate.standard_error is not None and group is not base else ""
+    )
 
 
 def _saved(group: Group, base: Group, flops: Callable[[Evaluated], float]) -> str:
@@ -165,10 +192,21 @@ def _main_table(groups: Sequence[Group], base: Group) -> str:
         ]
 
     name = _text(base.method)
-    head = ["method", "seeds", "steps", "held-out loss ± standard error", f"minus {name}, paired [95 %]", "layer FLOPs saved, times fewer", "model FLOPs saved, times fewer", "time, times less"]
+    head = [
+        "method",
+        "seeds",
+        "steps",
+        "held-out loss ± standard error",
+        f"minus {name}, paired [95 %]",
+        "layer FLOPs saved, times fewer",
+        "model FLOPs saved, times fewer",
+        "time, times less",
+    ]
     note = (
-        "Held-out loss is that of all layers after the last step, a mean over the seeds that have finished. Times are those of training steps, each taken as the median of those with as many active layers; beside them, "
-        "the model FLOPs are what a perfect implementation would reach on one process. Where several runs shared a machine they tell little: bench.path_speed measures speed."
+        "Held-out loss is that of all layers after the last step, a mean over the seeds that have finished. Times are those of"
+        " training steps, each taken as the median of those with as many active layers; beside them, the model FLOPs are what a"
+        " perfect implementation would reach on one process. Where several runs shared a machine they tell little:"
+        " bench.path_speed measures speed."
     )
     return _table(head, map(line, groups)) + f'<p class="note">{note}</p>'
 
@@ -183,20 +221,34 @@ def _pairs_table(groups: Sequence[Group]) -> str:
         return f"<b>{text}</b>" if estimate is not None and estimate.differs else text
 
     body = [[_text(group.method), *("" if other is group else cell(group, other) for other in groups)] for group in groups]
-    note = "Row minus column, paired by seed, with 95 % intervals (Student's t); bold where the interval leaves out zero. With many comparisons some are bold by chance."
-    return '<h3>Every pair</h3><div class="wide">' + _table(["", *(_text(group.method) for group in groups)], body) + f'</div><p class="note">{note}</p>'
+    note = (
+        "Row minus column, paired by seed, with 95 % intervals (Student's t); bold where the interval leaves out zero. With many"
+        " comparisons some are bold by chance."
+    )
+    return (
+        '<h3>Every pair</h3><div class="wide">'
+        + _table(["", *(_text(group.method) for group in groups)], body)
+        + f'</div><p class="note">{note}</p>'
+    )
 
 
 def _kinds_table(groups: Sequence[Group]) -> str:
     def cell(group: Group, kind: str) -> str:
-        return estimate_text(group.over_seeds(lambda row: row.losses[kind])) if all(kind in row.losses for row in group.finished) else "–"
+        return (
+            estimate_text(group.over_seeds(lambda row: row.losses[kind]))
+            if all(kind in row.losses for row in group.finished)
+            else "–"
+        )
 
     kinds = dict.fromkeys(kind for group in groups for row in group.finished for kind in row.losses)
     body = [[_text(kind.replace("source_", "source ")), *(cell(group, kind) for group in groups)] for kind in kinds]
-    return '<h3>By denoiser and source</h3><div class="wide">' + _table(["held-out loss", *(_text(group.method) for group in groups)], body) + "</div>"
+    return (
+        '<h3>By denoiser and source</h3><div class="wide">'
+        + _table(["held-out loss", *(_text(group.method) for group in groups)], body)
+        + "</div>"
+    )
 
 
 def _span(numbers: Sequence[int]) -> str:
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-

@@ -2,11 +2,12 @@
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Callable, Sequence
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -34,14 +35,16 @@ class StudyFile(Strict):
     ds_config: str | None = None
     """A path from the study's folder; ds_configs/RECIPE.json if left out."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
-    """Every method runs once with each. Runs with the same seed have the same initial weights, data and data order, so that they are compared in pairs."""
+    """Every method runs once with each. Runs with the same seed have the same initial weights, data and data order, so that they
+    are compared in pairs."""
     methods: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """What is compared, by a name of your choice: the keys of "progressive_subnetwork". `flops_of: OTHER` beside them trains for as many steps as take the
-    layer FLOPs of that method's run; `options: {...}` changes settings for this method alone."""
+    """What is compared, by a name of your choice: the keys of "progressive_subnetwork". `flops_of: OTHER` beside them trains for
+    as many steps as take the layer FLOPs of that method's run; `options: {...}` changes settings for this method alone."""
     sizes: dict[str, dict[str, Any] | None] = {}
     """Models to repeat all of it with: for each name the options that make it. One, the recipe's, if left out."""
     options: dict[str, Any] = {}
-    """Settings of every run, written as on the command line without the dashes, as `steps: 1200` or `ds.optimizer.params.lr: 3e-3`."""
+    """Settings of every run, written as on the command line without the dashes, as `steps: 1200` or `ds.optimizer.params.lr:
+    3e-3`."""
     baseline: str | None = None
     """The method that the others are compared with; the first one if left out."""
     processes: Positive = 1
@@ -98,7 +101,9 @@ def read_study(file: Path, overrides: Sequence[tuple[str, str]] = ()) -> Study:
     for kind, names in (("methods", asked.methods), ("sizes", asked.sizes)):
         for name in names:
             if not re.fullmatch(NAME, name):
-                raise UserError(f'{file}: key "{kind}": "{name}" goes into the names of folders; use letters, digits, dots and underscores')
+                raise UserError(
+                    f'{file}: key "{kind}": "{name}" goes into the names of folders; use letters, digits, dots and underscores'
+                )
     for option, _ in overrides:
         if (key := _decided_by(option)) is not None:
             raise UserError(f'{COMMAND_LINE}: option "{option}": {file} decides that by its key "{key}"')
@@ -118,7 +123,15 @@ def read_study(file: Path, overrides: Sequence[tuple[str, str]] = ()) -> Study:
     return Study(file, asked.name, baseline, asked.processes, planned)
 
 
-def _run(file: Path, asked: StudyFile, size: str, method: str, seed: int, overrides: Sequence[tuple[str, str]], among: tuple[str, ...] = ()) -> Run:
+def _run(
+    file: Path,
+    asked: StudyFile,
+    size: str,
+    method: str,
+    seed: int,
+    overrides: Sequence[tuple[str, str]],
+    among: tuple[str, ...] = (),
+) -> Run:
     """among: methods whose length waits for this one's."""
     block = dict(asked.methods[method])
     own, flops_of = block.pop("options", {}), block.pop("flops_of", None)
@@ -127,33 +140,53 @@ def _run(file: Path, asked: StudyFile, size: str, method: str, seed: int, overri
     if "method" not in block:
         raise UserError(f'{file}: key "methods.{method}.method" is missing')
     pairs, place_of = {"--eval_parts": "true"}, {}
-    for where, options in (("options", asked.options), (f"sizes.{size}", asked.sizes.get(size) or {}), (f"methods.{method}.options", own)):
+    for where, options in (
+        ("options", asked.options),
+        (f"sizes.{size}", asked.sizes.get(size) or {}),
+        (f"methods.{method}.options", own),
+    ):
         more = dict(_pair(file, where, name, value) for name, value in options.items())
         for option in more:
             if (key := _decided_by(option)) is not None:
                 raise UserError(f'{file}: key "{where}": {option.removeprefix("--")} is decided by the study\'s key "{key}"')
             if where.startswith("methods") and option.startswith(SAME_FOR_ALL):
-                raise UserError(f'{file}: key "{where}": methods are compared with the same data and model; set {option.removeprefix("--")} under "options" or "sizes"')
+                raise UserError(
+                    f'{file}: key "{where}": methods are compared with the same data and model; set {option.removeprefix("--")}'
+                    ' under "options" or "sizes"'
+                )
         pairs |= more
         place_of |= dict.fromkeys(more, where)
     pairs |= dict(overrides)
-    pairs |= {"--seed": str(seed), "--name": f"{asked.name}: {method}, seed {seed}", "--ds.progressive_subnetwork": json.dumps(block)}
+    pairs |= {
+        "--seed": str(seed),
+        "--name": f"{asked.name}: {method}, seed {seed}",
+        "--ds.progressive_subnetwork": json.dumps(block),
+    }
 
     def read(steps: int | None = None) -> Run:
         recipe = file.parent / asked.recipe
         ds_config = None if asked.ds_config is None else str(file.parent / asked.ds_config)
         longer = {} if steps is None else {"--steps": str(steps)}
         try:
-            return read_run(str(recipe) if recipe.is_file() else asked.recipe, list((pairs | longer).items()), ds_config, asked.processes)
+            return read_run(
+                str(recipe) if recipe.is_file() else asked.recipe, list((pairs | longer).items()), ds_config, asked.processes
+            )
         except UserError as error:
-            told = re.sub(rf" with {COMMAND_LINE}( --[\w.-]+)+", " and the study's options", str(error)).replace(f"{COMMAND_LINE}: ", "")
-            place = next((f'key "{where}"' for option, where in place_of.items() if f'option "{option}"' in told), f"method {method}")
+            told = re.sub(rf" with {COMMAND_LINE}( --[\w.-]+)+", " and the study's options", str(error)).replace(
+                f"{COMMAND_LINE}: ", ""
+            )
+            place = next(
+                (f'key "{where}"' for option, where in place_of.items() if f'option "{option}"' in told), f"method {method}"
+            )
             raise UserError(f"{file}: {place}: {told}") from None
 
     if flops_of is None:
         return read()
     if not isinstance(flops_of, str) or flops_of not in asked.methods:
-        raise UserError(f'{file}: key "methods.{method}.flops_of": no method is called "{flops_of}"{did_you_mean(str(flops_of), asked.methods)}')
+        raise UserError(
+            f'{file}: key "methods.{method}.flops_of": no method is called'
+            f' "{flops_of}"{did_you_mean(str(flops_of), asked.methods)}'
+        )
     if flops_of in (method, *among):
         raise UserError(f'{file}: key "methods.{method}.flops_of": {flops_of} would wait for itself')
     if "--steps" in dict(_pair(file, "", name, value) for name, value in own.items()):
@@ -164,12 +197,18 @@ def _run(file: Path, asked: StudyFile, size: str, method: str, seed: int, overri
 def matched(read: Callable[[int], Run], other: Run) -> Run:
     """The run that is expected to take as many layer operations as another, as nearly as whole steps can.
 
-    The share of layers that a step runs may itself follow from the number of steps, as with `pld`, so it is looked for. Paths that are drawn layer by layer
-    scatter about what is expected, over 900 steps by some 0.6 % (`ild_dts`, bench/studies).
+    The share of layers that a step runs may itself follow from the number of steps, as with `pld`, so it is looked for. Paths
+    that are drawn layer by layer scatter about what is expected, over 900 steps by some 0.6 % (`ild_dts`, bench/studies).
     """
 
     def operations(run: Run) -> Fraction:
-        return run.steps * savings(run.method, run.recipe.shape).layer_flops * run.recipe.shape.layers * run.recipe.shape.layer() * run.tokens_per_step
+        return (
+            run.steps
+            * savings(run.method, run.recipe.shape).layer_flops
+            * run.recipe.shape.layers
+            * run.recipe.shape.layer()
+            * run.tokens_per_step
+        )
 
     wanted, run = operations(other), read(other.steps)
     for _ in range(20):

@@ -1,9 +1,10 @@
 """A run in one row: everything that a comparison shows of it, and what must be equal for it to be compared."""
 
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median
-from typing import Annotated, Any, Iterable
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -105,7 +106,8 @@ class Row(Strict):
         return self.step == self.last.step == self.steps
 
     def measures_as(self, other: "Row") -> bool:
-        """Are both losses means over the same tokens of the same text, after as much of the same data a step? What is not known counts as the same."""
+        """Are both losses means over the same tokens of the same text, after as much of the same data a step? What is not known
+        counts as the same."""
         mine, theirs = ({key: value for key, value in row.settings.items() if key.startswith(READING)} for row in (self, other))
         same_data = not (self.data and other.data) or self.data == other.data
         return mine == theirs and same_data and self.tokens_per_step == other.tokens_per_step
@@ -116,7 +118,8 @@ class Row(Strict):
 
     @property
     def typical_seconds(self) -> float:
-        """Of the steps done, each taken as the median of those with as many active layers: a hiccup of the machine does not count."""
+        """Of the steps done, each taken as the median of those with as many active layers: a hiccup of the machine does not
+        count."""
         return sum(count * seconds for _, count, seconds in self.step_seconds)
 
     def of(self, kind: str) -> str:
@@ -139,7 +142,10 @@ def row_of(directory: Path, size: str, method: str, data: dict[str, str], step: 
     if not steps or not evaluations:
         raise UserError(f"{directory}: has no evaluation up to its newest checkpoint, so that there is nothing to compare")
     if [row["step"] for row in steps] != list(range(1, len(steps) + 1)):
-        raise UserError(f"{directory}: metrics.jsonl does not have every step from 1 to {manifest.step} once, in order; restore it from a copy")
+        raise UserError(
+            f"{directory}: metrics.jsonl does not have every step from 1 to {manifest.step} once, in order; restore it from a"
+            " copy"
+        )
     shape, tokens = run.recipe.shape, run.tokens_per_step
     layers = list(accumulate(row["active_layers"] for row in steps))
     by_length = tuple(_step_seconds(steps))
@@ -167,8 +173,14 @@ def row_of(directory: Path, size: str, method: str, data: dict[str, str], step: 
         data=data,
         made_with=tuple(manifest.versions),
         layout=manifest.layout,
-        losses={"all" if name == "eval_loss" else name.removeprefix("eval_loss_"): loss for name, loss in evaluations[-1].items() if name != "step"},
-        parts={name.removeprefix("eval_loss_"): loss for row in parts_rows(done)[-1:] for name, loss in row.items() if name != "step"},
+        losses={
+            "all" if name == "eval_loss" else name.removeprefix("eval_loss_"): loss
+            for name, loss in evaluations[-1].items()
+            if name != "step"
+        },
+        parts={
+            name.removeprefix("eval_loss_"): loss for row in parts_rows(done)[-1:] for name, loss in row.items() if name != "step"
+        },
         evaluations=evaluated,
         training=tuple(_binned([row["loss"] for row in steps])),
         boundaries=tuple(_boundaries(run, [row["loss"] for row in steps])),
@@ -200,7 +212,8 @@ def read_table(file: Path) -> list[Row]:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"]))
             raise UserError(
-                f"{file}: line {number} is no row of a study: {where + ': ' if where else ''}{problem['msg']}; remove the line, and `compare` takes it from the run again"
+                f"{file}: line {number} is no row of a study: {where + ': ' if where else ''}{problem['msg']}; remove the line,"
+                " and `compare` takes it from the run again"
             ) from None
     return rows
 
@@ -257,7 +270,10 @@ def _boundaries(run: Run, losses: list[float]) -> Iterable[StageBoundary]:
 
 def _layer_use(run: Run, done: int) -> tuple[tuple[float, ...], ...]:
     edges = _edges(done).tolist()
-    columns = [np.mean([path.active for step in range(low + 1, high + 1) for path in run.method.paths(step)], axis=0) for low, high in zip(edges, edges[1:])]
+    columns = [
+        np.mean([path.active for step in range(low + 1, high + 1) for path in run.method.paths(step)], axis=0)
+        for low, high in zip(edges, edges[1:])
+    ]
     return tuple(tuple(round(float(share), 3) for share in layer) for layer in np.transpose(columns))
 
 

@@ -42,15 +42,30 @@ def submit(bench: Bench, options: str, device: str) -> None:
         (array / str(number)).symlink_to(Path("..") / planned.name)
     script = "pretrain_bert.sh" if new[0].run.recipe.data.objective == "mlm" else "pretrain_ul2.sh"
     task = f"{array.absolute()}/%a"
-    words = ["--recipe", f"{task}/recipe.yaml", "--ds-config", f"{task}/ds_config.json", "--run-dir", f"{task}/run", "--device", device]
+    words = [
+        "--recipe",
+        f"{task}/recipe.yaml",
+        "--ds-config",
+        f"{task}/ds_config.json",
+        "--run-dir",
+        f"{task}/run",
+        "--device",
+        device,
+    ]
     command = [
         "sbatch", "--parsable", f"--array=0-{len(new) - 1}", f"--job-name={bench.study.name}", f"--output={task}/log.txt",
         *shlex.split(options), str(bench.code.absolute() / "slurm" / script), *words,
     ]  # fmt: skip
     environment = {**os.environ, "PRETRAIN_HOME": str(bench.code.absolute()), "PYTHON": sys.executable}
     job = _answer(command, environment).split(";")[0].strip()
-    write_whole(bench.runs / SUBMITTED, json.dumps(jobs | {planned.name: f"{job}_{number}" for number, planned in enumerate(new)}, indent=2) + "\n")
-    print(f"{len(new)} runs submitted as job {job}; the same command keeps the rows of those that have finished, and submits again what has failed")
+    write_whole(
+        bench.runs / SUBMITTED,
+        json.dumps(jobs | {planned.name: f"{job}_{number}" for number, planned in enumerate(new)}, indent=2) + "\n",
+    )
+    print(
+        f"{len(new)} runs submitted as job {job}; the same command keeps the rows of those that have finished, and submits again"
+        " what has failed"
+    )
 
 
 def _queued() -> set[str]:

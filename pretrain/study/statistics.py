@@ -1,9 +1,9 @@
 """Means over few seeds, with what they are worth."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
-from typing import Callable, Sequence
 
 from scipy.stats import t as student
 
@@ -29,7 +29,8 @@ class Estimate:
 
     @property
     def half_width(self) -> float | None:
-        """Of the interval that holds the true mean with CONFIDENCE, if seeds scatter as a normal distribution does (Student's t, n - 1 degrees of freedom)."""
+        """Of the interval that holds the true mean with CONFIDENCE, if seeds scatter as a normal distribution does (Student's t,
+        n - 1 degrees of freedom)."""
         if self.standard_error is None:
             return None
         return float(student.ppf((1 + CONFIDENCE) / 2, self.count - 1)) * self.standard_error
@@ -58,7 +59,8 @@ class Group:
         return Estimate.of([of(row) for row in self.finished]) if self.finished else None
 
     def pairs(self, other: "Group") -> list[tuple[Row, Row]]:
-        """Finished runs of both with the same seed, which had the same initial weights and data, and losses of the same held-out text."""
+        """Finished runs of both with the same seed, which had the same initial weights and data, and losses of the same held-out
+        text."""
         theirs = {row.seed: row for row in other.finished}
         return [(row, theirs[row.seed]) for row in self.finished if row.seed in theirs and row.measures_as(theirs[row.seed])]
 

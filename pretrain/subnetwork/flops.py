@@ -5,9 +5,9 @@ lookups once an element, which is next to nothing. Attention counts the full [s,
 prefixes make the mask irregular, and a dense kernel computes it all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Sequence
 
 from pretrain.subnetwork.methods import Method
 from pretrain.subnetwork.schedule import Stage

@@ -4,9 +4,9 @@ Simulates Megatron-Core's own orders, 1F1B (arXiv 2104.04473, section 2.2.1) and
 is free, so the result is a bound that a perfect machine would reach.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Sequence
 
 from pretrain.subnetwork.flops import Shape
 
@@ -97,7 +97,10 @@ def chunk_costs(shape: Shape, ranks: int, chunks: int, active: Sequence[float] |
     return [[costs[chunk * ranks + rank] for chunk in range(chunks)] for rank in range(ranks)]
 
 
-def ideal_pipeline_ratio(shape: Shape, active: Sequence[float] | float, ranks: int, chunks: int, micro_batches: int, backward: float = 2.0) -> float:
-    """Ideal step time with `active` layers, as `chunk_costs` takes them, over that with all; one rank gives the ratio of operations."""
+def ideal_pipeline_ratio(
+    shape: Shape, active: Sequence[float] | float, ranks: int, chunks: int, micro_batches: int, backward: float = 2.0
+) -> float:
+    """Ideal step time with `active` layers, as `chunk_costs` takes them, over that with all; one rank gives the ratio of
+    operations."""
     few = makespan(chunk_costs(shape, ranks, chunks, active), micro_batches, backward)
     return few / makespan(chunk_costs(shape, ranks, chunks, shape.layers), micro_batches, backward)

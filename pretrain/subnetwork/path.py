@@ -6,10 +6,11 @@ the others. Layers are ranked by a stable hash; library random streams may chang
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal, Sequence
+from typing import Literal
 
 Sampler = Literal["bernoulli", "exact", "balanced"]
 ResidualScale = Literal["none", "1/keep", "1/sqrt(keep)"]
@@ -40,7 +41,8 @@ class Path:
 
 
 def parts_of_model(layers: int) -> dict[str, Path]:
-    """What early exit and layer skipping run: the first n layers, for every n below all, and without every second layer, the last one always kept."""
+    """What early exit and layer skipping run: the first n layers, for every n below all, and without every second layer, the last
+    one always kept."""
     first = {f"first_{n}": Path.through([layer < n for layer in range(layers)]) for n in range(1, layers)}
     return {**first, "every_other": Path.through([layer % 2 == 0 or layer == layers - 1 for layer in range(layers)])}
 

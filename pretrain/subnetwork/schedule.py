@@ -1,8 +1,8 @@
 """Stages: from a step to the number of layers that it trains. Source: arXiv 2402.05913, section 3."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Sequence
 
 
 @dataclass(frozen=True)

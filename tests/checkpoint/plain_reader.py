@@ -1,6 +1,6 @@
 """Reads a checkpoint as docs/checkpoints.md describes it, with nothing of the program: numpy, and the safetensors library.
 
-    python plain_reader.py RUN/checkpoints/step_00000200 [PARAMETER]
+python plain_reader.py RUN/checkpoints/step_00000200 [PARAMETER]
 """
 
 import json

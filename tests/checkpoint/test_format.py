@@ -107,10 +107,19 @@ def rename_file(manifest: dict) -> None:
         (lambda folder: only_file(folder).unlink(), "rank_00000.safetensors is missing"),
         (lambda folder: (folder / MANIFEST).unlink(), "manifest.json is missing"),
         (lambda folder: os.truncate(folder / MANIFEST, 100), "manifest.json cannot be read"),
-        (lambda folder: edit(folder, lambda m: m.pop("samples")), "manifest.json is not a checkpoint's (samples: Field required)"),
-        (lambda folder: edit(folder, lambda m: m.update(format=9)), "manifest.json is not a checkpoint's (format 9; this program reads 1)"),
+        (
+            lambda folder: edit(folder, lambda m: m.pop("samples")),
+            "manifest.json is not a checkpoint's (samples: Field required)",
+        ),
+        (
+            lambda folder: edit(folder, lambda m: m.update(format=9)),
+            "manifest.json is not a checkpoint's (format 9; this program reads 1)",
+        ),
         (lambda folder: edit(folder, lambda m: m.update(step=4)), "it is of step 4"),
-        (lambda folder: fragment(folder, [1, 0, 32, 16, 16]), "the fragments of decoder.final_layernorm.weight do not make it up"),
+        (
+            lambda folder: fragment(folder, [1, 0, 32, 16, 16]),
+            "the fragments of decoder.final_layernorm.weight do not make it up",
+        ),
         (lambda folder: fragment(folder, [2, 0, 16, 0, 32]), "the fragments of decoder.final_layernorm.weight do not make it up"),
         (lambda folder: fragment(folder, [1, 0, 32, 0, 2**40]), "is too small for its fragments"),
         (lambda folder: edit(folder, lambda m: m["parameters"].update(more=[2**50])), "the fragments of more do not make it up"),
@@ -176,9 +185,18 @@ def shorten(folder: Path, places) -> None:
 @pytest.mark.parametrize(
     "harm, complaint",
     [
-        (lambda f: shorten(f, lambda h: h.pop("exp_avg/decoder.final_layernorm.weight")), "has not the length that the manifest gives"),
-        (lambda f: shorten(f, lambda h: h["exp_avg/decoder.final_layernorm.weight"].update(data_offsets=[0, 2**40])), "is not where the header says"),
-        (lambda f: edit(f, lambda m: m["recipe"]["model"].update(num_layers=7)), "holds another run: recipe.model.num_layers is 7 there, 8 here"),
+        (
+            lambda f: shorten(f, lambda h: h.pop("exp_avg/decoder.final_layernorm.weight")),
+            "has not the length that the manifest gives",
+        ),
+        (
+            lambda f: shorten(f, lambda h: h["exp_avg/decoder.final_layernorm.weight"].update(data_offsets=[0, 2**40])),
+            "is not where the header says",
+        ),
+        (
+            lambda f: edit(f, lambda m: m["recipe"]["model"].update(num_layers=7)),
+            "holds another run: recipe.model.num_layers is 7 there, 8 here",
+        ),
         (lambda f: edit(f, lambda m: m.update(tokenizer_sha256="0" * 64)), "its data was made with another tokenizer"),
         (lambda f: edit(f, lambda m: m["recipe"].update(stepz=3)), 'its recipe: unknown key "stepz"'),
     ],

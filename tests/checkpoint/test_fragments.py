@@ -33,7 +33,8 @@ def cuts(draw, whole):
 
 
 def part_of(whole: np.ndarray, dim: int, matrices: int, ranks: int, rank: int) -> np.ndarray:
-    """What a rank holds, said the way tensor parallelism is explained: every matrix is cut, and each rank takes its piece of each."""
+    """What a rank holds, said the way tensor parallelism is explained: every matrix is cut, and each rank takes its piece of
+    each."""
     if ranks == 1:
         return whole.ravel()
     return np.concatenate([np.split(matrix, ranks, dim)[rank] for matrix in np.split(whole, matrices, dim)], dim).ravel()

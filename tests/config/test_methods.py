@@ -42,7 +42,10 @@ def test_a_run_counts_what_its_method_ran(project, tmp_path, method):
 @pytest.mark.parametrize(
     "block, complaint",
     [
-        ({"method": "pld", "path_lengths": "4-8"}, 'method "pld" has no path_lengths; it takes theta, gamma, paths_per_step, residual_scale, path_seed'),
+        (
+            {"method": "pld", "path_lengths": "4-8"},
+            'method "pld" has no path_lengths; it takes theta, gamma, paths_per_step, residual_scale, path_seed',
+        ),
         ({"method": "ild_dts", "sampler": "exact", "theta": 0.5}, 'method "ild_dts" has no theta, sampler; it takes q_max'),
         ({"method": "raptr", "path_lengths": "4-8", "q_max": 0.6}, 'method "raptr" has no q_max'),
         ({"method": "stacking", "path_lengths": "4-8", "residual_scale": "1/keep"}, 'method "stacking" has no residual_scale'),
@@ -62,7 +65,12 @@ def test_residual_scale_follows_the_method_unless_given(project, tmp_path):
     def scale(**block):
         return with_block(project, tmp_path, **block).run().ds.progressive_subnetwork.residual_scale
 
-    assert [scale(method="pld"), scale(method="ild_dts"), scale(method="full"), scale(method="pld", residual_scale="none")] == ["1/keep", "1/keep", "none", "none"]
+    assert [scale(method="pld"), scale(method="ild_dts"), scale(method="full"), scale(method="pld", residual_scale="none")] == [
+        "1/keep",
+        "1/keep",
+        "none",
+        "none",
+    ]
 
 
 def test_deepspeeds_former_key_is_understood(project, tmp_path):
@@ -70,7 +78,10 @@ def test_deepspeeds_former_key_is_understood(project, tmp_path):
     block = run.ds.progressive_subnetwork
     assert (block.method, block.theta, block.gamma, block.residual_scale) == ("pld", 0.4, 0.01, "1/keep")
     (notice,) = run.notices
-    assert '"progressive_layer_drop", which DeepSpeed has removed, is taken for "progressive_subnetwork": {"method": "pld", "theta": 0.4, "gamma": 0.01}' in notice
+    assert (
+        '"progressive_layer_drop", which DeepSpeed has removed, is taken for "progressive_subnetwork": {"method": "pld", "theta":'
+        ' 0.4, "gamma": 0.01}' in notice
+    )
     assert with_block(project, tmp_path, "progressive_layer_drop", enabled=False).run().method.name == "full"
     assert with_block(project, tmp_path, "progressive_layer_drop", theta=0.5, gamma=0.001).run().method.name == "pld"
     with pytest.raises(UserError, match="has the keys enabled, theta and gamma"):

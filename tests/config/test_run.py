@@ -52,7 +52,9 @@ def top_level_keys(module) -> set[str]:
     import re
 
     source = inspect.getsource(module)
-    names = set(re.findall(r"(?:get_scalar_param\(param_dict|param_dict\.get\(|in param_dict|param_dict\[)[,\s\[(]*([A-Z_]{4,})", source))
+    names = set(
+        re.findall(r"(?:get_scalar_param\(param_dict|param_dict\.get\(|in param_dict|param_dict\[)[,\s\[(]*([A-Z_]{4,})", source)
+    )
     names |= set(re.findall(r"get_scalar_param\(param_dict, ([A-Z_]+),", source))
     return {value for name in names if isinstance(value := getattr(module, name, None), str) and "\n" not in value}
 
@@ -87,7 +89,13 @@ def test_path_seed_defaults_to_the_runs_seed(project):
 
 
 def test_identity_leaves_out_what_changes_no_loss(project):
-    same = ["model.recompute=layer", "save_every=3", "threads=2", "ds.train_micro_batch_size_per_gpu=4", "ds.zero_optimization.stage=0"]
+    same = [
+        "model.recompute=layer",
+        "save_every=3",
+        "threads=2",
+        "ds.train_micro_batch_size_per_gpu=4",
+        "ds.zero_optimization.stage=0",
+    ]
     assert project.run(*same).identity() == project.run().identity()
     for setting in ("seed=1", "steps=30", "ds.optimizer.params.lr=1", "ds.progressive_subnetwork.residual_scale=1/keep"):
         assert project.run(setting).identity() != project.run().identity()

@@ -41,7 +41,9 @@ def test_a_truncated_file_is_named(project, tmp_path, name, by):
 
 
 def test_an_empty_index_is_named(project, tmp_path):
-    assert "train.idx: damaged, truncated" in error_of(project, tmp_path, spoil=lambda home: (home / "train.idx").write_bytes(b""))
+    assert "train.idx: damaged, truncated" in error_of(
+        project, tmp_path, spoil=lambda home: (home / "train.idx").write_bytes(b"")
+    )
 
 
 def test_a_vocabulary_that_does_not_match_the_tokenizer(project, tmp_path):

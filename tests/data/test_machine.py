@@ -19,7 +19,9 @@ def test_text_tokenizer_and_tokens_are_made_once(tmp_path, monkeypatch, capsys):
     assert tokenizer.vocab_size == 600
     sizes = [len(open_tokens(prefix, 600, tokenizer.sha256)) for prefix in (made.train, made.valid)]
     assert sizes[0] > 20 * sizes[1] > 0
-    texts = [json.loads(line)["text"] for name in ("train", "valid") for line in (tmp_path / "machine-600-2" / f"{name}.jsonl").open()]
+    texts = [
+        json.loads(line)["text"] for name in ("train", "valid") for line in (tmp_path / "machine-600-2" / f"{name}.jsonl").open()
+    ]
     assert len(set(texts)) == len(texts) and 350_000 < sum(map(len, texts)) < 600_000
     assert machine.machine_data(600) == made
     assert capsys.readouterr().out == "", "the second time there is nothing to do"
@@ -27,7 +29,9 @@ def test_text_tokenizer_and_tokens_are_made_once(tmp_path, monkeypatch, capsys):
 
 def test_docstrings_are_read_without_importing(tmp_path):
     module = tmp_path / "module.py"
-    module.write_text('"""Of the module."""\nraise SystemExit\nclass A:\n    """Of a class."""\n    def f(self):\n        """Of a method."""\n')
+    module.write_text(
+        '"""Of the module."""\nraise SystemExit\nclass A:\n    """Of a class."""\n    def f(self):\n        """Of a method."""\n'
+    )
     assert machine._docstrings(module) == ["Of the module.", "Of a class.", "Of a method."]
     module.write_text("def broken(:\n")
     assert machine._docstrings(module) == []

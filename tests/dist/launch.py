@@ -8,7 +8,8 @@ import psutil
 
 
 def torchrun(processes: int, module: str, *words: str, **how) -> subprocess.Popen:
-    """Start `module` in so many processes on this machine; output is kept apart by stream. Without one, words say what to start."""
+    """Start `module` in so many processes on this machine; output is kept apart by stream. Without one, words say what to
+    start."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.Popen([*launcher, *(["-m", module] if module else []), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
 

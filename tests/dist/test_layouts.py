@@ -36,7 +36,8 @@ SAMPLE = {
     ("DP2 with ZeRO-3", "PP2 with two virtual chunks"), ("PP2 with two virtual chunks", "TP2"), ("TP2", "DP2"), ("DP2", "PP2"), ("PP2", "one"),
     ("bf16 DP2", "bf16 TP2 x PP2"), ("bf16 TP2 x PP2", "bf16 DP2 with ZeRO-3"),
 }  # fmt: skip
-"""A tour of all layouts, to fewer ranks and to more. The others are for `make test-all`; test_parity.py has some of the diagonal."""
+"""A tour of all layouts, to fewer ranks and to more. The others are for `make test-all`; test_parity.py has some of the
+diagonal."""
 SOURCES = {source for source, _ in SAMPLE}
 OTHERS = {pair for family in (LAYOUTS, BF16_LAYOUTS) for pair in itertools.permutations(family, 2)} - SAMPLE
 

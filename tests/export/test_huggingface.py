@@ -24,7 +24,12 @@ from tests.conftest import BERT, DS, Project
 from tests.runs import train
 
 TOLERANCE = 1e-4
-RECIPES = {"ul2": {}, "gpt": {"data.objective": "causal"}, "gpt, untied": {"data.objective": "causal", "model.tied_embeddings": "false"}, "bert": BERT}
+RECIPES = {
+    "ul2": {},
+    "gpt": {"data.objective": "causal"},
+    "gpt, untied": {"data.objective": "causal", "model.tied_embeddings": "false"},
+    "bert": BERT,
+}
 
 
 @dataclass
@@ -115,7 +120,9 @@ def test_weights_of_another_type_and_in_several_files(exported, tmp_path, monkey
     is_bert = exported.run.recipe.data.objective == "mlm"
     kind = AutoModelForMaskedLM if is_bert else AutoModelForCausalLM
     one, several = kind.from_pretrained(exported.folder).state_dict(), kind.from_pretrained(tmp_path / "hf").state_dict()
-    assert all(torch.equal(weight.bfloat16(), several[name].bfloat16()) for name, weight in one.items() if weight.is_floating_point())
+    assert all(
+        torch.equal(weight.bfloat16(), several[name].bfloat16()) for name, weight in one.items() if weight.is_floating_point()
+    )
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(exported, tmp_path):
@@ -131,6 +138,8 @@ def test_a_model_that_is_still_growing_is_not_exported(project, tmp_path):
     ds.write_text(json.dumps({**DS, "progressive_subnetwork": {"method": "stacking", "path_lengths": "4-8"}}))
     growing = Project(project.home, project.recipe, ds)
     assert train(growing, tmp_path / "run", "--stop-at", "10").returncode == 0
-    with pytest.raises(UserError, match="has 4 of its 8 layers so far; export a checkpoint of the last stage, which begins at step 11"):
+    with pytest.raises(
+        UserError, match="has 4 of its 8 layers so far; export a checkpoint of the last stage, which begins at step 11"
+    ):
         export(tmp_path / "run", tmp_path / "to")
     assert not (tmp_path / "to").exists()

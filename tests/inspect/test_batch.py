@@ -27,7 +27,10 @@ def test_the_command_shows_every_example_and_writes_a_picture(project, tmp_path,
     data.close()
     lines = [line for line in done.stdout.splitlines() if line.startswith("example ")]
     assert len(lines) == sum(int(row.max()) + 1 for row in batch.segments)
-    assert f"step 3, sample 1: {int((batch.segments[1] >= 0).sum())} of 64 positions filled, {int(batch.targets[1].sum())} predicted" in done.stdout
+    assert (
+        f"step 3, sample 1: {int((batch.segments[1] >= 0).sum())} of 64 positions filled, {int(batch.targets[1].sum())} predicted"
+        in done.stdout
+    )
     assert (tmp_path / "mask.png").stat().st_size > 5000
 
 
@@ -41,17 +44,26 @@ def test_roles_are_those_of_the_examples(project):
             found = roles(batch, row, example, tokenizer, in_place=False)
             assert found[0] == "reserved", "the mode token"
             cut = int(batch.prefix[row, places].sum())
-            assert {role for role in found[1:cut]} <= {"prefix", "reserved"} and {role for role in found[cut:]} <= {"target", "reserved"}
+            assert set(found[1:cut]) <= {"prefix", "reserved"}
+            assert set(found[cut:]) <= {"target", "reserved"}
             shown = as_text(batch, row, example, tokenizer, in_place=False)
             assert shown.plain.startswith("[") and shown.plain.endswith("</s>")
 
 
 @pytest.mark.parametrize("objective, settings", [("ul2", {}), ("causal", {}), ("mlm", BERT)])
 def test_what_counts_in_the_loss_is_underlined(project, objective, settings):
-    data = open_data(project.run(f"data.objective={objective}", *(f"{key}={value}" for key, value in settings.items() if key != "data.objective")))
+    data = open_data(
+        project.run(
+            f"data.objective={objective}", *(f"{key}={value}" for key, value in settings.items() if key != "data.objective")
+        )
+    )
     batch, tokenizer = data.train.batch(0, 2), data.tokenizer
     data.close()
-    texts = [as_text(batch, row, example, tokenizer, objective == "mlm") for row in range(2) for example in range(batch.segments[row].max() + 1)]
+    texts = [
+        as_text(batch, row, example, tokenizer, objective == "mlm")
+        for row in range(2)
+        for example in range(batch.segments[row].max() + 1)
+    ]
     assert sum("underline" in str(span.style) for text in texts for span in text.spans) == int(batch.targets.sum())
 
 

@@ -25,13 +25,45 @@ def event(kind: str, text: str = "", rank: int = 0, node: str = "n1", step: int 
         ([event("saved", "SIGTERM", step=17)], 0, ["TERM"], [17], False, 143, "told to end (SIGTERM), saved at step 17"),
         ([], 143, ["TERM"], [10], False, 143, "told to end before it could save; goes on from step 10"),
         ([event("config", "recipe x: no such thing")], 2, [], [0], False, 2, "recipe x: no such thing; not queued again"),
-        ([event("stopped", "step 7: the loss is nan")], 1, [], [5], True, 0, "step 7: the loss is nan; queued again from step 5 (failure 1 of 3"),
+        (
+            [event("stopped", "step 7: the loss is nan")],
+            1,
+            [],
+            [5],
+            True,
+            0,
+            "step 7: the loss is nan; queued again from step 5 (failure 1 of 3",
+        ),
         ([event("stopped", "step 7: the loss is nan")], 1, [], [5, 5], True, 0, "failure 2 of 3"),
-        ([event("stopped", "step 7: the loss is nan")], 1, [], [5, 5, 5], False, 1, "3 starts in a row brought no newer checkpoint than step 5"),
+        (
+            [event("stopped", "step 7: the loss is nan")],
+            1,
+            [],
+            [5, 5, 5],
+            False,
+            1,
+            "3 starts in a row brought no newer checkpoint than step 5",
+        ),
         ([event("stopped", "disk full")], 1, [], [5, 5, 10], True, 0, "from step 10 (failure 1 of 3"),
-        ([event("hung", "no step for 600 s", 0), event("hung", "no step for 600 s", 2)], 70, [], [5], True, 0, "rank 0 on n1: no step for 600 s"),
+        (
+            [event("hung", "no step for 600 s", 0), event("hung", "no step for 600 s", 2)],
+            70,
+            [],
+            [5],
+            True,
+            0,
+            "rank 0 on n1: no step for 600 s",
+        ),
         ([event("stopped", "a peer", 1), event("crash", "KeyError: x", 2, "n2")], 1, [], [5], True, 0, "rank 1 on n1: a peer"),
-        ([event("node", "no GPU is visible", 3, "n4")], 1, [], [5], True, 0, "n4: no GPU is visible; queued again from step 5, without n4"),
+        (
+            [event("node", "no GPU is visible", 3, "n4")],
+            1,
+            [],
+            [5],
+            True,
+            0,
+            "n4: no GPU is visible; queued again from step 5, without n4",
+        ),
         ([], 137, [], [5], True, 0, "the launcher ended with 137 and no process said why"),
         ([], 0, [], [5], False, 0, "all tasks have ended well, and could not say at which step"),
         ([], 138, ["USR1"], [0], True, 0, "told to save (SIGUSR1) before the first step was done; is --time longer"),
@@ -70,7 +102,10 @@ def test_a_node_that_is_not_fit_is_told_by_the_first_rank_of_one_that_is(job, tm
         monkeypatch.setenv("SLURMD_NODENAME", node)
         with pytest.raises(NodesUnfit, match="not fit: n1: no GPU; n3: too old"), failures_told(tmp_path):
             raise NodesUnfit({"n3": "too old", "n1": "no GPU"}, nodes)
-    assert [(told.kind, told.node, told.text, told.rank) for told in read_events(tmp_path)] == [("node", "n3", "too old", 2), ("node", "n1", "no GPU", 2)]
+    assert [(told.kind, told.node, told.text, told.rank) for told in read_events(tmp_path)] == [
+        ("node", "n3", "too old", 2),
+        ("node", "n1", "no GPU", 2),
+    ]
 
 
 def test_the_loss_of_another_process_is_not(job, tmp_path):
@@ -101,7 +136,17 @@ def test_the_story_across_starts(job, tmp_path, monkeypatch):
     assert (tmp_path / "bad_nodes").read_text() == socket.gethostname() + "\n"
     lines = (tmp_path / "job.log").read_text().splitlines()
     assert len(lines) == 6 and "start 0: " in lines[0] and "failure 2 of 3" in lines[3] and "so it ends here" in lines[5]
-    assert [told.kind for told in read_events(tmp_path)] == ["started", "node", "requeued", "started", "stopped", "requeued", "started", "stopped", "over"]
+    assert [told.kind for told in read_events(tmp_path)] == [
+        "started",
+        "node",
+        "requeued",
+        "started",
+        "stopped",
+        "requeued",
+        "started",
+        "stopped",
+        "over",
+    ]
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert start_and_end(tmp_path, 0, monkeypatch).requeue and not (tmp_path / "bad_nodes").exists(), "another job begins anew"
 

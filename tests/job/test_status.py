@@ -2,7 +2,7 @@
 
 import json
 import os
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -23,8 +23,15 @@ def run(project, tmp_path, monkeypatch):
 
 
 def row(run_dir, step: int, age: float = 0.0) -> None:
-    moment = datetime.now(timezone.utc) - timedelta(seconds=age)
-    facts = {"step": step, "time": moment.isoformat(timespec="milliseconds"), "loss": 2.5, "step_seconds": 1.0, "tokens_per_second": 100.0, "restart": 0}
+    moment = datetime.now(UTC) - timedelta(seconds=age)
+    facts = {
+        "step": step,
+        "time": moment.isoformat(timespec="milliseconds"),
+        "loss": 2.5,
+        "step_seconds": 1.0,
+        "tokens_per_second": 100.0,
+        "restart": 0,
+    }
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(facts) + "\n")
 
@@ -35,7 +42,13 @@ def test_from_its_start_to_its_end(run):
     assert (found["state"], found["job"], found["step"]) == ("no step yet", "7", "0/20")
     row(run, 5, age=-2)
     found = status_of(run)
-    assert (found["state"], found["step"], found["loss"], found["ETA"], found["checkpoint"]) == ("running", "5/20", "2.5000", "0:00", "none")
+    assert (found["state"], found["step"], found["loss"], found["ETA"], found["checkpoint"]) == (
+        "running",
+        "5/20",
+        "2.5000",
+        "0:00",
+        "none",
+    )
     (run / "metrics.jsonl").unlink()
     row(run, 5, age=2)
     tell_job(run, "saved", "SIGUSR1", step=5)
@@ -72,6 +85,10 @@ def test_what_is_wrong_with_one_run_stands_in_its_line(run, tmp_path, capsys):
     print_status([run, damaged, none, tmp_path / "missing"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "2.5000" in shown
-    for folder, words in ((damaged, "is not one of ours"), (none, "it has no recipe.yaml"), (tmp_path / "missing", "it has no recipe.yaml")):
+    for folder, words in (
+        (damaged, "is not one of ours"),
+        (none, "it has no recipe.yaml"),
+        (tmp_path / "missing", "it has no recipe.yaml"),
+    ):
         with pytest.raises(UserError, match=words):
             status_of(folder)

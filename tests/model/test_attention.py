@@ -43,7 +43,9 @@ def test_flex_equals_sdpa():
 @pytest.fixture(scope="module", params=["ul2", "causal", "mlm"])
 def decoder(request, project, ranks):
     """A batch and the model's logits for its tokens or others."""
-    run = project.run(f"data.objective={request.param}", *(f"{key}={value}" for key, value in BERT.items() if request.param == "mlm"))
+    run = project.run(
+        f"data.objective={request.param}", *(f"{key}={value}" for key, value in BERT.items() if request.param == "mlm")
+    )
     data = open_data(run)
     batch = data.train.batch(3, 2)
     data.close()

@@ -28,9 +28,7 @@ def train_both(run, ranks, shift_path: int = 0):
         batches = data.batch(step)
         uneven |= len({int(batch.targets.sum()) for batch in batches}) > 1
         paths = run.method.paths(step)
-        per_batch = [
-            paths[path_of_sample(index * run.micro_batch, run.batch, len(paths))] for index in range(run.micro_batches)
-        ]
+        per_batch = [paths[path_of_sample(index * run.micro_batch, run.batch, len(paths))] for index in range(run.micro_batches)]
         result = engine.step(step, batches, run.method.paths(step + shift_path))
         lr = cosine(step, run.steps, 4, 1e-3, 0.1)
         assert result.lr == pytest.approx(lr)
@@ -60,7 +58,12 @@ def assert_parity(ours, theirs, weights) -> None:
         ("data.objective=causal",),
         ("data.denoisers=60-20-20",),
         tuple(f"{key}={value}" for key, value in BERT.items()),
-        (*(f"{key}={value}" for key, value in BERT.items()), "data.whole_words=true", "model.recompute=layer", "ds.zero_optimization.stage=0"),
+        (
+            *(f"{key}={value}" for key, value in BERT.items()),
+            "data.whole_words=true",
+            "model.recompute=layer",
+            "ds.zero_optimization.stage=0",
+        ),
     ],
 )
 def test_training_equals_the_plain_reference(project, ranks, settings):

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from pretrain.config.run import parse_run, read_run
 from pretrain.data.loader import open_data
 from pretrain.parallel.engine import Engine, MicroBatch
+from pretrain.plan.balance import spread
 from pretrain.plan.cost import Cluster, hours, speed, suggest
 from pretrain.plan.hardware import GPUS
-from pretrain.plan.balance import spread
 from pretrain.plan.memory import layer_activations, parameters, rank_memory
-from pretrain.config.run import parse_run, read_run
 from pretrain.subnetwork import Path
 from pretrain.subnetwork.flops import savings
 from pretrain.subnetwork.makespan import ideal_pipeline_ratio
@@ -104,7 +104,9 @@ def test_balance_and_speed_are_those_of_the_paths_that_are_drawn(project):
     """Against all paths of all steps, each with its own makespan."""
 
     def true_and_planned(*settings: str) -> tuple[float, float, float]:
-        run = project.run("parallel.pipeline=4", "steps=600", "ds.progressive_subnetwork.paths_per_step=1", *settings, world_size=4)
+        run = project.run(
+            "parallel.pipeline=4", "steps=600", "ds.progressive_subnetwork.paths_per_step=1", *settings, world_size=4
+        )
         layers = run.recipe.model.num_layers
         ratios = []
         for step in range(1, run.steps + 1):
@@ -114,7 +116,9 @@ def test_balance_and_speed_are_those_of_the_paths_that_are_drawn(project):
         return sum(ratios) / len(ratios), speed(run).ratio, max(spread(run, stage).busiest(4) for stage in run.method.stages)
 
     exact = true_and_planned("ds.progressive_subnetwork.sampler=exact")
-    balanced = true_and_planned(*(f"ds.progressive_subnetwork.{s}" for s in ("balance_groups=4", "path_lengths=4-8", "fixed_layers=[]")))
+    balanced = true_and_planned(
+        *(f"ds.progressive_subnetwork.{s}" for s in ("balance_groups=4", "path_lengths=4-8", "fixed_layers=[]"))
+    )
     for true, planned, _ in (exact, balanced):
         assert planned == pytest.approx(true, rel=0.03)
     assert balanced[2] == 1 and exact[2] > 1.1
@@ -133,8 +137,12 @@ def test_buffers_come_beside_activations_only_where_gradients_are_reduced_in_the
     def memory(*settings: str):
         return rank_memory(project.run(*settings, world_size=2), 0)
 
-    one, two, three = (memory(f"ds.zero_optimization.stage={stage}", "ds.zero_optimization.reduce_bucket_size=1000000") for stage in (1, 2, 3))
+    one, two, three = (
+        memory(f"ds.zero_optimization.stage={stage}", "ds.zero_optimization.reduce_bucket_size=1000000") for stage in (1, 2, 3)
+    )
     assert one.buffers == one.parameters * 4, "no bucket is larger than the model"
     assert one.total == one.weights + one.gradients + one.optimizer + max(*one.activations, one.buffers)
-    assert two.buffers == 4_000_000 and two.total == two.weights + two.gradients + two.optimizer + max(two.activations) + two.buffers
+    assert (
+        two.buffers == 4_000_000 and two.total == two.weights + two.gradients + two.optimizer + max(two.activations) + two.buffers
+    )
     assert three.buffers == 4_000_000 + three.parameters * 4

@@ -36,17 +36,38 @@ def test_uneven_layers_and_a_short_last_stage_are_warned_of(project):
 
 
 def test_a_cluster_is_planned_with_memory_time_and_money():
-    words = ["--nodes", "4", "--gpus-per-node", "8", "--parallel.tensor", "2", "--parallel.pipeline", "4", "--price-per-gpu-hour", "2"]
+    words = [
+        "--nodes",
+        "4",
+        "--gpus-per-node",
+        "8",
+        "--parallel.tensor",
+        "2",
+        "--parallel.pipeline",
+        "4",
+        "--price-per-gpu-hour",
+        "2",
+    ]
     done = plan("ul2_1.6b", *words, "--suggest")
     assert done.returncode == 0, done.stderr
-    for text in ("tensor 2 x pipeline 4 x data 4", "228,142,080", "ideal speed-up of this layout", "1.17x", "layouts that can run"):
+    for text in (
+        "tensor 2 x pipeline 4 x data 4",
+        "228,142,080",
+        "ideal speed-up of this layout",
+        "1.17x",
+        "layouts that can run",
+    ):
         assert text in done.stdout
 
 
 def test_a_layout_that_does_not_fit_or_cannot_run_is_told_and_others_are_suggested():
     small = plan("ul2_1.6b", "--nodes", "1", "--gpus-per-node", "1", "--gpu", "a100-40gb", "--model.recompute", "none")
-    assert small.returncode == 0 and "pipeline rank 0 needs about" in small.stdout and "each GPU, by pipeline rank" in small.stdout
-    odd = plan("ul2_1.6b", "--nodes", "3", "--gpus-per-node", "6", "--parallel.tensor", "4", "--ds.train_batch_size", "576", "--suggest")
+    assert (
+        small.returncode == 0 and "pipeline rank 0 needs about" in small.stdout and "each GPU, by pipeline rank" in small.stdout
+    )
+    odd = plan(
+        "ul2_1.6b", "--nodes", "3", "--gpus-per-node", "6", "--parallel.tensor", "4", "--ds.train_batch_size", "576", "--suggest"
+    )
     assert odd.returncode == 0, odd.stderr
     assert "this layout cannot run" in odd.stdout and "18 processes cannot hold replicas of 4 tensor" in odd.stdout
     assert "layouts that can run" in odd.stdout
@@ -64,7 +85,7 @@ def test_independent_draws_are_told_what_they_cost(project):
 
 def test_unbalanced_pipelines_and_long_warm_ups_are_warned_of(project):
     run = project.run("parallel.pipeline=4", world_size=4)
-    assert any("use \"sampler\": \"balanced\" with balance_groups a multiple of 4" in text for text in warnings(run))
+    assert any('use "sampler": "balanced" with balance_groups a multiple of 4' in text for text in warnings(run))
     assert any("warms up for 4 steps" in text for text in warnings(project.run("steps=4")))
 
 

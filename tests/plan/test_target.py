@@ -14,7 +14,12 @@ from pretrain.plan.target import offers, propose
 
 @pytest.mark.parametrize(
     "layers, factor, groups, lengths",
-    [(12, 1.33, 2, (6, 8, 10, 12)), (24, 4 / 3, 4, (12, 16, 20, 24)), (12, 1.0, 2, (12, 12, 12, 12)), (12, 1.2, 2, (8, 9, 11, 12))],
+    [
+        (12, 1.33, 2, (6, 8, 10, 12)),
+        (24, 4 / 3, 4, (12, 16, 20, 24)),
+        (12, 1.0, 2, (12, 12, 12, 12)),
+        (12, 1.2, 2, (8, 9, 11, 12)),
+    ],
 )
 def test_the_papers_schedule_comes_out_for_its_saving(layers, factor, groups, lengths):
     found = propose(layers, [Fraction(1, 4)] * 4, factor, 2, groups)
@@ -40,15 +45,26 @@ def test_what_cannot_be_saved_is_refused(factor):
 
 
 def test_stages_of_unequal_length_count_as_long_as_they_are(project):
-    fractions = ["ds.progressive_subnetwork.stage_fractions=[0.6, 0.3, 0.1]", "ds.progressive_subnetwork.paths_per_step=1", "steps=1000"]
+    fractions = [
+        "ds.progressive_subnetwork.stage_fractions=[0.6, 0.3, 0.1]",
+        "ds.progressive_subnetwork.paths_per_step=1",
+        "steps=1000",
+    ]
     assert [offer.layer_factor for offer in offers(project.run(*fractions), 1.33)] == pytest.approx([1.33] * 3, rel=0.02)
-    late, _, stacking = offers(project.run("ds.progressive_subnetwork.full_model_first_fraction=0.25", "ds.progressive_subnetwork.paths_per_step=1", "steps=1200"), 1.2)
+    late, _, stacking = offers(
+        project.run(
+            "ds.progressive_subnetwork.full_model_first_fraction=0.25", "ds.progressive_subnetwork.paths_per_step=1", "steps=1200"
+        ),
+        1.2,
+    )
     assert late.layer_factor == pytest.approx(1.2, rel=0.02) and late.run.method.stages[0].path_length == 8
     assert stacking.layer_factor == pytest.approx(1.2, rel=0.01), "which has no such first steps"
 
 
 def test_balanced_paths_are_no_slower_than_uniform_ones_on_a_pipeline(project):
-    balanced, uniform, stacking = offers(project.run("parallel.pipeline=2", "ds.progressive_subnetwork.paths_per_step=1", world_size=2), 4 / 3)
+    balanced, uniform, stacking = offers(
+        project.run("parallel.pipeline=2", "ds.progressive_subnetwork.paths_per_step=1", world_size=2), 4 / 3
+    )
     assert balanced.layer_factor == uniform.layer_factor == stacking.layer_factor == pytest.approx(4 / 3)
     assert balanced.ideal >= uniform.ideal > 1
 
@@ -57,9 +73,15 @@ def test_the_command_shows_it(project):
     words = [sys.executable, "-m", "pretrain", "plan", project.recipe, "--ds-config", project.ds, "--target-speedup", "1.6"]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "for 1.6 times fewer layer FLOPs" in done.stdout and "stacking" in done.stdout and "1.33 times fewer layer FLOPs at most" in done.stdout
+    assert (
+        "for 1.6 times fewer layer FLOPs" in done.stdout
+        and "stacking" in done.stdout
+        and "1.33 times fewer layer FLOPs at most" in done.stdout
+    )
     bare = subprocess.run([*map(str, words[:-1]), "2.0"], capture_output=True, text=True, timeout=120)
-    assert bare.returncode == 0 and "the 2 fixed layers alone would run" in bare.stdout and "stacking cannot run so: " in bare.stdout
+    assert (
+        bare.returncode == 0 and "the 2 fixed layers alone would run" in bare.stdout and "stacking cannot run so: " in bare.stdout
+    )
     full = subprocess.run([*map(str, words[:-1]), "1"], capture_output=True, text=True, timeout=120)
     assert full.returncode == 0 and "fixed layers alone" not in full.stdout
     refused = subprocess.run([*map(str, words[:-1]), "7"], capture_output=True, text=True, timeout=120)

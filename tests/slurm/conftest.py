@@ -29,10 +29,18 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf"), "ROOT": str(self.root), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+        return {
+            **os.environ,
+            "SLURM_CONF": str(self.root / "slurm.conf"),
+            "ROOT": str(self.root),
+            "PYTHON": sys.executable,
+            "OMP_NUM_THREADS": "1",
+        }
 
     def run(self, *words: str, **how) -> subprocess.CompletedProcess:
-        return subprocess.run([str(word) for word in words], env=self.environment, capture_output=True, text=True, timeout=120, **how)
+        return subprocess.run(
+            [str(word) for word in words], env=self.environment, capture_output=True, text=True, timeout=120, **how
+        )
 
     def shell(self, line: str) -> str:
         """With the functions of lib.sh."""
@@ -65,7 +73,9 @@ def cluster():
     sizes = {"NNODES": "3", "CPUS": "4", "GPUS": "1", "MEM": "8000", "BASEPORT": str(free_ports(4))}
     log = (root / "start.log").open("w")  # a pipe would stay open in the daemons
     try:
-        started = subprocess.run(["bash", HERE / "start.sh"], env={**cluster.environment, **sizes}, stdout=log, stderr=log, timeout=600)
+        started = subprocess.run(
+            ["bash", HERE / "start.sh"], env={**cluster.environment, **sizes}, stdout=log, stderr=log, timeout=600
+        )
         if started.returncode and not shutil.which("slurmctld"):
             pytest.skip(f"no SLURM: apt-get could not install it: {(root / 'start.log').read_text().splitlines()[-1:]}")
         assert started.returncode == 0, (root / "start.log").read_text()
@@ -75,7 +85,8 @@ def cluster():
 
 
 def free_ports(count: int) -> int:
-    """The first of ``count`` ports in a row that nobody listens on, below those that the system hands out by itself: other tests ask it for ports."""
+    """The first of ``count`` ports in a row that nobody listens on, below those that the system hands out by itself: other tests
+    ask it for ports."""
     handed_out_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for first in random.sample(range(10_000, handed_out_from - count), 100):
         with contextlib.ExitStack() as listening:

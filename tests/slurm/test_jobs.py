@@ -47,7 +47,9 @@ def require_same(run_dir, unbroken) -> None:
     assert max(abs(a["loss"] - b["loss"]) for a, b in zip(found, unbroken)) < TOLERANCE
 
 
-@pytest.mark.parametrize("layout", [TP2_PP2, pytest.param(TP2, marks=pytest.mark.slow)], ids=["TP2 x PP2", "TP2 x DP2 with ZeRO-1"])
+@pytest.mark.parametrize(
+    "layout", [TP2_PP2, pytest.param(TP2, marks=pytest.mark.slow)], ids=["TP2 x PP2", "TP2 x DP2 with ZeRO-1"]
+)
 def test_two_nodes_train_to_the_end(submit, unbroken, layout):
     job = submit(*layout, "--steps", "40", name="a run's directory")
     assert job.wait() == "COMPLETED", job.story()
@@ -147,7 +149,13 @@ def test_by_hand_from_an_edited_script_it_is_checked_and_submitted(cluster, proj
     """As a user does it: a few lines at the top are edited. Nothing of the environment goes along."""
     home = own_copy(tmp_path)
     script = home / "slurm" / "pretrain_ul2.sh"
-    edits = {"nodes=4": "nodes=2", "ntasks-per-node=8": "ntasks-per-node=1", "#SBATCH --gpus-per-node=8": "##", "cpus-per-task=8": "cpus-per-task=1", "time=24:00:00": "time=10:00"}
+    edits = {
+        "nodes=4": "nodes=2",
+        "ntasks-per-node=8": "ntasks-per-node=1",
+        "#SBATCH --gpus-per-node=8": "##",
+        "cpus-per-task=8": "cpus-per-task=1",
+        "time=24:00:00": "time=10:00",
+    }
     edits |= {"RECIPE=ul2_1.6b": f'RECIPE="{project.recipe}"', "# PYTHON=/path/to/python": f"PYTHON={sys.executable}"}
     text = script.read_text()
     for old, new in edits.items():
@@ -182,7 +190,11 @@ def test_a_node_that_is_not_fit_is_left_out(submit, cluster, unbroken, tmp_path)
         cluster.shell(f"{there} umount '{run_dir}'")
     require_same(run_dir, unbroken)
     story = (run_dir / "job.log").read_text()
-    assert "tasks on n[1-2]" in story and f"n2: cannot write to {run_dir}" in story and "queued again from step 0, without n2" in story
+    assert (
+        "tasks on n[1-2]" in story
+        and f"n2: cannot write to {run_dir}" in story
+        and "queued again from step 0, without n2" in story
+    )
     assert (run_dir / "bad_nodes").read_text() == "n2\n" and job.nodes() == ["n1", "n3"] and job.facts()["ExcNodeList"] == "n2"
 
 
@@ -200,7 +212,19 @@ def test_where_slurm_does_not_queue_it_again_the_job_says_so(submit, unbroken):
 
 @pytest.mark.slow
 def test_within_salloc_the_script_runs_where_it_is(cluster, project, unbroken, tmp_path):
-    words = ["--recipe", project.recipe, "--ds-config", project.ds, "--run-dir", tmp_path / "run", *TWO, "--device", "cpu", "--steps", "40"]
+    words = [
+        "--recipe",
+        project.recipe,
+        "--ds-config",
+        project.ds,
+        "--run-dir",
+        tmp_path / "run",
+        *TWO,
+        "--device",
+        "cpu",
+        "--steps",
+        "40",
+    ]
     done = cluster.run("salloc", *SMALL, *ONE_EACH, "bash", PROJECT / "slurm" / "pretrain_ul2.sh", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     require_same(tmp_path / "run", unbroken)
@@ -264,13 +288,17 @@ def test_a_study_is_one_array_and_its_rows_are_kept_by_the_same_command(cluster,
     assert first.returncode == 0 and "3 runs submitted as job " in first.stdout, first.stdout + first.stderr
     job = first.stdout.partition("submitted as job ")[2].split(";")[0]
     again = cluster.run(*words, cwd=PROJECT)
-    assert again.returncode == 0 and again.stdout.count(f"in the queue as {job}_") == 3 and "submitted" not in again.stdout, again.stdout + again.stderr
+    assert again.returncode == 0 and again.stdout.count(f"in the queue as {job}_") == 3 and "submitted" not in again.stdout, (
+        again.stdout + again.stderr
+    )
     folders = [tmp_path / "runs" / f"{name}-seed1" for name in ("full", "short", "raptr")]
     for number, folder in enumerate(folders):
         task = Job(cluster, f"{job}_{number}", folder / "run", folder / "log.txt")
         assert task.wait() == "COMPLETED", task.story()
     done = cluster.run(*words, cwd=PROJECT)
-    assert done.returncode == 0 and "3 of 3 runs are done" in done.stdout and "submitted" not in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "3 of 3 runs are done" in done.stdout and "submitted" not in done.stdout, (
+        done.stdout + done.stderr
+    )
     kept = read_table(study.with_name("study.rows.jsonl"))
     assert [(row.method, row.steps, row.layout["data"]) for row in kept] == [("full", 20, 2), ("short", 15, 2), ("raptr", 20, 2)]
     assert {row.of("commit") for row in kept} == {(tmp_path / "runs/code/COMMIT").read_text().strip()}
@@ -293,7 +321,9 @@ def test_preempted_it_is_queued_again_by_slurm_and_goes_on(submit, cluster, unbr
     job = submit(*TWO, "--steps", "40", "--save-every", "5", sbatch=("--ntasks-per-node=1", "--exclusive", "--nodes=2"))
     job.wait_for_step(12)
     before = (job.run_dir / "metrics.jsonl").read_bytes()
-    urgent = cluster.run("sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--time=1:00", "--wrap", "sleep 5", cwd=tmp_path).stdout.strip()
+    urgent = cluster.run(
+        "sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--time=1:00", "--wrap", "sleep 5", cwd=tmp_path
+    ).stdout.strip()
     assert cluster.wait(urgent, "RUNNING", "COMPLETED", seconds=60)
     assert job.wait() == "COMPLETED", job.story()
     require_same(job.run_dir, unbroken)
@@ -315,7 +345,14 @@ def test_a_job_goes_on_on_one_node_with_another_layout(submit, unbroken):
 def test_a_rank_that_hangs_is_found_and_the_job_goes_on(submit, cluster, unbroken):
     job = submit(*TWO, "--steps", "40", "--save-every", "5", "--watchdog-seconds", "20", sbatch=ONE_EACH)
     job.wait_for_step(12)
-    victim = next(p for p in psutil.process_iter() if str(job.run_dir) in p.cmdline() and "train" in p.cmdline() and "srun" not in p.cmdline()[0] and p.environ().get("SLURM_PROCID") == "1")
+    victim = next(
+        p
+        for p in psutil.process_iter()
+        if str(job.run_dir) in p.cmdline()
+        and "train" in p.cmdline()
+        and "srun" not in p.cmdline()[0]
+        and p.environ().get("SLURM_PROCID") == "1"
+    )
     victim.send_signal(signal.SIGSTOP)
     stopped = time.time()
     stack = job.run_dir / "stacks" / f"job_{job.number}_start_0_rank_00000.txt"
@@ -351,7 +388,9 @@ def test_two_jobs_on_one_node_do_not_meet(submit, unbroken):
 
 @pytest.mark.slow
 def test_failures_without_progress_end_the_job_with_the_reason(submit):
-    job = submit(*TWO, "--steps", "40", "--ds.optimizer.params.lr", "1e30", "--ds.scheduler.params.warmup_num_steps", "1", sbatch=ONE_EACH)
+    job = submit(
+        *TWO, "--steps", "40", "--ds.optimizer.params.lr", "1e30", "--ds.scheduler.params.warmup_num_steps", "1", sbatch=ONE_EACH
+    )
     assert job.wait(seconds=300) == "FAILED", job.story()
     story = (job.run_dir / "job.log").read_text()
     assert story.count("queued again") == 2 and "3 starts in a row brought no newer checkpoint than step 0" in story
@@ -361,7 +400,9 @@ def test_failures_without_progress_end_the_job_with_the_reason(submit):
 def test_acceptance(cluster, tmp_path):
     """What anybody may run on a cluster of their own."""
     words = ["--out", "its results", "--device", "cpu", "--rounds", "1"]
-    done = cluster.run("sbatch", "--parsable", *SMALL, *ONE_EACH, "--time=20:00", PROJECT / "slurm" / "acceptance.sh", *words, cwd=tmp_path)
+    done = cluster.run(
+        "sbatch", "--parsable", *SMALL, *ONE_EACH, "--time=20:00", PROJECT / "slurm" / "acceptance.sh", *words, cwd=tmp_path
+    )
     state = cluster.wait(number := done.stdout.strip(), seconds=600)
     told = (tmp_path / f"acceptance-{number}.out").read_text()
     found = json.loads((tmp_path / "its results" / "acceptance.json").read_text())

@@ -59,7 +59,9 @@ def test_killed_at_random_and_started_again_it_ends_with_the_same_numbers(finish
     study, runs = write_study(project, tmp_path), tmp_path / "runs"
     dice, kills = random.Random(seed), 0
     for _ in range(12):
-        process = subprocess.Popen(compare_command(study, runs, "--jobs", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            compare_command(study, runs, "--jobs", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         try:
             output, errors = process.communicate(timeout=dice.uniform(8, 40))
             break
@@ -68,7 +70,9 @@ def test_killed_at_random_and_started_again_it_ends_with_the_same_numbers(finish
             process.communicate()
             kills += 1
     else:
-        process = subprocess.Popen(compare_command(study, runs, "--jobs", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            compare_command(study, runs, "--jobs", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, output + errors
     assert kills, "the study was never killed, so that this shows nothing"
@@ -77,7 +81,9 @@ def test_killed_at_random_and_started_again_it_ends_with_the_same_numbers(finish
 
 def test_asked_to_stop_it_saves_and_leaves_no_process(project, tmp_path):
     study, runs = write_study(project, tmp_path, options={"steps": 400, "save_every": 400}, seeds=[1]), tmp_path / "runs"
-    process = subprocess.Popen(compare_command(study, runs, "--jobs", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        compare_command(study, runs, "--jobs", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     metrics, deadline = runs / "full-seed1/run/metrics.jsonl", time.time() + 120
     while time.time() < deadline and not (metrics.exists() and '"step": 3,' in metrics.read_text()):
         time.sleep(0.05)
@@ -90,7 +96,10 @@ def test_asked_to_stop_it_saves_and_leaves_no_process(project, tmp_path):
 
 
 def test_a_killed_run_is_told_by_its_signal(project, tmp_path):
-    study, runs = write_study(project, tmp_path, options={"steps": 400}, seeds=[1], methods={"full": {"method": "full"}}), tmp_path / "runs"
+    study, runs = (
+        write_study(project, tmp_path, options={"steps": 400}, seeds=[1], methods={"full": {"method": "full"}}),
+        tmp_path / "runs",
+    )
     process = subprocess.Popen(compare_command(study, runs), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics, deadline = runs / "full-seed1/run/metrics.jsonl", time.time() + 120
     while time.time() < deadline and not (metrics.exists() and '"step": 3,' in metrics.read_text()):
@@ -98,7 +107,9 @@ def test_a_killed_run_is_told_by_its_signal(project, tmp_path):
     for child in psutil.Process(process.pid).children():
         child.kill()
     output, errors = process.communicate(timeout=120)
-    assert process.returncode == 1 and "full-seed1: was killed by signal 9: " in output and "1 of 1 runs have failed" in errors, output + errors
+    assert process.returncode == 1 and "full-seed1: was killed by signal 9: " in output and "1 of 1 runs have failed" in errors, (
+        output + errors
+    )
 
 
 def test_one_at_a_time(project, tmp_path):
@@ -135,7 +146,11 @@ def test_rows_of_other_data_are_not_mixed(one_missing, project):
     other = study.parent / "other"
     for end in (".bin", ".idx", ".json"):
         shutil.copy(f"{project.home}/valid{end}", f"{other}{end}")
-    refused(compare(study, runs, "--data.train", str(other)), "study.rows.jsonl: full, seed 1: data train.train is", "remove the rows to run all again")
+    refused(
+        compare(study, runs, "--data.train", str(other)),
+        "study.rows.jsonl: full, seed 1: data train.train is",
+        "remove the rows to run all again",
+    )
 
 
 def test_rows_of_other_settings_are_not_mixed(one_missing):
@@ -169,7 +184,12 @@ def test_rows_of_two_kinds_are_refused_also_where_none_is_missing(finished, tmp_
     value = row["data"]["train.train"] if what == "data" else next(line for line in row["made_with"] if line.startswith("code "))
     file.write_text("".join(lines[:-1]) + lines[-1].replace(value, value[:-4] + "0000"))
     done = compare(tmp_path / "study.yaml", tmp_path / "runs")
-    refused(done, "raptr, seed 2, beside full, seed 1", "data train.train is" if what == "data" else "its code is", "rows of two kinds are not compared")
+    refused(
+        done,
+        "raptr, seed 2, beside full, seed 1",
+        "data train.train is" if what == "data" else "its code is",
+        "rows of two kinds are not compared",
+    )
 
 
 def test_what_a_run_was_asked_that_cannot_be_read_is_told_with_a_way_out(one_missing):
@@ -185,7 +205,9 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_is_not_taken_for_finish
     manifest = runs / "short-seed2/run/checkpoints/step_00000015/manifest.json"
     manifest.write_text("{")
     done = compare(study, runs, "--jobs", "2")
-    assert done.returncode == 0 and "4 of 6 runs are done" in done.stdout and "short-seed2: held-out loss" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "4 of 6 runs are done" in done.stdout and "short-seed2: held-out loss" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert numbers(rows(study)) == numbers(rows(finished[0]))
 
 
@@ -218,7 +240,10 @@ def test_a_row_that_nobody_asked_for_is_named(one_missing):
 def test_a_run_begun_with_other_settings_is_not_gone_on_with(one_missing):
     study, runs = one_missing
     rows_file(study).unlink()
-    refused(compare(study, runs, "--ds.gradient-clipping", "0.5"), "full-seed1: settings ds.gradient_clipping is 0.4 there, 0.5 now; remove that folder")
+    refused(
+        compare(study, runs, "--ds.gradient-clipping", "0.5"),
+        "full-seed1: settings ds.gradient_clipping is 0.4 there, 0.5 now; remove that folder",
+    )
 
 
 def test_rows_that_were_lost_come_back_from_the_runs(one_missing, finished):
@@ -233,7 +258,10 @@ def test_the_code_is_that_of_the_beginning(one_missing):
     study, runs = one_missing
     assert json.loads((runs / "full-seed1/asked.json").read_text())["code"]["code"] == rows(study)[0].of("code")
     asked = subprocess.run(
-        [sys.executable, "-c", "import pretrain.study.local as local, pretrain.study.compare as c; print(c.HOME)"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import pretrain.study.local as local, pretrain.study.compare as c; print(c.HOME)"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert asked.stdout.strip() != str(runs / "code"), "the runs' code and ours are two places"
     (runs / "code/pretrain/train.py").write_text("raise SystemExit('this is the copy')\n")
@@ -271,7 +299,10 @@ def test_rows_that_were_committed_are_gone_on_from_with_the_code_that_made_them(
     study = write_study(project, tmp_path / "study", methods=methods, options=options, seeds=[1, 2])
     second = compare_there(study)
     assert second.returncode == 0 and "with which the rows were made" in second.stdout, second.stdout + second.stderr
-    assert len(rows(study)) == 2 and len({row.of("code") for row in rows(study)}) == len({row.of("commit") for row in rows(study)}) == 1
+    assert (
+        len(rows(study)) == 2
+        and len({row.of("code") for row in rows(study)}) == len({row.of("commit") for row in rows(study)}) == 1
+    )
 
 
 def test_a_run_that_fails_is_told_with_its_reason_and_the_others_are_done(project, tmp_path):

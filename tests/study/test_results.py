@@ -55,37 +55,55 @@ def study():
 
 def test_every_method_has_the_same_seeds(study):
     assert {tuple(sorted(runs)) for runs in study.values()} == {(1, 2, 3)}
-    assert len({line for runs in study.values() for row in runs.values() for line in row["made_with"] if line.startswith("code ")}) == 1
+    assert (
+        len({line for runs in study.values() for row in runs.values() for line in row["made_with"] if line.startswith("code ")})
+        == 1
+    )
     assert len({json.dumps(row["data"], sort_keys=True) for runs in study.values() for row in runs.values()}) == 1
 
 
 def test_final_losses(study):
-    body = table("method", "learning rate", "steps", "layer FLOPs, times fewer", "model FLOPs, times fewer", "held-out loss", "standard error")
+    body = table(
+        "method",
+        "learning rate",
+        "steps",
+        "layer FLOPs, times fewer",
+        "model FLOPs, times fewer",
+        "held-out loss",
+        "standard error",
+    )
     assert [line[0] for line in body] == list(study)
     for name, rate, steps, fewer_layer, fewer_model, loss, error in body:
         runs = study[name].values()
         mean, standard_error = mean_and_error([row["losses"]["all"] for row in runs])
-        assert {row['settings'][RATE] for row in runs} == {float(rate)}, name
+        assert {row["settings"][RATE] for row in runs} == {float(rate)}, name
         assert {f"{row['step']:,}" for row in runs} == {steps}
         assert (loss, error) == (f"{mean:.4f}", f"{standard_error:.4f}"), name
         for fewer, kind in ((fewer_layer, "layer_flops"), (fewer_model, "model_flops")):
-            assert fewer == f"{sum(row['evaluations'][-1][kind] for row in study['full'].values()) / sum(row['evaluations'][-1][kind] for row in runs):.2f}", name
+            theirs = sum(row["evaluations"][-1][kind] for row in study["full"].values())
+            ours = sum(row["evaluations"][-1][kind] for row in runs)
+            assert fewer == f"{theirs / ours:.2f}", name
 
 
 def test_paired_differences(study):
     body = table(*PAIRS)
     assert len(body) == 16
-    assert {f"raptr − {other}" for other in ("full_4e3", "full_short_4e3", "constant", "pld", "ild_dts", "stacking")} <= {line[0] for line in body}
+    assert {f"raptr − {other}" for other in ("full_4e3", "full_short_4e3", "constant", "pld", "ild_dts", "stacking")} <= {
+        line[0] for line in body
+    }
     for pair, mean, error, interval, *_ in body:
         first, second = pair.split(" − ")
-        difference, standard_error = mean_and_error([study[first][seed]["losses"]["all"] - study[second][seed]["losses"]["all"] for seed in (1, 2, 3)])
+        difference, standard_error = mean_and_error(
+            [study[first][seed]["losses"]["all"] - study[second][seed]["losses"]["all"] for seed in (1, 2, 3)]
+        )
         assert (mean, error) == (f"{difference:+.4f}", f"{standard_error:.4f}"), pair
         assert interval == interval_of(difference, standard_error), pair
 
 
 def test_nothing_is_claimed_beyond_its_error_bars(study):
-    """Wherever a line of the table says that one is better or worse, its interval leaves out zero; elsewhere it says that nothing is shown."""
-    for pair, mean, _, interval, verdict in table(*PAIRS):
+    """Wherever a line of the table says that one is better or worse, its interval leaves out zero; elsewhere it says that nothing
+    is shown."""
+    for pair, _, _, interval, verdict in table(*PAIRS):
         low, high = map(float, interval.split(" to "))
         first = pair.split(" − ")[0]
         wanted = f"{first} is better" if high < 0 else f"{first} is worse" if low > 0 else "not shown"
@@ -113,9 +131,16 @@ def test_against_the_baseline_stopped_half_way(study):
 def test_learning_rates(study):
     """A pilot of 300 steps, and seed 1 in full length, of which the study has some; the best of a line is bold."""
     pilot, late = rows("learning_rates"), rows("learning_rates_full_length")
-    in_study = {(row["settings"][METHOD], row["settings"][RATE]): row for runs in study.values() for row in runs.values() if (row["seed"], row["step"]) == (1, 900)}
+    in_study = {
+        (row["settings"][METHOD], row["settings"][RATE]): row
+        for runs in study.values()
+        for row in runs.values()
+        if (row["seed"], row["step"]) == (1, 900)
+    }
     body = table("learning rate", *RATES)
-    assert [line[0] for line in body] == [f"{name}, {steps} steps" for name in ("full", "raptr", "constant", "stacking") for steps in (300, 900)] + ["pld, 900 steps", "ild_dts, 900 steps"]
+    assert [line[0] for line in body] == [
+        f"{name}, {steps} steps" for name in ("full", "raptr", "constant", "stacking") for steps in (300, 900)
+    ] + ["pld, 900 steps", "ild_dts, 900 steps"]
     for line, *cells in body:
         method, steps = line.split(", ")
         losses = {}
@@ -128,14 +153,18 @@ def test_learning_rates(study):
                 assert (row["settings"][METHOD], row["settings"][RATE], f"{row['step']} steps") == (method, float(rate), steps)
                 losses[rate] = f"{row['losses']['all']:.4f}"
         best = min(losses.values())
-        assert cells == ["–" if rate not in losses else f"**{best}**" if losses[rate] == best else losses[rate] for rate in RATES], line
+        assert cells == [
+            "–" if rate not in losses else f"**{best}**" if losses[rate] == best else losses[rate] for rate in RATES
+        ], line
 
 
 def test_parts(study):
     body = table("held-out loss of", "first 3 layers", "first 6", "first 9", "five of twelve skipped", "more than with all")
     assert [line[0] for line in body] == list(study)
     for name, *cells in body:
-        parts = [[row["parts"][part] for row in study[name].values()] for part in ("first_3", "first_6", "first_9", "every_other")]
+        parts = [
+            [row["parts"][part] for row in study[name].values()] for part in ("first_3", "first_6", "first_9", "every_other")
+        ]
         more = [row["parts"]["every_other"] - row["losses"]["all"] for row in study[name].values()]
         assert cells == [f"{mean_and_error(losses)[0]:.3f}" for losses in (*parts, more)], name
 

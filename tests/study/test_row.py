@@ -47,7 +47,10 @@ def test_losses_and_operations(raptr):
         assert at.model_flops == pytest.approx(3 * tokens * (layer * layers + outside * at.step), rel=1e-12)
         typical = {length: seconds for length, _, seconds in row.step_seconds}
         assert at.seconds == pytest.approx(sum(typical[step["active_layers"]] for step in steps[: at.step]), abs=1e-3)
-    assert row.losses["span_3_0.15"] == evaluations[-1]["eval_loss_span_3_0.15"] and row.losses["s2s"] == evaluations[-1]["eval_loss_s2s"]
+    assert (
+        row.losses["span_3_0.15"] == evaluations[-1]["eval_loss_span_3_0.15"]
+        and row.losses["s2s"] == evaluations[-1]["eval_loss_s2s"]
+    )
     assert row.training == tuple((step["step"], pytest.approx(step["loss"], abs=1e-5)) for step in steps)
     assert row.of("device") != "unknown" and len(row.of("code")) == 64
 
@@ -58,16 +61,22 @@ def test_boundaries_use_and_times(raptr):
     first, second = (step.last_step for step in run.method.stages[:2])
     losses = [step["loss"] for step in steps]
     assert [(b.step, b.layers_before, b.layers_after) for b in row.boundaries] == [(first + 1, 4, 6), (second + 1, 6, 8)]
-    assert row.boundaries[0].steps == (first, second - first) and row.boundaries[1].steps == (second - first, 20 - second), "within the stages"
+    assert row.boundaries[0].steps == (first, second - first) and row.boundaries[1].steps == (
+        second - first,
+        20 - second,
+    ), "within the stages"
     assert row.boundaries[1].before == pytest.approx(sum(losses[first:second]) / (second - first))
     assert row.boundaries[1].after == pytest.approx(sum(losses[second:]) / len(losses[second:]))
     assert [[column[step] for column in row.layer_use] for step in range(20)] == [
-        [pytest.approx(sum(path.active[layer] for path in run.method.paths(step)) / 2) for layer in range(8)] for step in range(1, 21)
+        [pytest.approx(sum(path.active[layer] for path in run.method.paths(step)) / 2) for layer in range(8)]
+        for step in range(1, 21)
     ]
     for length, count, seconds in row.step_seconds:
         alike = [step["step_seconds"] for step in steps if step["active_layers"] == length]
         assert count == len(alike)
-        assert seconds == pytest.approx(median(step["step_seconds"] for step in steps[1:] if step["active_layers"] == length), abs=1e-6)
+        assert seconds == pytest.approx(
+            median(step["step_seconds"] for step in steps[1:] if step["active_layers"] == length), abs=1e-6
+        )
     assert row.typical_seconds == pytest.approx(sum(count * seconds for _, count, seconds in row.step_seconds))
 
 
@@ -124,12 +133,18 @@ def test_run_directories_are_named_by_what_tells_them_apart(finished, project, t
     assert done.returncode == 0, done.stderr
     with pytest.raises(UserError, match="has no evaluation up to its newest checkpoint"):
         gather([tmp_path / "run"])
-    for path, complaint in ((tmp_path, "it has no metrics.jsonl"), (tmp_path / "none.rows.jsonl", "cannot be read: No such file"), (tmp_path / "none", "no such run directory")):
+    for path, complaint in (
+        (tmp_path, "it has no metrics.jsonl"),
+        (tmp_path / "none.rows.jsonl", "cannot be read: No such file"),
+        (tmp_path / "none", "no such run directory"),
+    ):
         with pytest.raises(UserError, match=complaint):
             gather([path])
 
 
-@pytest.mark.parametrize("damage", [lambda lines: lines[:3] + lines[4:], lambda lines: lines[:3] + lines[2:]], ids=["lost", "twice"])
+@pytest.mark.parametrize(
+    "damage", [lambda lines: lines[:3] + lines[4:], lambda lines: lines[:3] + lines[2:]], ids=["lost", "twice"]
+)
 def test_steps_that_are_lost_or_there_twice_are_told(raptr, tmp_path, damage):
     run_dir, _, _ = raptr
     shutil.copytree(run_dir, tmp_path / "run")
@@ -140,6 +155,18 @@ def test_steps_that_are_lost_or_there_twice_are_told(raptr, tmp_path, damage):
 
 
 def test_an_unfinished_run_counts_up_to_its_checkpoint(project, tmp_path):
-    assert train(project, tmp_path / "run", "--stop-at", "12", "--ds.progressive_subnetwork.method", "full", "--ds.progressive_subnetwork.path-lengths", "[]").returncode == 0
+    assert (
+        train(
+            project,
+            tmp_path / "run",
+            "--stop-at",
+            "12",
+            "--ds.progressive_subnetwork.method",
+            "full",
+            "--ds.progressive_subnetwork.path-lengths",
+            "[]",
+        ).returncode
+        == 0
+    )
     row = row_of(tmp_path / "run", "", "full", {})
     assert (row.step, row.steps, [at.step for at in row.evaluations], row.parts) == (12, 20, [10], {})

@@ -116,7 +116,9 @@ def test_path_is_the_same_in_every_process():
         "print([draw(Scheme(12, 7, (0, 11), 'balanced', 4, seed=5), step, 1).active for step in range(50)])"
     )
     outputs = {
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
         for seed in ("0", "1")
     }
     assert len(outputs) == 1

@@ -74,7 +74,13 @@ def test_stacking_copies_the_top_and_midas_the_middle():
     stacking = make_method("stacking", layers=12, steps=40, path_lengths=[6, 8, 10, 12])
     assert [stacking.whole(step).length for step in (1, 10, 11, 21, 31, 40)] == [6, 6, 8, 10, 12, 12]
     assert stacking.whole(1).active == (True,) * 6 + (False,) * 6
-    assert [stacking.copies(step) for step in (1, 11, 12, 21, 31)] == [(), ((6, 4), (7, 5)), (), ((8, 6), (9, 7)), ((10, 8), (11, 9))]
+    assert [stacking.copies(step) for step in (1, 11, 12, 21, 31)] == [
+        (),
+        ((6, 4), (7, 5)),
+        (),
+        ((8, 6), (9, 7)),
+        ((10, 8), (11, 9)),
+    ]
     midas = make_method("midas", layers=12, steps=40, path_lengths=[6, 8, 10, 12])
     # blocks of two: a b c -> a b b' c -> a b b'' b' c -> a b b'' b''' b' c
     assert midas.whole(1).active == (True,) * 4 + (False,) * 6 + (True,) * 2

@@ -51,7 +51,9 @@ def corpus(texts, tmp_path_factory) -> Path:
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(rows[1]))
     (folder / "c.jsonl.xz").write_bytes(lzma.compress(rows[2], preset=0))
     (folder / "d.jsonl.zst").write_bytes(zstandard.compress(rows[3]))
-    pyarrow.parquet.write_table(pyarrow.table({"n": range(len(parts[4])), "text": parts[4]}), folder / "e.parquet", row_group_size=37)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"n": range(len(parts[4])), "text": parts[4]}), folder / "e.parquet", row_group_size=37
+    )
     (folder / "f.txt").write_text("".join(" ".join(text.split()) + "\n" for text in parts[5]))
     (folder / "g.txt.gz").write_bytes(gzip.compress("".join(" ".join(text.split()) + "\n" for text in parts[6]).encode()))
     return folder
@@ -64,7 +66,9 @@ def command(corpus: Path, home: Path, out: Path, ranks: int = 1, *words: str) ->
 
 
 def digests(prefix: Path) -> dict[str, str]:
-    return {end: hashlib.sha256(prefix.with_name(prefix.name + end).read_bytes()).hexdigest() for end in (".bin", ".idx", ".json")}
+    return {
+        end: hashlib.sha256(prefix.with_name(prefix.name + end).read_bytes()).hexdigest() for end in (".bin", ".idx", ".json")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,9 @@ def test_any_number_of_ranks_writes_the_same_bytes(corpus, home, alone, tmp_path
 
 
 def encoders(process: subprocess.Popen) -> list[psutil.Process]:
-    return [p for p in psutil.Process(process.pid).children(recursive=True) if "tokenizer" in p.cmdline() and "python" in p.name()]
+    return [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "tokenizer" in p.cmdline() and "python" in p.name()
+    ]
 
 
 @pytest.mark.dist
@@ -147,7 +153,10 @@ with patch.object(owner, name, die):
 """
 
 
-@pytest.mark.parametrize("where, calls", [("parts.Parts.copy", 0), ("parts.Parts.write_index", 0), *(("encode.os.replace", n) for n in (-1, 0, 1, 2, 3))])
+@pytest.mark.parametrize(
+    "where, calls",
+    [("parts.Parts.copy", 0), ("parts.Parts.write_index", 0), *(("encode.os.replace", n) for n in (-1, 0, 1, 2, 3))],
+)
 def test_a_kill_while_blocks_are_put_together(corpus, home, alone, tmp_path, where, calls):
     """At every point of the assembly: before each file gets its name, and before the blocks go."""
     out = tmp_path / "x"
@@ -155,7 +164,9 @@ def test_a_kill_while_blocks_are_put_together(corpus, home, alone, tmp_path, whe
     if where == "encode.os.replace":  # `os` is one module for all: each of the blocks has been renamed too
         before = 1 + 3 * sum(len(list(pieces(0, file))) for file in find_inputs(f"{corpus}/*"))
         calls, last = calls + before, before + 3
-    killed = subprocess.run([sys.executable, "-c", KILLED_AT, where, str(calls), *words], capture_output=True, text=True, timeout=300)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AT, where, str(calls), *words], capture_output=True, text=True, timeout=300
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     if calls == last:
         assert digests(out) == alone and (tmp_path / "x.parts").exists()
@@ -265,7 +276,9 @@ def test_a_plain_file_of_many_blocks_and_its_bad_lines(texts, home, tmp_path, ra
     folder.mkdir()
     (folder / "x.jsonl").write_text("".join(("{}" if number in bad else row) + "\n" for number, row in enumerate(rows)))
     assert len([piece for piece in pieces(0, folder / "x.jsonl") if isinstance(piece, Stretch)]) >= 3
-    done = subprocess.run(command(folder, home, tmp_path / "out", ranks, "--on-error", "skip"), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command(folder, home, tmp_path / "out", ranks, "--on-error", "skip"), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "out.json").read_text())
     assert [entry["line"] for entry in manifest["bad_documents"]] == [4, 501, 1100] and manifest["documents"] == 1097

@@ -40,7 +40,12 @@ def write(folder: Path, name: str, content: bytes) -> str:
         ("x.jsonl.gz", gzip.compress(GOOD * 40_000)[:-20], "damaged or truncated after line", None),
         ("x.jsonl.xz", lzma.compress(GOOD * 40_000)[:-20], "damaged or truncated after line", None),
         ("x.jsonl.zst", zstandard.compress(GOOD * 40_000)[:-3], "damaged or truncated after line", None),
-        ("x.txt.zst", zstandard.compress(GOOD * 40_000) + zstandard.compress(os.urandom(400_000).hex().encode())[:-20_000], "middle of a frame", None),
+        (
+            "x.txt.zst",
+            zstandard.compress(GOOD * 40_000) + zstandard.compress(os.urandom(400_000).hex().encode())[:-20_000],
+            "middle of a frame",
+            None,
+        ),
         ("x.parquet", b"PAR1 but not really", "damaged or truncated after line 0", 0),
         ("x.jsonl.gz", b"", "it is empty, which no compressed file is", 0),
         ("x.jsonl.zst", b"", "it is empty, which no compressed file is", 0),
@@ -88,20 +93,43 @@ def test_a_column_of_categories_and_a_large_window_can_be_read(home, tmp_path):
 def test_a_file_name_of_any_bytes_can_be_listed(home, tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
     Path(name).write_bytes(GOOD + b"{}\n")
-    done = subprocess.run([sys.executable, "-m", "tokenizer", "encode", "--input", name, "--tokenizer", home / "tokenizer", "--out", tmp_path / "out", "--on-error", "skip"], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tokenizer",
+            "encode",
+            "--input",
+            name,
+            "--tokenizer",
+            home / "tokenizer",
+            "--out",
+            tmp_path / "out",
+            "--on-error",
+            "skip",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "1 documents" in done.stdout, done.stderr
 
 
 @given(
-    lines=st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), max_size=30), end=st.sampled_from([b"\n", b"\r\n"]),
-    block=st.integers(1, 60), mark=st.booleans(), closed=st.booleans(),
-)  # fmt: skip
+    lines=st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), max_size=30),
+    end=st.sampled_from([b"\n", b"\r\n"]),
+    block=st.integers(1, 60),
+    mark=st.booleans(),
+    closed=st.booleans(),
+)
 def test_a_plain_file_is_cut_between_lines_and_nothing_is_lost(tmp_path_factory, lines, end, block, mark, closed):
     file = tmp_path_factory.mktemp("plain") / "x.txt"
     content = b"\xef\xbb\xbf" * mark + end.join(lines) + end * closed
     file.write_bytes(content)
     found = list(pieces(0, file, block))
-    assert [b"".join(content[piece.begin : piece.end] for piece in found), [piece.number for piece in found]] == [content, list(range(len(found)))]
+    assert [b"".join(content[piece.begin : piece.end] for piece in found), [piece.number for piece in found]] == [
+        content,
+        list(range(len(found))),
+    ]
     assert all(piece.size >= block for piece in found[:-1]) and all(content[piece.end - 1] == ord("\n") for piece in found[:-1])
     streamed = [document for part in blocks(0, file, block) for document in part.documents]
     assert [document for piece in found for document in piece.read(file)] == streamed

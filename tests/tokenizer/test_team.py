@@ -23,7 +23,9 @@ if team.is_main:
 @pytest.mark.dist
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_large_jobs_and_large_results_pass_each_other(ranks):
-    done = subprocess.run([str(MPIEXEC), "-n", str(ranks), sys.executable, "-c", LARGE_ON_BOTH_SIDES], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(MPIEXEC), "-n", str(ranks), sys.executable, "-c", LARGE_ON_BOTH_SIDES], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -49,7 +51,9 @@ if team.is_main:
 @pytest.mark.dist
 @pytest.mark.parametrize("kind, least_of_rank_0", [("quick", 10), ("slow", 0)])
 def test_rank_0_works_where_handing_out_is_quick_and_every_job_is_done_once(kind, least_of_rank_0):
-    done = subprocess.run([str(MPIEXEC), "-n", "3", sys.executable, "-c", WHO_WORKED, kind], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [str(MPIEXEC), "-n", "3", sys.executable, "-c", WHO_WORKED, kind], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
     assert sum(counts) == 60 and min(counts[1:]) >= 10 and counts[0] >= least_of_rank_0 and (kind == "quick" or counts[0] == 0)

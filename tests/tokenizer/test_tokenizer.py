@@ -56,7 +56,9 @@ def test_a_bad_line_leaves_no_file(home, tokenizer, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.parts", "x.jsonl"], "finished blocks alone"
 
 
-@pytest.mark.parametrize("text", ["a b", " a  b ", "one two, three\nfour five\n\n  six 世界 seven🙂 eight ", "word", "   ", "x y" * 50])
+@pytest.mark.parametrize(
+    "text", ["a b", " a  b ", "one two, three\nfour five\n\n  six 世界 seven🙂 eight ", "word", "   ", "x y" * 50]
+)
 @pytest.mark.parametrize("characters", [1, 3, 10])
 def test_parts_of_a_text_are_encoded_as_the_whole(tokenizer, text, characters):
     ids = [list(tokenizer.processor.encode(part)) for part in parts_of(text, characters)]

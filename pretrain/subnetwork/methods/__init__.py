@@ -1,7 +1,8 @@
 """Methods of progressive subnetworks, a file each; docs/add_a_method.md adds one."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 from pretrain.subnetwork.methods import constant, full, growth, ild_dts, pld, raptr
 from pretrain.subnetwork.methods.base import Method, MethodName, Settings

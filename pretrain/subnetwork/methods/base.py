@@ -1,9 +1,10 @@
 """What a method is to the rest of the program, and what it is told."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Sequence
+from typing import Literal
 
 from pretrain.subnetwork.path import Path, ResidualScale, Sampler
 from pretrain.subnetwork.schedule import Stage

@@ -1,8 +1,9 @@
 """Models that start shallow and grow by copies of their own layers, within the full-size model.
 
-`stacking` copies the last layers to the top (gradual stacking, Reddi et al., ICML 2023), `midas` a block in the middle to the place behind it
-(arXiv 2409.19044; of an even number of blocks the lower middle one, our choice). Every layer has its final place from the beginning: those that do not exist yet are skipped, and when their stage begins they
-become copies, weights and moments, of those that they grow from.
+`stacking` copies the last layers to the top (gradual stacking, Reddi et al., ICML 2023), `midas` a block in the middle to the
+place behind it (arXiv 2409.19044; of an even number of blocks the lower middle one, our choice). Every layer has its final place
+from the beginning: those that do not exist yet are skipped, and when their stage begins they become copies, weights and moments,
+of those that they grow from.
 """
 
 from dataclasses import dataclass
@@ -46,15 +47,23 @@ def build(settings: Settings, name: str) -> Growth:
     """
     lengths, layers = tuple(settings.path_lengths), settings.layers
     if not lengths or lengths[-1] != layers:
-        raise ValueError(f'method "{name}" needs "path_lengths" that end with all {layers} layers, as in "{layers // 2}-{layers}"')
+        raise ValueError(
+            f'method "{name}" needs "path_lengths" that end with all {layers} layers, as in "{layers // 2}-{layers}"'
+        )
     stages = make_stages(settings.steps, layers, lengths, settings.stage_fractions)
     order, births = list(range(lengths[0])), []  # layers by the order in which they come to be, at their places from the bottom
     for before, after in zip(lengths, lengths[1:]):
         added = after - before
         if not 1 <= added <= before:
-            raise ValueError(f"path_lengths: from {before} to {after} layers, {added} would be copied; method \"{name}\" can copy 1 to {before}, so use steps between them")
+            raise ValueError(
+                f'path_lengths: from {before} to {after} layers, {added} would be copied; method "{name}" can copy 1 to {before},'
+                " so use steps between them"
+            )
         if name == "midas" and before % added:
-            raise ValueError(f"path_lengths: from {before} to {after} layers, the middle one of equal blocks of {added} is copied, and {added} does not divide {before}")
+            raise ValueError(
+                f"path_lengths: from {before} to {after} layers, the middle one of equal blocks of {added} is copied, and {added}"
+                f" does not divide {before}"
+            )
         start = before - added if name == "stacking" else middle(before // added) * added
         order[start + added : start + added] = range(before, after)
         births.append([(before + n, order[start + n]) for n in range(added)])

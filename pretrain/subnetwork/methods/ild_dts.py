@@ -1,7 +1,9 @@
-"""Layers dropped more often the later they stand, and less often as training goes on. Source: "Don't Drop Dropout", arXiv 2609.05275.
+"""Layers dropped more often the later they stand, and less often as training goes on. Source: "Don't Drop Dropout", arXiv
+2609.05275.
 
-Layer l of 0 to L - 1 is dropped in step t of 0 to T - 1 with probability q_max l / (L - 1) (1 - t / (T - 1)). Active layers are scaled by 1 over
-their probability in training, and not in evaluation: its authors' main finding. Paths of ours cover micro-batches, theirs single sequences.
+Layer l of 0 to L - 1 is dropped in step t of 0 to T - 1 with probability q_max l / (L - 1) (1 - t / (T - 1)). Active layers are
+scaled by 1 over their probability in training, and not in evaluation: its authors' main finding. Paths of ours cover
+micro-batches, theirs single sequences.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,17 @@ from pretrain.subnetwork.methods.base import Method, Settings
 from pretrain.subnetwork.path import Path, Scheme, draw
 from pretrain.subnetwork.schedule import make_stages
 
-KEYS = ("path_lengths", "stage_fractions", "full_model_first_fraction", "fixed_layers", "sampler", "balance_groups", "paths_per_step", "residual_scale", "path_seed")
+KEYS = (
+    "path_lengths",
+    "stage_fractions",
+    "full_model_first_fraction",
+    "fixed_layers",
+    "sampler",
+    "balance_groups",
+    "paths_per_step",
+    "residual_scale",
+    "path_seed",
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,13 @@ def build(settings: Settings, name: str = "raptr") -> Raptr:
         raise ValueError(f'method "{name}" needs "path_lengths", as in "6-8-10-12"')
     layers, groups = settings.layers, settings.balance_groups
     fixed = tuple(sorted({0, layers - 1} if settings.fixed_layers is None else set(settings.fixed_layers)))
-    stages = make_stages(settings.steps, layers, settings.path_lengths, settings.stage_fractions, settings.full_model_first_fraction)
+    stages = make_stages(
+        settings.steps, layers, settings.path_lengths, settings.stage_fractions, settings.full_model_first_fraction
+    )
     schemes = {
-        stage.index: Scheme(layers, stage.path_length, fixed, settings.sampler, groups, settings.residual_scale, settings.path_seed)
+        stage.index: Scheme(
+            layers, stage.path_length, fixed, settings.sampler, groups, settings.residual_scale, settings.path_seed
+        )
         for stage in stages
     }
     for scheme in schemes.values():
