@@ -8,13 +8,22 @@ PROCESSES := $(shell n=$(GPUS); for p in 8 4 2 1; do [ $$n -ge $$p ] && break; d
 LAYOUT ?= $(if $(filter 1,$(PROCESSES)),,--parallel.pipeline 2)
 DEVICE := $(if $(filter 0,$(GPUS)),cpu,cuda)
 
-.PHONY: pretrain test test-all bench clean
+.PHONY: pretrain check lint test test-all bench clean
 
 pretrain: .venv/installed  ## the quick start; ARGS="--steps 50" adds options of train
 	.venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) -m pretrain train ul2_tiny \
 		--run-dir runs/quickstart --device $(DEVICE) $(LAYOUT) $(ARGS)
 
-test: .venv/installed  ## what CI runs
+check: lint test  ## what CI runs
+
+lint: .venv/installed  ## form, types, shell scripts, links of the docs
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy pretrain tokenizer bench
+	.venv/bin/shellcheck slurm/*.sh .ci/run
+	$(RUN) -m pytest tests/test_docs.py
+
+test: .venv/installed  ## the tests that take minutes
 	$(RUN) -m pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 test-all: .venv/installed  ## and what takes longer, and what needs a GPU where there is one
@@ -27,7 +36,7 @@ bench: .venv/installed  ## speed of skipped layers, of making batches, of saving
 	$(RUN) -m bench.data
 	$(RUN) -m bench.checkpoint
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt requirements/run.txt requirements/test.txt requirements/check.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --requirement requirements.txt

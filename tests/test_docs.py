@@ -1,0 +1,41 @@
+"""Links of README and docs lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+PAGES = sorted(page for pattern in ("*.md", "docs/**/*.md", "bench/**/*.md") for page in Path().glob(pattern))
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(page: Path) -> list[str]:
+    """Links of a page to files or headings that do not exist; what lies outside the repository is not looked at."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    found = []
+    for link in LINK.findall(text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (heading and heading not in anchors(target)):
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page):
+    assert dead_links(page) == []
+
+
+def test_a_dead_link_is_found(tmp_path):
+    (tmp_path / "b.md").write_text("# One heading\n")
+    page = tmp_path / "a.md"
+    page.write_text("[x](b.md) [y](b.md#one-heading) [z](c.md) [w](b.md#two) [v](https://example.org)\n```\n[u](d.md)\n```\n")
+    assert dead_links(page) == ["c.md", "b.md#two"]
