@@ -23,7 +23,7 @@ from pathlib import Path
 from bench.path_speed import Result
 from pretrain.errors import TrainingStopped
 from pretrain.observe.metrics import read_rows, training_rows
-from pretrain.parallel.ranks import device_type
+from pretrain.ranks.device import device_type
 from pretrain.versions import commit
 
 STEPS, KILLED_AFTER = 20, 10

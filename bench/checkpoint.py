@@ -25,8 +25,13 @@ import torch.distributed as dist
 from bench.path_speed import HOME
 from pretrain.config import Run, read_run
 from pretrain.config.run import Position
+from pretrain.engine import build_engine
 from pretrain.files import to_disk
-from pretrain.parallel.ranks import Ranks, device_type, make_groups, prepare_libraries
+from pretrain.optim.names import MOMENTS, TENSORS
+from pretrain.ranks.device import device_type
+from pretrain.ranks.groups import make_groups
+from pretrain.ranks.libraries import prepare_libraries
+from pretrain.ranks.process import Ranks
 from pretrain.versions import device_name
 
 BAR = 0.15
@@ -44,15 +49,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; default: where temporary files are")
     parser.add_argument("--out", type=Path, default=HOME / "results")
     args = parser.parse_args()
-    device = torch.device(device_type("auto"))
-    prepare_libraries(device.type)
+    kind = device_type("auto")
+    device = torch.device(kind)
+    prepare_libraries(kind)
     run = read_run(args.recipe, [("--keep-checkpoints", "1")], args.ds_config)
     dist.init_process_group("gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
-    make_groups(run.recipe, device)
+    make_groups(run.recipe.parallel, run.recipe.seed, device)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         parameters, buffer, rounds = measure(run, Ranks(0, 1, device), Path(folder), args.rounds)
     dist.destroy_process_group()
-    write(parameters, buffer, rounds, device_name(device.type), args.out)
+    write(parameters, buffer, rounds, device_name(kind), args.out)
 
 
 def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int, list[dict[str, float]]]:
@@ -60,19 +66,23 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
     from pretrain.checkpoint.directory import RunDirectory
     from pretrain.checkpoint.manifest import read_manifest
     from pretrain.checkpoint.saver import Saver
-    from pretrain.parallel.engine import Engine
-    from pretrain.parallel.shards import moments
 
-    engine, directory = Engine(run, ranks), RunDirectory(folder / "run")
+    engine, directory = build_engine(run, ranks), RunDirectory(folder / "run")
     savers = [
-        Saver(dataclasses.replace(run, recipe=run.recipe.model_copy(update={"save_async": later})), engine, directory, "")
+        Saver(
+            dataclasses.replace(run, recipe=run.recipe.model_copy(update={"save_async": later})),
+            engine.optimizer,
+            ranks,
+            directory,
+            "",
+        )
         for later in (False, True)
     ]
-    contents = savers[0].contents
-    for master in {id(piece.shard.master): piece.shard.master for piece in contents.kept}.values():
-        for numbers in moments(engine.deepspeed, master).values():
-            numbers.normal_()
-    vectors = {name: torch.empty(length) for name, length in contents.lengths.items()}
+    state = savers[0].state
+    for shard in engine.optimizer.shards():
+        for kind in MOMENTS:
+            shard.numbers(kind).normal_()
+    vectors = {name: torch.empty(length) for name, length in state.lengths.items()}
     results, step = [], 0
     for number in range(rounds + 1):
         seconds = {}
@@ -89,15 +99,15 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
             vector.copy_(part)
         theirs = folder / "theirs.pt"
         seconds["torch.save"] = _timed(lambda: (torch.save(vectors, theirs), to_disk(theirs)))
-        seconds["load"] = _timed(lambda: (contents.load(checkpoint, read_manifest(checkpoint)), contents.loaded(step)))
-        seconds["torch.load"] = _timed(lambda: _load_with_torch(theirs, contents, engine, step))
+        seconds["load"] = _timed(lambda: (state.load(checkpoint, read_manifest(checkpoint)), state.loaded(step)))
+        seconds["torch.load"] = _timed(lambda: _load_with_torch(theirs, state, step))
         print(
             "  ".join(f"{name} {value:.2f} s" for name, value in seconds.items()),
             "(not counted)" if number == 0 else "",
             flush=True,
         )
         results += [seconds] if number else []
-    return sum(map(prod, contents.shapes.values())), buffer.nbytes, results
+    return sum(map(prod, state.shapes.values())), buffer.nbytes, results
 
 
 def _saving(saver, position: Position) -> Iterator[float]:
@@ -110,15 +120,12 @@ def _saving(saver, position: Position) -> Iterator[float]:
     yield time.perf_counter() - started
 
 
-def _load_with_torch(file: Path, contents, engine, step: int) -> None:
-    from pretrain.parallel.shards import moments
-
+def _load_with_torch(file: Path, state, step: int) -> None:
     vectors = torch.load(file, weights_only=True)
-    for piece in contents.kept:
-        numbers = {"weight": piece.shard.master, **moments(engine.deepspeed, piece.shard.master)}
-        for kind, flat in numbers.items():
-            piece.shard.view(flat).copy_(vectors[f"{kind}/{piece.shard.name}"])
-    contents.loaded(step)
+    for placed in state.kept:
+        for kind in TENSORS:
+            placed.shard.numbers(kind).copy_(vectors[f"{kind}/{placed.shard.name}"])
+    state.loaded(step)
 
 
 def _timed(action: Callable[[], object]) -> float:

@@ -17,8 +17,11 @@ import torch
 import torch.distributed as dist
 
 from bench.path_speed import timed
-from pretrain.parallel.ranks import Ranks, device_type, join, prepare_libraries
 from pretrain.place import find_place
+from pretrain.ranks.device import device_type
+from pretrain.ranks.launch import join
+from pretrain.ranks.libraries import prepare_libraries
+from pretrain.ranks.process import Ranks
 from pretrain.versions import device_name
 
 SIZES = {"cpu": (2**16, 2**22), "cuda": (2**16, 2**22, 2**28)}

@@ -29,12 +29,15 @@ import torch.distributed as dist
 
 from pretrain.config import Run, read_run
 from pretrain.config.command_line import option_pairs
+from pretrain.cost.makespan import active_by_part, ideal_pipeline_ratio
 from pretrain.errors import UserError
-from pretrain.parallel.ranks import Ranks, device_type, join, launch, prepare_libraries
 from pretrain.place import find_place
-from pretrain.subnetwork import Path as LayerPath
-from pretrain.subnetwork import draw
-from pretrain.subnetwork.makespan import active_by_part, ideal_pipeline_ratio
+from pretrain.ranks.device import device_type
+from pretrain.ranks.launch import join, launch
+from pretrain.ranks.libraries import prepare_libraries
+from pretrain.ranks.process import Ranks
+from pretrain.subnetwork import LayerPath, draw
+from pretrain.subnetwork.methods.raptr import Raptr
 from pretrain.versions import device_name
 
 HOME = Path(__file__).parent
@@ -100,11 +103,13 @@ class Result:
 
 def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
     """Time the contestants in interleaved rounds, after two rounds that do not count."""
-    from pretrain.parallel.engine import Engine, MicroBatch
+    from pretrain.engine import build_engine
+    from pretrain.engine.micro_batch import MicroBatch
 
     layers, half = run.recipe.model.num_layers, run.method.stages[0].path_length
-    layout, engine = run.recipe.parallel, Engine(run, ranks)
+    layout, engine = run.recipe.parallel, build_engine(run, ranks)
     bare = bare_loop(run, ranks) if ranks.world_size == 1 else None
+    assert isinstance(run.method, Raptr)
     uniform = [replace(scheme, sampler="exact") for scheme in run.method.schemes.values()][0]
     batches = [random_batch(run, index) for index in range(run.micro_batches)]
     whole = LayerPath.full(layers)
@@ -143,7 +148,7 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
         names = list(turn) if index % 2 else list(reversed(turn))
         for name in names:
             took = timed(turn[name], ranks.device)
-            engine.whole.zero_grad(set_to_none=True)
+            engine.model.zero_grad(set_to_none=True)
             if index >= 0:
                 seconds[name].append(took)
         if index >= 0 and layout.pipeline > 1:
@@ -158,12 +163,14 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
 
     from pretrain.model.attention import dense_mask
     from pretrain.model.decoder import build_chunks, transformer_config
+    from pretrain.model.layer import LayerInputs
     from pretrain.model.weights import initialize
 
     config = transformer_config(run.recipe, torch.float32, on_gpu=ranks.device.type == "cuda")
     (chunk,) = build_chunks(run.recipe, config)
     initialize([chunk], run.recipe)
     chunk.to(ranks.device)
+    whole = LayerPath.full(run.recipe.model.num_layers)
     params = run.ds.optimizer.params
     optimizer = torch.optim.AdamW(
         chunk.parameters(), lr=params.lr, betas=params.betas, weight_decay=params.weight_decay, fused=params.fused
@@ -175,7 +182,8 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
             torch.from_numpy(a).to(ranks.device)
             for a in (batch.tokens, batch.labels, batch.targets, batch.segments, batch.prefix)
         )
-        output = model(tokens, None, dense_mask(segments, prefix, torch.float32), labels=labels)
+        inputs = LayerInputs(dense_mask(segments, prefix, torch.float32), whole)
+        output = model(tokens, None, inputs, labels=labels)
         return output, lambda losses: ((losses * targets).sum() / 1e6, targets.sum(dtype=torch.int), {})
 
     def step(batches: list) -> None:

@@ -15,6 +15,6 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, _interrupted)
-    from pretrain.commands import main
+    from pretrain.cli.main import main
 
     sys.exit(main())

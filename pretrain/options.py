@@ -9,9 +9,9 @@ from pretrain.checkpoint.directory import RunDirectory
 from pretrain.config import Run
 from pretrain.errors import UserError
 from pretrain.job.events import this_start
-from pretrain.parallel.ranks import Ranks
-from pretrain.parallel.watchdog import Watchdog
 from pretrain.place import Place
+from pretrain.ranks.process import Ranks
+from pretrain.ranks.watchdog import Watchdog
 
 LOCK_SECONDS = 120.0
 """For which a job that was queued again waits for its own earlier start to let go: a node that died holds its locks a while over
@@ -47,12 +47,13 @@ class TrainOptions:
             directory = RunDirectory(self.run_dir or Path(f"runs/{run.name}-{run.method.name}-{datetime.now():%Y%m%d-%H%M%S}"))
             print(f"{directory.path}\n{self.place.in_words()}", flush=True)
             print("".join(f"{notice}\n" for notice in run.notices), end="", flush=True)
-            ranks.keep(directory.lock(patience=LOCK_SECONDS if this_start(os.environ)[1] else 0.0))
+            ranks.hold(directory.lock(patience=LOCK_SECONDS if this_start(os.environ)[1] else 0.0))
             directory.claim(run, self.resume, self.changing)
             return directory
 
         directory = ranks.on_main(claim)
-        ranks.together(directory.require_seen)
+        with ranks.all_or_none():
+            directory.require_seen()
         if ranks.world_size > 1:
             ranks.watchdog = Watchdog(directory.path, ranks.rank, run.recipe.watchdog_seconds)
             ranks.watchdog.alive()

@@ -6,11 +6,12 @@ from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.saver import Saver
 from pretrain.config import Run
 from pretrain.data.loader import open_data
+from pretrain.engine import build_engine
 from pretrain.observe.observer import Observer
 from pretrain.options import TrainOptions
-from pretrain.parallel.engine import Engine
-from pretrain.parallel.preflight import preflight
-from pretrain.parallel.ranks import Ranks, launch
+from pretrain.ranks.launch import launch
+from pretrain.ranks.preflight import preflight
+from pretrain.ranks.process import Ranks
 
 
 def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
@@ -19,15 +20,14 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
     with launch(run.recipe, ranks):  # groups, device, signals
         directory = options.claim_directory(run, ranks)
         preflight(ranks, directory.path)  # are all nodes fit?
-        data = ranks.together(lambda: open_data(run, ranks.data_parallel_rank, ranks.needs_text))
-        engine = Engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
-        tokenizer = data.tokenizer.sha256
-        saver = Saver(run, engine, directory, tokenizer)
-        start = resume(
-            run, saver.contents, directory, tokenizer, options.resume, options.changing
-        )  # step 0 when there is nothing to resume
-        data.go_on_from(start)
-        watch = ranks.together(lambda: Observer(run, directory.path, ranks.is_main, ranks.device, ranks.nodes, start))
+        with ranks.all_or_none():
+            data = open_data(run, ranks.data_parallel_rank, ranks.needs_text)
+        engine = build_engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
+        saver = Saver(run, engine.optimizer, ranks, directory, data.tokenizer.sha256)
+        start = resume(run, saver, options.resume, options.changing)  # step 0 when there is nothing to resume
+        data.start_at(start)
+        with ranks.all_or_none():
+            watch = Observer(run, directory.path, ranks.is_main, ranks.device, ranks.nodes, start)
         done, last = start.step, options.last_step(run)
         with closing(data), closing(watch), saver:  # ends when the newest checkpoint is on disk
             for step in range(done + 1, last + 1):

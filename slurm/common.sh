@@ -208,7 +208,7 @@ job_fact() {
   scontrol show job -o "$JOB" | sed -nE "s/.* $1=([^ ]*) .*/\1/p"
 }
 
-# As `job start` and `job end` tell it; see OVER in pretrain/job/log.py.
+# As `job start` and `job end` tell it; see EXIT_CODES in pretrain/job/log.py.
 exit_as() {
   case $1 in
     0) exit 0 ;;

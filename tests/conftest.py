@@ -11,9 +11,13 @@ import torch.distributed as dist
 from hypothesis import settings
 
 from pretrain.config import Run, read_run
-from pretrain.parallel.ranks import Ranks, make_groups, prepare_libraries
+from pretrain.ranks.libraries import prepare_libraries
 
-prepare_libraries("cpu")
+prepare_libraries("cpu")  # before Megatron-Core is imported, below and by the tests
+
+from pretrain.ranks.groups import make_groups  # noqa: E402
+from pretrain.ranks.process import Ranks  # noqa: E402
+
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
@@ -108,6 +112,7 @@ def ranks(project: Project) -> Iterator[Ranks]:
     """One process's groups, for tests that build models."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    make_groups(project.run().recipe, torch.device("cpu"))
+    recipe = project.run().recipe
+    make_groups(recipe.parallel, recipe.seed, torch.device("cpu"))
     yield Ranks(0, 1, torch.device("cpu"))
     dist.destroy_process_group()

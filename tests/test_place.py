@@ -94,7 +94,7 @@ def test_mpiexec_needs_no_address(project, tmp_path):
 
 
 def test_threads_are_those_that_slurm_was_asked_for(monkeypatch):
-    from pretrain.parallel.ranks import cpus_of_this_rank
+    from pretrain.ranks.device import cpus_of_this_rank
 
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     for name in ("SLURM_STEP_ID", "SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):

@@ -13,11 +13,10 @@ from pretrain.checkpoint.fragments import Fragment, Split
 from pretrain.checkpoint.tensors import NUMBER
 from pretrain.config.strict import one_line
 from pretrain.files import sha256
+from pretrain.optim.names import TENSORS
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-KINDS = ("weight", "exp_avg", "exp_avg_sq")
-"""What is kept of every parameter: the fp32 master weight and AdamW's two moments."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
 
@@ -83,7 +82,7 @@ class Manifest(_Part):
             unknown = facts.fragments.keys() - self.parameters.keys()
             if unknown:
                 raise ValueError(f"{file}: no parameter is called {min(unknown)}")
-            if NUMBER.itemsize * len(KINDS) * sum(numbers[-1] for numbers in facts.fragments.values()) > facts.bytes:
+            if NUMBER.itemsize * len(TENSORS) * sum(numbers[-1] for numbers in facts.fragments.values()) > facts.bytes:
                 raise ValueError(f"{file}: is too small for its fragments")
         parts: dict[str, list[tuple[int, ...]]] = {name: [] for name in self.parameters}
         for facts in self.files.values():

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from pretrain.checkpoint.fragments import Fragment, Split, common
-from pretrain.checkpoint.manifest import KINDS, Manifest
+from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.tensors import TensorFile
+from pretrain.optim.names import TENSORS
 
 MOST_OPEN = 64
 """Files; processes may open some thousand, and a checkpoint may have more."""
@@ -63,6 +64,6 @@ class Reader:
         self._opened[file] = opened  # the one used last stands last
         if len(self._opened) > MOST_OPEN:
             self._opened.pop(next(iter(self._opened))).close()
-        if any(opened.places.get(f"{kind}/{name}", (0, -1))[1] != fragment.length for kind in KINDS):
+        if any(opened.places.get(f"{kind}/{name}", (0, -1))[1] != fragment.length for kind in TENSORS):
             raise ValueError(f"{file}: {name} has not the length that the manifest gives")
         return opened

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pretrain.checkpoint.changes import require_allowed
-from pretrain.checkpoint.contents import Contents
 from pretrain.checkpoint.directory import RunDirectory, prune_leftovers
 from pretrain.checkpoint.manifest import Manifest, damage, read_manifest
+from pretrain.checkpoint.saver import Saver
 from pretrain.config import Run
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
@@ -13,20 +13,13 @@ from pretrain.config.run import Position
 from pretrain.config.strict import parse
 from pretrain.errors import UserError
 from pretrain.files import write_whole
-from pretrain.parallel.ranks import Ranks
+from pretrain.ranks.process import Ranks
 
 TAKEN = ".resumed_from"
 """Which checkpoint `--resume PATH` named last, so that the same command, queued again, does not begin there again."""
 
 
-def resume(
-    run: Run,
-    contents: Contents,
-    directory: RunDirectory,
-    tokenizer_sha256: str,
-    choice: str = "auto",
-    changing: tuple[str, ...] = (),
-) -> Position:
+def resume(run: Run, saver: Saver, choice: str = "auto", changing: tuple[str, ...] = ()) -> Position:
     """Load what `--resume` asks for; returns where training goes on, the start if there is nothing to load.
 
     Args:
@@ -36,7 +29,7 @@ def resume(
     Raises:
         UserError: a checkpoint that was asked for is not good, none of several is, or it is of another run.
     """
-    ranks = contents.engine.ranks
+    ranks, directory = saver.ranks, saver.directory
     ranks.on_main(lambda: prune_leftovers(directory))
     if choice not in ("auto", "never") and ranks.on_main(lambda: _taken(directory) == choice and bool(directory.steps_saved())):
         choice = "auto"  # the same command again: it goes on from what it has saved since
@@ -46,7 +39,7 @@ def resume(
         return Position()
     folder, manifest = found
     ranks.on_main(lambda: require_allowed(run, run_of(folder, manifest), changing, str(folder)))
-    if manifest.tokenizer_sha256 != tokenizer_sha256 and "tokenizer" not in changing:
+    if manifest.tokenizer_sha256 != saver.tokenizer_sha256 and "tokenizer" not in changing:
         raise UserError(
             f"{folder}: its data was made with another tokenizer than {run.recipe.data.tokenizer} has now; restore it, or pass"
             " --resume-changing tokenizer"
@@ -54,8 +47,9 @@ def resume(
     if ranks.is_main:
         there = "" if manifest.layout == run.layout() else ", which was written on another layout"
         print(f"resuming after step {manifest.step} from {folder}{there}", flush=True)
-    ranks.together(lambda: contents.load(folder, manifest))
-    contents.loaded(manifest.step)
+    with ranks.all_or_none():
+        saver.state.load(folder, manifest)
+    saver.state.loaded(manifest.step)
 
     def take_over() -> None:
         directory.describe(run, ranks.device.type)  # as it goes on
@@ -112,13 +106,10 @@ def _verified(folder: Path, ranks: Ranks) -> Manifest:
         except ValueError as error:
             raise UserError(f"{folder}: {error}") from None
 
-    def check() -> None:
-        problem = damage(folder, manifest, slice(ranks.rank, None, ranks.world_size))
-        if problem:
-            raise UserError(f"{folder}: {problem}")
-
     manifest = ranks.on_main(read)
-    ranks.together(check)
+    with ranks.all_or_none():
+        if problem := damage(folder, manifest, slice(ranks.rank, None, ranks.world_size)):
+            raise UserError(f"{folder}: {problem}")
     return manifest
 
 

@@ -10,18 +10,20 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from pretrain.checkpoint.contents import Contents
 from pretrain.checkpoint.directory import RunDirectory, prune, seal
 from pretrain.checkpoint.manifest import FORMAT, Manifest, TensorFileFacts, as_facts, read_manifest
+from pretrain.checkpoint.state import ModelState
 from pretrain.checkpoint.tensors import write_tensors
 from pretrain.config import Run
 from pretrain.config.run import Position
 from pretrain.config.strict import one_line
 from pretrain.errors import TrainingStopped
-from pretrain.parallel.engine import Engine
+from pretrain.optim.interface import ModelOptimizer
+from pretrain.ranks.process import Ranks
 from pretrain.subnetwork.methods.base import Copies
 from pretrain.versions import provenance
 
@@ -34,9 +36,10 @@ WAIT_SECONDS = 0.01
 class Saver:
     """Writes checkpoints, one at a time. Every method is called on all ranks at the same point of the loop."""
 
-    def __init__(self, run: Run, engine: Engine, directory: RunDirectory, tokenizer_sha256: str) -> None:
-        self.run, self.engine, self.directory, self.tokenizer_sha256 = run, engine, directory, tokenizer_sha256
-        self.contents = Contents(engine)
+    def __init__(self, run: Run, optimizer: ModelOptimizer, ranks: Ranks, directory: RunDirectory, tokenizer_sha256: str) -> None:
+        self.run, self.ranks, self.directory, self.tokenizer_sha256 = run, ranks, directory, tokenizer_sha256
+        sharded = run.ds.zero_optimization.stage > 0  # else all replicas keep the same
+        self.state = ModelState(optimizer, *((1, 0) if sharded else (run.data_parallel, ranks.data_parallel_rank)))
         self._pending: _Save | None = None
         self._buffer: torch.Tensor | None = None
         self._ending = False
@@ -60,13 +63,13 @@ class Saver:
         """
         self.finish()
         if self._buffer is None:  # kept: pinning memory, and touching it first, takes longer than the copy
-            size = sum(self.contents.lengths.values())
-            self._buffer = torch.empty(size, dtype=torch.float32, pin_memory=self.engine.ranks.device.type == "cuda")
-        self.contents.copy_to(self._buffer)
+            size = sum(self.state.lengths.values())
+            self._buffer = torch.empty(size, dtype=torch.float32, pin_memory=self.ranks.device.type == "cuda")
+        self.state.copy_to(self._buffer)
         save = _Save(self.directory.checkpoint(position.step), position, lr)
-        file, numbers = f"rank_{self.engine.ranks.rank:05d}.safetensors", self._buffer.numpy()
-        writers = self.engine.ranks.world_size
-        save.start(lambda: _write(save.unfinished, file, self.contents, numbers, writers))
+        file, numbers = f"rank_{self.ranks.rank:05d}.safetensors", self._buffer.numpy()
+        writers = self.ranks.world_size
+        save.start(lambda: _write(save.unfinished, file, self.state, numbers, writers))
         self._pending = save
         if not self.run.recipe.save_async:
             self.finish()
@@ -80,7 +83,7 @@ class Saver:
         save = self._pending
         if save is None:
             return
-        busy, failed = self.engine.ranks.any(save.job.is_alive(), save.failure is not None)
+        busy, failed = self.ranks.on_any(save.job.is_alive(), save.failure is not None)
         if busy:
             return
         if failed:
@@ -99,7 +102,7 @@ class Saver:
             if self._pending is not None and self._pending.job.is_alive():
                 time.sleep(WAIT_SECONDS)
             waited = time.monotonic() - started
-            if self._pending is not None and waited - told > SLOW_SECONDS and self.engine.ranks.is_main:
+            if self._pending is not None and waited - told > SLOW_SECONDS and self.ranks.is_main:
                 told = waited
                 print(
                     f"WARNING: training waits for checkpoint {self._pending.folder}, for {waited:.0f} s so far; the file system"
@@ -120,7 +123,7 @@ class Saver:
         """
         self.finish()
         ranks, folder = (
-            self.engine.ranks,
+            self.ranks,
             start.checkpoint if start.step == done and start.checkpoint else self.directory.checkpoint(done),
         )
 
@@ -131,8 +134,9 @@ class Saver:
                 raise OSError(errno.ENODATA, f"layers are to be copied from it: {error}", str(folder)) from None
 
         facts = ranks.on_main(manifest)
-        ranks.together(lambda: self.contents.load(folder, facts, copies))
-        self.contents.loaded(done)
+        with ranks.all_or_none():
+            self.state.load(folder, facts, copies)
+        self.state.loaded(done)
         if ranks.is_main:
             print(
                 f"step {done + 1}: layers {', '.join(str(new) for new, _ in copies)} begin as copies of"
@@ -142,9 +146,9 @@ class Saver:
 
     def _seal(self, save: "_Save") -> None:
         """All ranks have written their files: rank 0 makes a checkpoint of them."""
-        ranks = self.engine.ranks
+        ranks = self.ranks
         parts: list[Any] | None = [None] * ranks.world_size if ranks.is_main else None
-        mine = (save.facts, self.contents.shapes)
+        mine = (save.facts, self.state.shapes)
         if ranks.world_size > 1:
             dist.gather_object(mine, parts)
         else:
@@ -171,7 +175,7 @@ class Saver:
             layout=run.layout(),
             recipe=run.recipe.model_dump(mode="json"),
             ds_config=run.ds.model_dump(mode="json", exclude_none=True),
-            versions=provenance(self.engine.ranks.device.type),
+            versions=provenance(self.ranks.device.type),
             tokenizer_sha256=self.tokenizer_sha256,
             parameters=dict(sorted(shapes.items())),
             files=files,
@@ -179,7 +183,7 @@ class Saver:
 
     def _give_up(self, save: "_Save") -> None:
         """A save that failed on some rank: nothing of it stays. Each rank that failed tells why."""
-        if self.engine.ranks.is_main:
+        if self.ranks.is_main:
             shutil.rmtree(save.unfinished, ignore_errors=True)
         stops = self._ending or self.run.recipe.on_save_failure == "stop"
         if save.failure is None:
@@ -194,7 +198,7 @@ class Saver:
         if stops:
             raise TrainingStopped.on_this_rank(reason) from save.failure
         if save.failure is not None:
-            print(f"WARNING: rank {self.engine.ranks.rank}: {reason}; training goes on (on_save_failure: continue)", flush=True)
+            print(f"WARNING: rank {self.ranks.rank}: {reason}; training goes on (on_save_failure: continue)", flush=True)
 
 
 class _Save:
@@ -222,14 +226,14 @@ class _Save:
         self.job.start()
 
 
-def _write(folder: Path, file: str, contents: Contents, numbers: Any, writers: int) -> TensorFileFacts | None:
+def _write(folder: Path, file: str, state: ModelState, numbers: np.ndarray, writers: int) -> TensorFileFacts | None:
     """This rank's file; none if other ranks write all that it holds."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not contents.lengths:
+    if not state.lengths:
         return None
     if (
         shutil.disk_usage(folder).free < numbers.nbytes * writers
     ):  # others write about as much; and rows need room while this is tried
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-    size, digest = write_tensors(folder / file, contents.lengths, numbers)
-    return as_facts(contents.fragments, size, digest)
+    size, digest = write_tensors(folder / file, state.lengths, numbers)
+    return as_facts(state.fragments, size, digest)

@@ -1,6 +1,7 @@
 """Recipes, DeepSpeed JSON and command line, read strictly. A leaf: knows subnetwork, and nothing of torch."""
 
+from pretrain.config.read import read_run
 from pretrain.config.recipe import Recipe
-from pretrain.config.run import Run, read_run
+from pretrain.config.run import Run
 
 __all__ = ["Recipe", "Run", "read_run"]

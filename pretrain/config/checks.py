@@ -1,13 +1,7 @@
 """Combinations that cannot run, each refused with the reason and the mend. What `plan` checks on a laptop is this."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+from pretrain.config.run import Run
 from pretrain.errors import UserError
-
-if TYPE_CHECKING:
-    from pretrain.config.run import Run
 
 
 def check(run: Run) -> None:

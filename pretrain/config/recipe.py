@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, model_validator
 
 from pretrain.config.strict import Strict
+from pretrain.cost.flops import Shape
 from pretrain.errors import UserError
-from pretrain.subnetwork.flops import Shape
 
 Positive = Annotated[int, Field(gt=0, lt=2**53)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -135,7 +135,7 @@ class Source(Strict):
     """Samples are taken from this source in proportion to its weight."""
 
 
-class Kind(NamedTuple):
+class ExampleKind(NamedTuple):
     """Where an example comes from and how it was made."""
 
     source: str
@@ -182,14 +182,14 @@ class Data(Strict):
         return self
 
     @property
-    def kinds(self) -> tuple["Kind", ...]:
+    def kinds(self) -> tuple["ExampleKind", ...]:
         """Everything that examples are told apart by in the losses on held-out text, source by source."""
         made_by = {
             "ul2": [(denoiser.name, denoiser.mode) for denoiser in self.denoisers],
             "causal": [("causal", None)],
             "mlm": [("mlm", None)],
         }[self.objective]
-        return tuple(Kind(source.name, *how) for source in self.all_sources for how in made_by)
+        return tuple(ExampleKind(source.name, *how) for source in self.all_sources for how in made_by)
 
     @property
     def all_sources(self) -> tuple[Source, ...]:

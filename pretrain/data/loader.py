@@ -37,7 +37,7 @@ class RunData:
     _ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="data"))
     _next: tuple[int, Future] | None = None
 
-    def go_on_from(self, start: Position) -> None:
+    def start_at(self, start: Position) -> None:
         """Samples count from where they were left, whatever size batches had until then."""
         assert self._next is None, "batches are being made"
         self.start = start
@@ -57,13 +57,13 @@ class RunData:
         count = -(-total // (self.run.micro_batch * self.run.data_parallel))
         if layout.virtual > 1:
             count = -(-count // layout.pipeline) * layout.pipeline  # interleaving takes them in groups
-        return [self._held_out(self.run.sample(index, self.rank), total) for index in range(count)]
+        return [self._held_out(self.run.batching.first_sample(index, self.rank), total) for index in range(count)]
 
     def _step(self, step: int) -> list[Batch]:
         run = self.run
         first = run.position(self.start, step - 1).samples
         return [
-            self.train.batch(first + run.sample(index, self.rank), run.micro_batch, self.with_text)
+            self.train.batch(first + run.batching.first_sample(index, self.rank), run.micro_batch, self.with_text)
             for index in range(run.micro_batches)
         ]
 

@@ -9,8 +9,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pretrain.checkpoint.directory import RunDirectory
-from pretrain.checkpoint.manifest import KINDS, MANIFEST, Manifest, problem_of, read_manifest
+from pretrain.checkpoint.manifest import MANIFEST, Manifest, problem_of, read_manifest
 from pretrain.errors import UserError
+from pretrain.optim.names import TENSORS
 
 FILE_WIDTH = 160
 """Columns, where no terminal says how many there are."""
@@ -64,7 +65,7 @@ def inspect_checkpoints(path: Path) -> None:
         "shape",
         "numbers",
         "stretches",
-        title=f"step {newest.step:,}: {', '.join(KINDS)} of each",
+        title=f"step {newest.step:,}: {', '.join(TENSORS)} of each",
         title_justify="left",
     )
     for name, shape in newest.parameters.items():

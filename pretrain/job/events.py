@@ -16,7 +16,7 @@ from pretrain.config.strict import one_line
 from pretrain.errors import NodesUnfit, TrainingStopped, UserError, lost_a_peer
 from pretrain.place import this_node
 
-Kind = Literal["started", "finished", "ended", "saved", "config", "stopped", "crash", "hung", "node", "requeued", "over"]
+EventKind = Literal["started", "finished", "ended", "saved", "config", "stopped", "crash", "hung", "node", "requeued", "over"]
 """started, requeued, over: of the batch script, whose words these are; the others of the processes. finished: the last step is
 done. ended: --stop-at. saved: asked to stop, and has saved. config: a mistake of the user's. stopped: cannot go on. crash: a bug,
 or the machine. hung: no step for too long. node: a node that is not fit."""
@@ -28,7 +28,7 @@ class Event:
 
     job: str
     restart: int
-    kind: Kind
+    kind: EventKind
     text: str
     rank: int
     node: str
@@ -42,7 +42,9 @@ def this_start(environment: Mapping[str, str]) -> tuple[str, int]:
     return environment.get("SLURM_JOB_ID", "none"), int(environment.get("SLURM_RESTART_COUNT", "0"))
 
 
-def tell_job(run_dir: Path, kind: Kind, text: str, rank: int = 0, step: int | None = None, node: str | None = None) -> None:
+def report_to_job(
+    run_dir: Path, kind: EventKind, text: str, rank: int = 0, step: int | None = None, node: str | None = None
+) -> None:
     """Append a line, on a line of its own whatever a killed process has left; only in a job of SLURM, whose batch script reads
     it.
 
@@ -67,7 +69,7 @@ def tell_job(run_dir: Path, kind: Kind, text: str, rank: int = 0, step: int | No
 
 
 @contextmanager
-def failures_told(run_dir: Path | None) -> Iterator[None]:
+def report_failures(run_dir: Path | None) -> Iterator[None]:
     """What ends this process, but for the loss of another one, which tells itself."""
     try:
         yield
@@ -76,10 +78,14 @@ def failures_told(run_dir: Path | None) -> Iterator[None]:
             rank = int(os.environ.get("RANK", "0"))
             if isinstance(error, NodesUnfit):
                 for node, complaint in error.complaints.items() if rank == error.told_by else ():
-                    tell_job(run_dir, "node", complaint, rank, node=node)
+                    report_to_job(run_dir, "node", complaint, rank, node=node)
             else:
-                kind = "config" if isinstance(error, UserError) else "stopped" if isinstance(error, TrainingStopped) else "crash"
-                tell_job(run_dir, kind, str(error) if kind != "crash" else f"{type(error).__name__}: {one_line(error)}", rank)
+                kind: EventKind = (
+                    "config" if isinstance(error, UserError) else "stopped" if isinstance(error, TrainingStopped) else "crash"
+                )
+                report_to_job(
+                    run_dir, kind, str(error) if kind != "crash" else f"{type(error).__name__}: {one_line(error)}", rank
+                )
         raise
 
 

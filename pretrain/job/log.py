@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pretrain.files import write_whole
-from pretrain.job.events import read_events, tell_job, this_start
+from pretrain.job.events import read_events, report_to_job, this_start
 from pretrain.job.policy import Decision, decide, without_progress
 
 STATE = ".job.json"
@@ -19,7 +19,7 @@ BAD_NODES = "bad_nodes"
 """Names with commas between, as SLURM takes them."""
 QUEUE_AGAIN = 75
 """EX_TEMPFAIL of sysexits.h: what `job end` tells the batch script."""
-OVER = {0: 0, 1: 76, 2: 77, 143: 78}
+EXIT_CODES = {0: 0, 1: 76, 2: 77, 143: 78}
 """Codes of the batch script, and those by which `job end` tells it: apart from 1 and 2, which Python also ends with when it
 fails."""
 
@@ -97,7 +97,7 @@ def started(run_dir: Path, environment: dict[str, str], most: int) -> Decision |
         return decision
     nodes, tasks = environment.get("SLURM_JOB_NODELIST", "?"), environment.get("SLURM_NTASKS", "?")
     text = f"{tasks} tasks on {nodes}, {f'from step {step}' if step else 'from the beginning'}"
-    tell_job(run_dir, "started", text)
+    report_to_job(run_dir, "started", text)
     write_line(run_dir, f"job {job}, start {restart}: {text}")
     return None
 
@@ -123,5 +123,5 @@ def ended(run_dir: Path, environment: dict[str, str], code: int, signals: tuple[
 
 
 def _tell(run_dir: Path, job: str, restart: int, decision: Decision) -> None:
-    tell_job(run_dir, "requeued" if decision.requeue else "over", decision.reason)
+    report_to_job(run_dir, "requeued" if decision.requeue else "over", decision.reason)
     write_line(run_dir, f"job {job}, start {restart}: {decision.reason}")

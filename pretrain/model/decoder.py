@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
@@ -27,9 +26,8 @@ from torch import Tensor
 from pretrain.config.recipe import Model, Recipe
 from pretrain.model.attention import CoreAttention
 from pretrain.model.head import Transform
-from pretrain.model.layer import Route, SkippableLayer
+from pretrain.model.layer import SkippableLayer
 from pretrain.model.norm import NORMS
-from pretrain.subnetwork import Path
 
 
 def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> TransformerConfig:
@@ -74,12 +72,12 @@ def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> Tran
     )
 
 
-def layer_spec(model: Model, route: Route) -> ModuleSpec:
+def layer_spec(model: Model) -> ModuleSpec:
     """One skippable pre-norm layer."""
     norm = NORMS[model.norm]
     return ModuleSpec(
         module=SkippableLayer,
-        params={"route": route, "recompute": model.recompute == "layer"},
+        params={"recompute": model.recompute == "layer"},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
@@ -93,9 +91,7 @@ def layer_spec(model: Model, route: Route) -> ModuleSpec:
                     k_layernorm=IdentityOp,
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=norm,
-            mlp_bda=get_bias_dropout_add,
             mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
         ),
     )
@@ -106,9 +102,8 @@ class Decoder(GPTModel):
 
     def __init__(self, recipe: Recipe, config: TransformerConfig, vp_stage: int | None = None) -> None:
         model = recipe.model
-        route = Route(Path.full(model.num_layers))
         layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-        spec = TransformerBlockSubmodules(layer_specs=[layer_spec(model, route)] * layers, layer_norm=NORMS[model.norm])
+        spec = TransformerBlockSubmodules(layer_specs=[layer_spec(model)] * layers, layer_norm=NORMS[model.norm])
         super().__init__(
             config,
             spec,
@@ -122,7 +117,6 @@ class Decoder(GPTModel):
             rotary_base=model.rotary_base,
             vp_stage=vp_stage,
         )
-        self.route = route
         self._pieces = model.vocab_size
         if self.pre_process and model.position_embedding == "learned":
             self.embedding.position_embeddings.to(config.params_dtype)  # Megatron-Core leaves it in fp32

@@ -7,57 +7,68 @@ from typing import Any
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
-from pretrain.subnetwork import Path
+from pretrain.subnetwork import LayerPath
 
 
-@dataclass
-class Route:
-    """The path of the micro-batch whose forward pass is under way in a chunk.
+@dataclass(frozen=True)
+class LayerInputs:
+    """What every layer of a micro-batch reads beside the residual stream. Travels as Megatron-Core's `attention_mask`, which its
+    model and block pass on untouched."""
 
-    Read in the forward pass only. What a layer needs again when it is recomputed, by when another micro-batch may be
-    under way, it has kept.
-    """
-
-    path: Path
+    mask: Tensor | BlockMask
+    """[b, 1, s, s] to be added to attention scores, or the block mask of flex attention (attention.py)."""
+    path: LayerPath
 
 
 class SkippableLayer(TransformerLayer):
-    """Megatron-Core's layer, run or skipped as the route says.
+    """Megatron-Core's layer, run or skipped as the path says.
 
     A skipped layer hands its input on: no matrix product, no collective, no activation. Dropping it here, before any
     of the layer's own code, keeps the decision out of whatever is traced, compiled or recomputed.
     """
 
-    def __init__(self, *args: Any, route: Route, recompute: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, recompute: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.route = route
         self.recompute = recompute
-        self._scale = 1.0
-        self.self_attn_bda = self.mlp_bda = self._residual
 
-    def forward(self, hidden_states: Tensor, context: Tensor | None = None, **inputs: Any) -> tuple[Tensor, Tensor | None]:
-        """hidden_states: [s, b, h], or [s / tensor ranks, b, h] under sequence parallelism."""
-        path, layer = self.route.path, self.layer_number - 1
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: LayerInputs,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        **attention: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run or skip the layer.
+
+        Args:
+            hidden_states: [s, b, h], or [s / tensor ranks, b, h] under sequence parallelism.
+            attention: what Megatron-Core gives self-attention beside the mask, rotary frequencies among it.
+        """
+        mask, path, layer = attention_mask.mask, attention_mask.path, self.layer_number - 1
         if not path.active[layer]:
             # The schedule needs a graph between a chunk's input and output, even if no layer of it is active.
             return hidden_states.clone() if hidden_states.is_leaf else hidden_states, context
-        run = partial(self._run, path.scale[layer], inputs)
+        compute = partial(self.compute, mask=mask, scale=path.scale[layer], attention=attention)
         if self.recompute and self.training:
-            return tensor_parallel.checkpoint(run, False, hidden_states), context
-        return run(hidden_states), context
+            return tensor_parallel.checkpoint(compute, False, hidden_states), context
+        return compute(hidden_states), context
 
-    def _run(self, scale: float, inputs: dict[str, Any], hidden_states: Tensor) -> Tensor:
-        self._scale = scale
-        return super().forward(hidden_states, **inputs)[0]
+    def compute(self, hidden_states: Tensor, mask: Tensor | BlockMask, scale: float, attention: dict[str, Any]) -> Tensor:
+        """Add both branches, attention and feed-forward, to the residual stream, which itself is never scaled.
 
-    def _residual(self, training: bool, fused: bool):
-        """What Megatron-Core calls bias-dropout-add: the branch, scaled, joins the residual stream, which never is."""
+        Args:
+            scale: factor on both branches.
+        """
+        branch = self.self_attention(self.input_layernorm(hidden_states), attention_mask=mask, **attention)
+        hidden_states = add_scaled(hidden_states, *branch, scale)
+        branch = self.mlp(self.pre_mlp_layernorm(hidden_states))
+        return add_scaled(hidden_states, *branch, scale)
 
-        def add(output_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float) -> Tensor:
-            assert dropout == 0.0, "this layer has no dropout"
-            output, bias = output_and_bias
-            branch = output if bias is None else output + bias
-            return residual.add(branch, alpha=self._scale)
 
-        return add
+def add_scaled(residual: Tensor, output: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """residual + scale (output + bias), [s, b, h]."""
+    return residual.add(output if bias is None else output + bias, alpha=scale)

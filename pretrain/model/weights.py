@@ -8,6 +8,7 @@ from megatron.core import parallel_state
 
 from pretrain.config.recipe import Recipe
 from pretrain.model.decoder import Decoder
+from pretrain.model.split import is_split, split_of
 
 
 @torch.no_grad()
@@ -31,8 +32,9 @@ def initialize(chunks: list[Decoder], recipe: Recipe) -> None:
 
 def _full_shape(parameter: torch.Tensor) -> list[int]:
     shape = list(parameter.shape)
-    if _is_split(parameter):
-        shape[parameter.partition_dim] *= parallel_state.get_tensor_model_parallel_world_size()
+    if is_split(parameter):
+        dim, _ = split_of(parameter)
+        shape[dim] *= parallel_state.get_tensor_model_parallel_world_size()
     return shape
 
 
@@ -43,14 +45,10 @@ def _normal(name: str, seed: int, shape: list[int]) -> torch.Tensor:
 
 
 def _own_part(full: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """This rank's part. A matrix of stride n holds n matrices side by side, each of which is split (SwiGLU's two)."""
-    if not _is_split(parameter):
+    """Return this rank's part of a weight. Matrices side by side, as SwiGLU's two, are each split by themselves."""
+    if not is_split(parameter):
         return full
-    size = parallel_state.get_tensor_model_parallel_world_size()
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    parts = full.chunk(size * parameter.partition_stride, dim=parameter.partition_dim)
-    return torch.cat(parts[rank::size], dim=parameter.partition_dim)
-
-
-def _is_split(parameter: torch.Tensor) -> bool:
-    return getattr(parameter, "tensor_model_parallel", False)
+    ranks = parallel_state.get_tensor_model_parallel_world_size()
+    dim, matrices = split_of(parameter)
+    parts = full.chunk(ranks * matrices, dim=dim)
+    return torch.cat(parts[parallel_state.get_tensor_model_parallel_rank() :: ranks], dim=dim)

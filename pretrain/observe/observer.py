@@ -17,7 +17,8 @@ from pretrain.config.run import Position
 from pretrain.observe.console import Console, Line
 from pretrain.observe.metrics import MetricsFile
 from pretrain.observe.report import write_report
-from pretrain.subnetwork import Path as LayerPath
+from pretrain.results import Evaluation, StepResult
+from pretrain.subnetwork import LayerPath
 
 NOT_SCALARS = {"step", "time", "slowest_node"}
 RECENT = 20
@@ -48,7 +49,7 @@ class Observer:
         """Called when a step's batch has arrived; a step begins where the one before ended."""
         self._data_seconds = time.perf_counter() - self._mark
 
-    def step(self, step: int, result: Any, paths: Sequence[LayerPath]) -> None:
+    def step(self, step: int, result: StepResult, paths: Sequence[LayerPath]) -> None:
         """Called after the update of `step`."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -83,7 +84,7 @@ class Observer:
         self._record(row)
         self.console.step(Line(run, row, self._eta(step)))
 
-    def evaluation(self, step: int, result: Any) -> None:
+    def evaluation(self, step: int, result: Evaluation) -> None:
         """Called with the loss on held-out text, all layers active; its time belongs to no step."""
         self._mark = time.perf_counter()
         if not self.is_main:
@@ -103,7 +104,7 @@ class Observer:
         which = "all layers" if count == self.run.recipe.model.num_layers else f"the {count} layers there are"
         self.console.say(f"step {step}/{self.run.steps}  held-out loss {result.loss:.4f} ({which})  {parts}".rstrip())
 
-    def parts(self, step: int, results: Mapping[str, Any]) -> None:
+    def parts(self, step: int, results: Mapping[str, Evaluation]) -> None:
         """Called with the losses on held-out text of parts of the model, by the part's name."""
         self._mark = time.perf_counter()
         if self.is_main:

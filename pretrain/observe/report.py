@@ -8,10 +8,10 @@ from statistics import fmean, median
 from typing import Any
 
 from pretrain.config import Run
+from pretrain.cost.flops import savings
+from pretrain.cost.makespan import active_by_part, ideal_pipeline_ratio
 from pretrain.observe.metrics import evaluation_rows, read_rows, training_rows
 from pretrain.observe.plots import draw_plots
-from pretrain.subnetwork.flops import savings
-from pretrain.subnetwork.makespan import active_by_part, ideal_pipeline_ratio
 
 ENDS = 20
 """Steps at either end over which losses are averaged."""

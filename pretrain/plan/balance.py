@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pretrain.config import Run
-from pretrain.subnetwork.makespan import active_by_part, chunk_costs, makespan
+from pretrain.cost.makespan import active_by_part, chunk_costs, makespan
 from pretrain.subnetwork.schedule import Stage
 
 STEPS = 24

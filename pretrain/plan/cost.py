@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 from pretrain.config import Run
 from pretrain.config.checks import check
+from pretrain.cost.flops import savings
+from pretrain.cost.makespan import chunk_costs
 from pretrain.errors import UserError
 from pretrain.plan.balance import full_time, stage_time
 from pretrain.plan.hardware import GPUS, Gpu
 from pretrain.plan.memory import GIB, rank_memory
-from pretrain.subnetwork.flops import savings
-from pretrain.subnetwork.makespan import chunk_costs
 
 USABLE = 0.9
 """Share of a GPU's memory that a plan may fill; the rest is the allocator's, NCCL's and the driver's."""

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pretrain.config import Run
+from pretrain.cost.flops import expected_active, savings
 from pretrain.model.decoder import build_chunks, transformer_config
 from pretrain.observe.console import short
-from pretrain.parallel.ranks import destroy_groups, make_groups
 from pretrain.plan.balance import spread
 from pretrain.plan.cost import USABLE, Cluster, fits, hours, speed, suggest, why_not_plain
 from pretrain.plan.memory import GIB, rank_memory
 from pretrain.plan.target import Offer, fixed_layers, offers
-from pretrain.subnetwork.flops import expected_active, savings
+from pretrain.ranks.groups import destroy_groups, make_groups
 from pretrain.subnetwork.methods.independent import Independent
 from pretrain.subnetwork.methods.raptr import Raptr
 
@@ -70,7 +70,7 @@ def count_parameters(run: Run) -> dict[str, int]:
     device = torch.device("cpu")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        make_groups(recipe, device)
+        make_groups(recipe.parallel, recipe.seed, device)
         with torch.device("meta"):
             chunks = build_chunks(recipe, transformer_config(recipe, torch.float32, on_gpu=False))
         return {chunk.global_name(name): p.numel() for chunk in chunks for name, p in chunk.named_parameters()}

@@ -11,9 +11,9 @@ from typing import Any
 from pretrain.config import Run
 from pretrain.config.deepspeed import ProgressiveSubnetwork
 from pretrain.config.strict import COMMAND_LINE
+from pretrain.cost.flops import savings
 from pretrain.errors import UserError
 from pretrain.plan.cost import speed
-from pretrain.subnetwork.flops import savings
 
 STAGES = 4
 """Of the paper's schedules, where the recipe has none."""

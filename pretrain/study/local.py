@@ -1,6 +1,5 @@
 """Runs of a study as processes of this machine, a few at a time."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -13,6 +12,8 @@ from filelock import FileLock, Timeout
 
 from pretrain.errors import TrainingStopped, UserError
 from pretrain.options import LOCK_SECONDS
+from pretrain.ranks.device import DeviceName, device_type
+from pretrain.ranks.signals import end_with_parent
 from pretrain.study.compare import Bench
 from pretrain.study.plan import Planned
 
@@ -30,7 +31,7 @@ class _Job:
     """Bytes of the log that earlier starts have written."""
 
 
-def run_here(bench: Bench, jobs: int, device: str) -> None:
+def run_here(bench: Bench, jobs: int, device: DeviceName) -> None:
     """Do what is missing.
 
     Args:
@@ -85,7 +86,7 @@ def run_here(bench: Bench, jobs: int, device: str) -> None:
         )
 
 
-def _start(bench: Bench, planned: Planned, slot: int, gpus: list[str], device: str) -> _Job:
+def _start(bench: Bench, planned: Planned, slot: int, gpus: list[str], device: DeviceName) -> _Job:
     words, count = bench.prepare(planned), bench.study.processes
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
     # Safe path: the copy of the code, not the folder that we are in.
@@ -98,7 +99,7 @@ def _start(bench: Bench, planned: Planned, slot: int, gpus: list[str], device: s
         process = subprocess.Popen(
             [sys.executable, *launcher, "-m", "pretrain", "train", *words, "--device", device],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
-            start_new_session=True, preexec_fn=_die_with_parent,
+            start_new_session=True, preexec_fn=end_with_parent,
         )  # fmt: skip
         told = log.tell()
     print(f"{planned.name}: {planned.run.steps} steps, log in {file}", flush=True)
@@ -116,13 +117,6 @@ def _is_free(run_dir: Path) -> bool:
         return False
     lock.release()
     return True
-
-
-def _die_with_parent() -> None:
-    """Have the kernel send SIGTERM when this program dies, however that happens: the run saves, and the next `compare` goes on
-    with it."""
-    set_parent_death_signal = 1  # linux/prctl.h, PR_SET_PDEATHSIG
-    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
 
 
 def _ended(bench: Bench, job: _Job, asked: bool = False) -> bool:
@@ -156,10 +150,8 @@ def _last_line(job: _Job) -> str:
     return (told or lines or ["no output"])[-1]
 
 
-def _gpus(device: str, wanted: int) -> list[str]:
+def _gpus(device: DeviceName, wanted: int) -> list[str]:
     """The GPUs to be shared out; none on a CPU."""
-    from pretrain.parallel.ranks import device_type
-
     if device_type(device) == "cpu":
         return []
     import torch

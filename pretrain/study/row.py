@@ -14,10 +14,10 @@ from pretrain.checkpoint.manifest import Manifest, read_manifest
 from pretrain.checkpoint.resume import run_of
 from pretrain.config.run import Run
 from pretrain.config.strict import Strict, one_line
+from pretrain.cost.flops import TRAINING
 from pretrain.errors import UserError
 from pretrain.observe.metrics import evaluation_rows, parts_rows, read_rows, training_rows
 from pretrain.study.identity import settings_of
-from pretrain.subnetwork.flops import TRAINING
 
 BINS = 100
 """Points of the training loss, and most columns of the map of layer use."""

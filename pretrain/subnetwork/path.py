@@ -17,7 +17,7 @@ ResidualScale = Literal["none", "1/keep", "1/sqrt(keep)"]
 
 
 @dataclass(frozen=True)
-class Path:
+class LayerPath:
     """The layers that one part of the batch runs through."""
 
     active: tuple[bool, ...]
@@ -30,21 +30,21 @@ class Path:
         return sum(self.active)
 
     @classmethod
-    def through(cls, active: Sequence[bool]) -> "Path":
+    def through(cls, active: Sequence[bool]) -> "LayerPath":
         """These layers, unscaled."""
         return cls(tuple(active), (1.0,) * len(active))
 
     @classmethod
-    def full(cls, layers: int) -> "Path":
+    def full(cls, layers: int) -> "LayerPath":
         """All layers, unscaled: the model as it is evaluated."""
         return cls.through((True,) * layers)
 
 
-def parts_of_model(layers: int) -> dict[str, Path]:
+def parts_of_model(layers: int) -> dict[str, LayerPath]:
     """What early exit and layer skipping run: the first n layers, for every n below all, and without every second layer, the last
     one always kept."""
-    first = {f"first_{n}": Path.through([layer < n for layer in range(layers)]) for n in range(1, layers)}
-    return {**first, "every_other": Path.through([layer % 2 == 0 or layer == layers - 1 for layer in range(layers)])}
+    first = {f"first_{n}": LayerPath.through([layer < n for layer in range(layers)]) for n in range(1, layers)}
+    return {**first, "every_other": LayerPath.through([layer % 2 == 0 or layer == layers - 1 for layer in range(layers)])}
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class Scheme:
         return (low[j] - fixed + more) / (self.group_size - fixed)
 
 
-def draw(scheme: Scheme, step: int, index: int) -> Path:
-    """Path `index` of step `step`.
+def draw(scheme: Scheme, step: int, index: int) -> LayerPath:
+    """LayerPath `index` of step `step`.
 
     `bernoulli` keeps each free layer independently, as the paper defines it (arXiv 2402.05913, section 3). `exact`
     takes a uniform subset of k layers. `balanced` is ours (docs/paths.md): k layers, evenly spread over groups of
@@ -153,13 +153,13 @@ def draw(scheme: Scheme, step: int, index: int) -> Path:
                 share[j] += (at + 1) * rest // len(eligible) - at * rest // len(eligible)
         for j, count in enumerate(share):
             chosen |= _first(scheme.group(j), count, rank, chosen)
-    return Path(tuple(n in chosen for n in range(scheme.layers)), scheme.scales)
+    return LayerPath(tuple(n in chosen for n in range(scheme.layers)), scheme.scales)
 
 
-def draw_each(keep: Sequence[Fraction], scales: tuple[float, ...], seed: int, step: int, index: int) -> Path:
-    """Path `index` of step `step`, each layer active by itself with its probability."""
+def draw_each(keep: Sequence[Fraction], scales: tuple[float, ...], seed: int, step: int, index: int) -> LayerPath:
+    """LayerPath `index` of step `step`, each layer active by itself with its probability."""
     active = tuple(_hash(seed, step, index, n) * p.denominator < p.numerator << 64 for n, p in enumerate(keep))
-    return Path(active, scales)
+    return LayerPath(active, scales)
 
 
 def scale_of(keep: Fraction, convention: ResidualScale) -> float:
@@ -168,7 +168,7 @@ def scale_of(keep: Fraction, convention: ResidualScale) -> float:
     return 1.0 if keep in (0, 1) else float(keep) ** -exponent
 
 
-def fingerprint(step: int, paths: Sequence[Path]) -> int:
+def fingerprint(step: int, paths: Sequence[LayerPath]) -> int:
     """A 63-bit hash of a step and all its paths: what ranks compare before the step's schedule starts."""
     text = f"{step}:" + "|".join("".join("01"[a] for a in p.active) + repr(p.scale) for p in paths)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -11,7 +11,7 @@ from pretrain.checkpoint.saver import Saver
 from pretrain.config import Run
 from pretrain.config.run import Position
 from pretrain.data.loader import open_data
-from pretrain.parallel.engine import Engine
+from pretrain.engine import Engine, build_engine
 
 STEPS = 3
 
@@ -27,17 +27,22 @@ class Saved:
     def folder(self) -> Path:
         return self.directory.checkpoint(STEPS)
 
+    def saver(self, directory: RunDirectory | None = None, engine: Engine | None = None) -> Saver:
+        """Of the same run, by default into the same directory with the same engine."""
+        engine = engine or self.engine
+        return Saver(self.run, engine.optimizer, engine.ranks, directory or self.directory, self.tokenizer)
+
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in self.engine.whole.named_parameters()}
+        return {name: parameter.detach().clone() for name, parameter in self.engine.model.named_parameters()}
 
 
 @pytest.fixture(scope="module")
 def saved(project, ranks, tmp_path_factory) -> Saved:
     run = project.run()
-    engine, data, directory = Engine(run, ranks), open_data(run), RunDirectory(tmp_path_factory.mktemp("saved") / "run")
+    engine, data, directory = build_engine(run, ranks), open_data(run), RunDirectory(tmp_path_factory.mktemp("saved") / "run")
     for step in range(1, STEPS + 1):
         result = engine.step(step, data.batch(step), run.method.paths(step))
     data.close()
-    with Saver(run, engine, directory, data.tokenizer.sha256) as saver:
+    with Saver(run, engine.optimizer, ranks, directory, data.tokenizer.sha256) as saver:
         saver.begin(run.position(Position(), STEPS), result.lr)
     return Saved(run, engine, directory, data.tokenizer.sha256)

@@ -12,13 +12,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pretrain.checkpoint.contents import Contents
-from pretrain.checkpoint.manifest import KINDS, MANIFEST, Manifest, problem_of, read_manifest
+from pretrain.checkpoint.manifest import MANIFEST, Manifest, problem_of, read_manifest
 from pretrain.checkpoint.resume import resume
+from pretrain.engine import build_engine
 from pretrain.errors import UserError
 from pretrain.files import sha256
-from pretrain.parallel.engine import Engine
-from pretrain.parallel.shards import moments
+from pretrain.optim.names import TENSORS
 from tests.checkpoint.conftest import STEPS
 from tests.checkpoint.plain_reader import read_parameter
 
@@ -32,7 +31,7 @@ def test_the_safetensors_library_opens_every_file(saved):
     manifest = read_manifest(saved.folder)
     for name, facts in manifest.files.items():
         with safe_open(saved.folder / name, framework="numpy") as file:
-            assert set(file.keys()) == {f"{kind}/{parameter}" for kind in KINDS for parameter in facts.fragments}
+            assert set(file.keys()) == {f"{kind}/{parameter}" for kind in TENSORS for parameter in facts.fragments}
 
 
 def test_the_manifest_says_where_the_run_stands(saved):
@@ -44,15 +43,15 @@ def test_the_manifest_says_where_the_run_stands(saved):
 
 
 def test_weights_moments_and_the_count_of_updates_come_back(saved, ranks):
-    engine = Engine(saved.run, ranks)
-    position = resume(saved.run, Contents(engine), saved.directory, saved.tokenizer)
+    engine = build_engine(saved.run, ranks)
+    position = resume(saved.run, saved.saver(engine=engine))
     assert (position.step, position.samples) == (STEPS, STEPS * saved.run.batch)
-    for ours, theirs in zip(engine.whole.parameters(), saved.engine.whole.parameters()):
+    for ours, theirs in zip(engine.model.parameters(), saved.engine.model.parameters()):
         assert torch.equal(ours, theirs)
-    for mine, other in zip(Contents(engine).kept, Contents(saved.engine).kept):
-        a, b = (moments(e.deepspeed, piece.shard.master) for e, piece in ((engine, mine), (saved.engine, other)))
-        assert all(torch.equal(a[kind], b[kind]) and a[kind].abs().max() > 0 for kind in a)
-        assert engine.deepspeed.basic_optimizer.state[mine.shard.master]["step"] == STEPS
+    for ours, theirs in zip(engine.optimizer.shards(), saved.engine.optimizer.shards()):
+        for kind in TENSORS:
+            assert torch.equal(ours.numbers(kind), theirs.numbers(kind)) and ours.numbers(kind).abs().max() > 0
+        assert engine.optimizer.engine.basic_optimizer.state[ours.tensors()["weight"]]["step"] == STEPS
 
 
 @pytest.fixture
@@ -167,7 +166,7 @@ def test_a_planted_pickle_is_not_executed(saved, copied, ranks, tmp_path):
     agree(copied)
     assert problem_of(copied) is None, "to the checksums it is a good checkpoint"
     with pytest.raises(UserError, match="not a safetensors file"):
-        resume(saved.run, Contents(Engine(saved.run, ranks)), saved.directory, saved.tokenizer, str(copied))
+        resume(saved.run, saved.saver(engine=build_engine(saved.run, ranks)), str(copied))
     assert not mark.exists()
 
 
@@ -205,4 +204,4 @@ def test_a_checkpoint_that_lies_is_refused_with_the_reason(saved, copied, ranks,
     harm(copied)
     assert problem_of(copied) is None
     with pytest.raises(UserError, match=complaint):
-        resume(saved.run, Contents(Engine(saved.run, ranks)), saved.directory, saved.tokenizer, str(copied))
+        resume(saved.run, saved.saver(engine=build_engine(saved.run, ranks)), str(copied))

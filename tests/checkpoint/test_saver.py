@@ -8,7 +8,6 @@ import pytest
 from pretrain.checkpoint import saver as module
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import problem_of
-from pretrain.checkpoint.saver import Saver
 from pretrain.config.run import Position
 from pretrain.errors import TrainingStopped
 
@@ -33,7 +32,7 @@ def slow(monkeypatch):
 
 def test_the_loop_goes_on_while_a_checkpoint_is_written(saved, slow, tmp_path):
     directory = RunDirectory(tmp_path)
-    with Saver(saved.run, saved.engine, directory, saved.tokenizer) as saver:
+    with saved.saver(directory) as saver:
         started = time.monotonic()
         saver.begin(Position(4, 32), 0.0)
         for _ in range(5):
@@ -47,21 +46,21 @@ def test_what_changes_after_the_copy_is_not_in_the_checkpoint(saved, slow, tmp_p
     from tests.checkpoint.plain_reader import read_parameter
 
     name, weight = next(iter(saved.weights().items()))
-    with Saver(saved.run, saved.engine, RunDirectory(tmp_path), saved.tokenizer) as saver:
+    with saved.saver(RunDirectory(tmp_path)) as saver:
         saver.begin(Position(4, 32), 0.0)
-        master = next(piece.shard.master for piece in saver.contents.kept if piece.shard.name == name)
-        former = master.detach().clone()
-        master.data.add_(1.0)
+        master = next(placed.shard.numbers("weight") for placed in saver.state.kept if placed.shard.name == name)
+        former = master.clone()
+        master.add_(1.0)
         slow.set()
         saver.finish()
-        master.data.copy_(former)
+        master.copy_(former)
     assert abs(read_parameter(RunDirectory(tmp_path).checkpoint(4), name) - weight.numpy()).max() == 0
 
 
 def test_a_second_save_waits_for_the_first_and_says_so(saved, slow, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "SLOW_SECONDS", 0.1)
     directory = RunDirectory(tmp_path)
-    with Saver(saved.run, saved.engine, directory, saved.tokenizer) as saver:
+    with saved.saver(directory) as saver:
         saver.begin(Position(4, 32), 0.0)
         threading.Timer(0.5, slow.set).start()
         saver.begin(Position(5, 40), 0.0)
@@ -74,7 +73,7 @@ def test_a_failure_in_the_writer_is_raised_at_the_next_step(saved, tmp_path, mon
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(module, "write_tensors", fail)
-    saver = Saver(saved.run, saved.engine, RunDirectory(tmp_path), saved.tokenizer)
+    saver = saved.saver(RunDirectory(tmp_path))
     saver.begin(Position(4, 32), 0.0)
     with pytest.raises(TrainingStopped, match="could not be completed .*Input/output error"):
         while True:
@@ -84,7 +83,7 @@ def test_a_failure_in_the_writer_is_raised_at_the_next_step(saved, tmp_path, mon
 
 def test_a_disk_without_room_is_noticed_before_it_is_filled(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
-    saver = Saver(saved.run, saved.engine, RunDirectory(tmp_path), saved.tokenizer)
+    saver = saved.saver(RunDirectory(tmp_path))
     saver.begin(Position(4, 32), 0.0)
     with pytest.raises(TrainingStopped, match="No space left on device"):
         saver.finish()

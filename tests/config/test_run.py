@@ -26,7 +26,7 @@ def test_shipped_recipes_are_valid_and_their_json_is_deepspeeds(name):
 
 
 def test_shipped_schedules_save_what_they_say():
-    from pretrain.subnetwork.flops import savings
+    from pretrain.cost.flops import savings
 
     factors = {name: savings(run.method, run.recipe.shape).layer_factor for name in SHIPPED for run in [read_run(name, [])]}
     assert factors["ul2_124m"] == pytest.approx(4 / 3, abs=0.005)

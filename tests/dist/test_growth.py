@@ -10,8 +10,8 @@ from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.saver import Saver
 from pretrain.config.run import Position
 from pretrain.data.loader import open_data
-from pretrain.parallel.engine import Engine
-from pretrain.parallel.shards import moments, own_shards
+from pretrain.engine import Engine, build_engine
+from pretrain.optim.names import TENSORS
 from tests.conftest import DS, Project
 from tests.dist.launch import pretrain
 from tests.runs import command, essence, kill_after, rows, train
@@ -80,10 +80,10 @@ def test_from_a_checkpoint_elsewhere_where_a_stage_ends_it_grows_as_well(growing
 
 def test_copies_have_weights_and_moments(growing, ranks, tmp_path):
     run = growing.run()
-    data, engine = open_data(run, 0, True), Engine(run, ranks)
+    data, engine = open_data(run, 0, True), build_engine(run, ranks)
     directory = RunDirectory(tmp_path / "run")
     directory.describe(run, "cpu")
-    with Saver(run, engine, directory, data.tokenizer.sha256) as saver:
+    with Saver(run, engine.optimizer, ranks, directory, data.tokenizer.sha256) as saver:
         for step in range(1, 8):
             result = engine.step(step, data.batch(step), run.method.paths(step))
         saver.begin(run.position(Position(), 7), result.lr)
@@ -97,7 +97,7 @@ def test_copies_have_weights_and_moments(growing, ranks, tmp_path):
         source = name.replace(f"layers.{layer_of(name)}.", f"layers.{copies[layer_of(name)]}.") if layer_of(name) in copies else name
         for ours, theirs in zip(after[name], before[source], strict=True):
             assert torch.equal(ours, theirs), name
-        assert torch.equal(dict(engine.whole.named_parameters())[name].flatten(), after[name][0].to(torch.float32)), "the model computes with it"
+        assert torch.equal(dict(engine.model.named_parameters())[name].flatten(), after[name][0].to(torch.float32)), "the model computes with it"
     assert run.saves(7) and not run.saves(8), "a stage's end is saved"
 
 
@@ -108,7 +108,6 @@ def layer_of(name: str) -> int | None:
 def state(engine) -> dict[str, tuple[torch.Tensor, ...]]:
     """Master and moments of each parameter; one process keeps them whole."""
     found = {}
-    for shard in own_shards(engine.whole, engine.deepspeed):
-        numbers = (shard.master, *moments(engine.deepspeed, shard.master).values())
-        found[shard.name] = tuple(shard.view(n).clone() for n in numbers)
+    for shard in engine.optimizer.shards():
+        found[shard.name] = tuple(shard.numbers(kind).clone() for kind in TENSORS)
     return found

@@ -14,7 +14,12 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config import read_run
-from pretrain.parallel.ranks import Ranks, destroy_groups, make_groups, prepare_libraries
+from pretrain.ranks.libraries import prepare_libraries
+
+prepare_libraries("cpu")  # before Megatron-Core is imported
+
+from pretrain.ranks.groups import destroy_groups, make_groups  # noqa: E402
+from pretrain.ranks.process import Ranks  # noqa: E402
 
 STEPS = 20
 
@@ -22,7 +27,6 @@ STEPS = 20
 def main() -> None:
     recipe, ds, out, cases = sys.argv[1:]
     device = torch.device("cpu")
-    prepare_libraries("cpu")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     results = {}
@@ -30,7 +34,7 @@ def main() -> None:
         broken, lengths, folder, steps, go_on = (settings.pop(key, None) for key in ("break", "count", "resume", "steps of test", "go on"))
         run = read_run(recipe, [("--" + key, value) for key, value in settings.items()], ds, dist.get_world_size())
         ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
-        make_groups(run.recipe, device)
+        make_groups(run.recipe.parallel, run.recipe.seed, device)
         with BREAKS[broken]() if broken else nullcontext():
             if lengths:
                 results[name] = count_collectives(run, ranks, map(int, lengths.split("-")))
@@ -49,37 +53,33 @@ def main() -> None:
 
 def shifted_path():
     """Rank 1 draws the next step's paths."""
-    from pretrain.parallel.engine import Engine
+    from pretrain.subnetwork.methods.raptr import Raptr
 
-    step = Engine.step
-
-    def shifted(self, number, batches, paths):
-        return step(self, number, batches, self.run.method.paths(number + 1) if self.ranks.rank == 1 else paths)
-
-    return patch.object(Engine, "step", shifted)
+    paths = Raptr.paths
+    return patch.object(Raptr, "paths", lambda self, step: paths(self, step + (dist.get_rank() == 1)))
 
 
 def no_zero_filling():
     """Replicas that skipped different layers hand DeepSpeed different sets of gradients."""
-    from pretrain.parallel.engine import Engine
+    from pretrain.optim.deepspeed import DeepSpeedOptimizer
 
-    return patch.object(Engine, "_complete_gradients", lambda self: None)
+    return patch.object(DeepSpeedOptimizer, "complete_gradients", lambda self: None)
 
 
 def tied_embedding_counted_twice():
-    from pretrain.parallel import engine
+    from pretrain.optim import model
 
-    def mark_none(model):
-        for _, parameter in model.named_parameters():
+    def mark_none(chunked):
+        for _, parameter in chunked.named_parameters():
             parameter.ds_pipe_replicated = False
 
-    return patch.object(engine, "mark_copies", mark_none)
+    return patch.object(model, "mark_copies", mark_none)
 
 
 def stale_gradient():
-    from pretrain.parallel.engine import Engine
+    from pretrain.optim.deepspeed import DeepSpeedOptimizer
 
-    return patch.object(Engine, "_forget_gradients", lambda self: None)
+    return patch.object(DeepSpeedOptimizer, "begin", lambda self, ran: None)
 
 
 def no_clone():
@@ -88,9 +88,9 @@ def no_clone():
 
     forward = SkippableLayer.forward
 
-    def without(self, hidden_states, context=None, **inputs):
-        if self.route.path.active[self.layer_number - 1]:
-            return forward(self, hidden_states, context, **inputs)
+    def without(self, hidden_states, attention_mask, context=None, **inputs):
+        if attention_mask.path.active[self.layer_number - 1]:
+            return forward(self, hidden_states, attention_mask, context, **inputs)
         return hidden_states, context
 
     return patch.object(SkippableLayer, "forward", without)
@@ -98,14 +98,14 @@ def no_clone():
 
 def moments_forgotten():
     """A checkpoint's moments are read and not used."""
-    from pretrain.checkpoint import contents
+    from pretrain.optim.shards import Shard
 
-    moments = contents.moments
+    numbers = Shard.numbers
 
-    def copies(engine, master):
-        return {kind: numbers.clone() for kind, numbers in moments(engine, master).items()}
+    def of_copies(self, kind):
+        return numbers(self, kind) if kind == "weight" else numbers(self, kind).clone()
 
-    return patch.object(contents, "moments", copies)
+    return patch.object(Shard, "numbers", of_copies)
 
 
 BREAKS = {f.__name__: f for f in (shifted_path, no_zero_filling, tied_embedding_counted_twice, stale_gradient, no_clone, moments_forgotten)}
@@ -114,10 +114,10 @@ BREAKS = {f.__name__: f for f in (shifted_path, no_zero_filling, tied_embedding_
 def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
     """Losses, norms, an evaluation and the whole final weights, the same on every rank."""
     from pretrain.data.loader import open_data
-    from pretrain.parallel.engine import Engine
+    from pretrain.engine import build_engine
 
     data = open_data(run, ranks.data_parallel_rank, ranks.needs_text)
-    engine = Engine(run, ranks)
+    engine = build_engine(run, ranks)
     rows = []
     for step in range(1, steps + 1):
         result = engine.step(step, data.batch(step), run.method.paths(step))
@@ -125,7 +125,7 @@ def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
     evaluation = engine.evaluate(data.held_out())
     data.close()
     weights = whole_weights(engine)
-    count = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in engine.whole.parameters())
+    count = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in engine.model.parameters())
     counts = [None] * ranks.world_size
     dist.all_gather_object(counts, count)
     return {"rows": rows, "evaluation": evaluation.loss, "weights": weights, "parameters": counts}
@@ -144,12 +144,12 @@ def train_from(run, ranks: Ranks, folder: Path, last: int, saves: Sequence[int] 
     from pretrain.checkpoint.resume import resume
     from pretrain.checkpoint.saver import Saver
     from pretrain.data.loader import open_data
-    from pretrain.parallel.engine import Engine
+    from pretrain.engine import build_engine
 
-    data, engine, directory, rows = open_data(run, ranks.data_parallel_rank, ranks.needs_text), Engine(run, ranks), RunDirectory(folder), []
-    with Saver(run, engine, directory, data.tokenizer.sha256) as saver:
-        start = resume(run, saver.contents, directory, data.tokenizer.sha256)
-        data.go_on_from(start)
+    data, engine, directory, rows = open_data(run, ranks.data_parallel_rank, ranks.needs_text), build_engine(run, ranks), RunDirectory(folder), []
+    with Saver(run, engine.optimizer, ranks, directory, data.tokenizer.sha256) as saver:
+        start = resume(run, saver)
+        data.start_at(start)
         for step in range(start.step + 1, last + 1):
             result = engine.step(step, data.batch(step), run.method.paths(step))
             rows.append((result.loss, result.grad_norm, result.lr))
@@ -163,11 +163,12 @@ def train_from(run, ranks: Ranks, folder: Path, last: int, saves: Sequence[int] 
 def count_collectives(run, ranks: Ranks, lengths) -> list[int]:
     """All-reduces in a forward and backward pass of one micro-batch, for each number of active layers."""
     from pretrain.data.loader import open_data
-    from pretrain.parallel.engine import Engine, MicroBatch
-    from pretrain.subnetwork import Path as LayerPath
+    from pretrain.engine import build_engine
+    from pretrain.engine.micro_batch import MicroBatch
+    from pretrain.subnetwork import LayerPath
 
     data = open_data(run, ranks.data_parallel_rank, ranks.needs_text)
-    engine, batch, layers = Engine(run, ranks), data.batch(1)[0], run.recipe.model.num_layers
+    engine, batch, layers = build_engine(run, ranks), data.batch(1)[0], run.recipe.model.num_layers
     data.close()
     counts = []
     for length in lengths:
@@ -175,7 +176,7 @@ def count_collectives(run, ranks: Ranks, lengths) -> list[int]:
         with patch.object(dist, "all_reduce", wraps=dist.all_reduce) as counted:
             engine.forward_backward([MicroBatch(batch, path)], scale=1.0)
         counts.append(counted.call_count)
-        engine.whole.zero_grad()
+        engine.model.zero_grad()
     return counts
 
 
@@ -186,8 +187,8 @@ def whole_weights(engine) -> dict[str, torch.Tensor]:
 
     tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
     mine = {}
-    for name, parameter in engine.whole.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=engine.stage == 3):
+    for name, parameter in engine.model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=engine.optimizer.zero_stage == 3):
             part = parameter.detach().float().clone()
         if getattr(parameter, "tensor_model_parallel", False) and tensor_ranks > 1:
             parts = [torch.empty_like(part) for _ in range(tensor_ranks)]

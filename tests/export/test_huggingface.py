@@ -15,11 +15,12 @@ from pretrain.config import Run
 from pretrain.config.run import Position
 from pretrain.data.batch import Batch
 from pretrain.data.loader import open_data, tokenizer_of
+from pretrain.engine import Engine, build_engine
 from pretrain.errors import UserError
 from pretrain.export.huggingface import export
 from pretrain.model.attention import dense_mask
-from pretrain.parallel.engine import Engine
-from pretrain.subnetwork import Path as LayerPath
+from pretrain.model.layer import LayerInputs
+from pretrain.subnetwork import LayerPath
 from tests.conftest import BERT, DS, Project
 from tests.runs import train
 
@@ -45,10 +46,10 @@ def exported(request, project, ranks, tmp_path_factory) -> Exported:
     """After two steps at a high learning rate, so that nothing is as it was initialised."""
     run = project.run(*(f"{key}={value}" for key, value in RECIPES[request.param].items()), "ds.optimizer.params.lr=0.05")
     home = tmp_path_factory.mktemp("run")
-    engine, data, directory = Engine(run, ranks), open_data(run), RunDirectory(home / "run")
+    engine, data, directory = build_engine(run, ranks), open_data(run), RunDirectory(home / "run")
     for step in (1, 2):
         result = engine.step(step, data.batch(step), run.method.paths(step))
-    with Saver(run, engine, directory, data.tokenizer.sha256) as saver:
+    with Saver(run, engine.optimizer, ranks, directory, data.tokenizer.sha256) as saver:
         saver.begin(run.position(Position(), 2), result.lr)
     batch = data.batch(3)[0]
     data.close()
@@ -59,13 +60,13 @@ def exported(request, project, ranks, tmp_path_factory) -> Exported:
 @torch.no_grad()
 def our_logits(exported: Exported, tokens: torch.Tensor) -> torch.Tensor:
     """[b, s, vocabulary], all layers, one example a row: causal for decoders, in both directions for BERT."""
-    (chunk,), count = exported.engine.chunks, exported.run.recipe.model.vocab_size
+    (chunk,), count = exported.engine.model.chunks, exported.run.recipe.model.vocab_size
     both_ways = exported.run.recipe.data.objective == "mlm"
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
     mask = dense_mask(torch.zeros_like(tokens), torch.full_like(tokens, both_ways, dtype=torch.bool), torch.float32)
     chunk.eval()
-    chunk.route.path = LayerPath.full(exported.run.recipe.model.num_layers)
-    logits = chunk(tokens, positions, mask)
+    path = LayerPath.full(exported.run.recipe.model.num_layers)
+    logits = chunk(tokens, positions, LayerInputs(mask, path))
     if chunk.head is not None:
         logits = logits + chunk.head.bias
     return logits[..., :count]
@@ -83,7 +84,7 @@ def test_logits_are_the_same(exported):
     assert ours.abs().max() > 0.5 and theirs.shape == ours.shape
     assert (ours - theirs).abs().max() < TOLERANCE
     with torch.no_grad():  # the comparison can fail: two heads of one layer exchanged
-        qkv = dict(exported.engine.whole.named_parameters())["decoder.layers.3.self_attention.linear_qkv.weight"]
+        qkv = dict(exported.engine.model.named_parameters())["decoder.layers.3.self_attention.linear_qkv.weight"]
         former = qkv.clone()
         qkv.copy_(former.roll(8, 0))
         assert (our_logits(exported, tokens) - theirs).abs().max() > TOLERANCE

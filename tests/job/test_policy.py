@@ -7,7 +7,7 @@ import pytest
 
 from pretrain.errors import NodesUnfit, TrainingStopped, UserError
 from pretrain.job import log
-from pretrain.job.events import Event, failures_told, read_events, tell_job
+from pretrain.job.events import Event, read_events, report_failures, report_to_job
 from pretrain.job.policy import decide, without_progress
 
 
@@ -89,7 +89,7 @@ def job(monkeypatch):
 
 @pytest.mark.parametrize("error, kind", [(UserError("a"), "config"), (TrainingStopped("b"), "stopped"), (KeyError("c"), "crash")])
 def test_what_ends_a_process_is_told(job, tmp_path, error, kind):
-    with pytest.raises(type(error)), failures_told(tmp_path):
+    with pytest.raises(type(error)), report_failures(tmp_path):
         raise error
     (told,) = read_events(tmp_path)
     assert (told.job, told.restart, told.kind, told.rank, told.node) == ("7", 2, kind, 3, socket.gethostname())
@@ -100,7 +100,7 @@ def test_a_node_that_is_not_fit_is_told_by_the_first_rank_of_one_that_is(job, tm
     for rank, node in enumerate(nodes := ["n1", "n1", "n2", "n2", "n3"]):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("SLURMD_NODENAME", node)
-        with pytest.raises(NodesUnfit, match="not fit: n1: no GPU; n3: too old"), failures_told(tmp_path):
+        with pytest.raises(NodesUnfit, match="not fit: n1: no GPU; n3: too old"), report_failures(tmp_path):
             raise NodesUnfit({"n3": "too old", "n1": "no GPU"}, nodes)
     assert [(told.kind, told.node, told.text, told.rank) for told in read_events(tmp_path)] == [
         ("node", "n3", "too old", 2),
@@ -109,14 +109,14 @@ def test_a_node_that_is_not_fit_is_told_by_the_first_rank_of_one_that_is(job, tm
 
 
 def test_the_loss_of_another_process_is_not(job, tmp_path):
-    with pytest.raises(RuntimeError), failures_told(tmp_path):
+    with pytest.raises(RuntimeError), report_failures(tmp_path):
         raise RuntimeError("[gloo] Connection closed by peer")
     assert read_events(tmp_path) == []
 
 
 def test_outside_of_a_job_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    tell_job(tmp_path, "finished", "")
+    report_to_job(tmp_path, "finished", "")
     assert not list(tmp_path.iterdir())
 
 
@@ -124,7 +124,7 @@ def start_and_end(run_dir, restart: int, monkeypatch, kind: str | None = "stoppe
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
     assert log.started(run_dir, dict(os.environ), most=3) is None
     if kind:
-        tell_job(run_dir, kind, "no GPU is visible", 3)
+        report_to_job(run_dir, kind, "no GPU is visible", 3)
     return log.ended(run_dir, dict(os.environ), 1, (), most=3)
 
 
@@ -165,7 +165,7 @@ def test_damaged_notes_decide_nothing(job, tmp_path, monkeypatch):
     (tmp_path / ".job.json").write_text("{")
     (tmp_path / "events.jsonl").write_bytes(b'\xff\xfe{"job": "half')
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
-    tell_job(tmp_path, "finished", "", step=40)
+    report_to_job(tmp_path, "finished", "", step=40)
     decision = log.ended(tmp_path, dict(os.environ), 0, (), most=3)
     assert decision.reason == "finished at step 40" and not decision.requeue
 

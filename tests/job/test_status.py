@@ -8,7 +8,7 @@ import pytest
 
 from pretrain.errors import UserError
 from pretrain.job import log
-from pretrain.job.events import tell_job
+from pretrain.job.events import report_to_job
 from pretrain.job.status import print_status, status_of
 
 
@@ -51,7 +51,7 @@ def test_from_its_start_to_its_end(run):
     )
     (run / "metrics.jsonl").unlink()
     row(run, 5, age=2)
-    tell_job(run, "saved", "SIGUSR1", step=5)
+    report_to_job(run, "saved", "SIGUSR1", step=5)
     assert log.ended(run, dict(os.environ), 0, ("USR1",), most=3).requeue
     found = status_of(run)
     assert found["state"] == "queued again: saved at step 5 before the time limit; queued again" and found["ETA"] == ""
@@ -66,7 +66,7 @@ def test_a_run_that_says_nothing_is_called_silent(run):
 
 def test_a_failed_one_says_why_and_a_job_that_was_refused_too(run, tmp_path):
     row(run, 5, age=10)
-    tell_job(run, "stopped", "step 6: the loss is nan")
+    report_to_job(run, "stopped", "step 6: the loss is nan")
     log.ended(run, dict(os.environ), 1, (), most=1)
     assert status_of(run)["state"].startswith("ended: rank 0 on") and "the loss is nan" in status_of(run)["state"]
     refused = tmp_path / "refused"

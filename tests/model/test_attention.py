@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from pretrain.data.loader import open_data
+from pretrain.engine import build_engine
 from pretrain.model.attention import CoreAttention, block_mask, dense_mask
-from pretrain.parallel.engine import Engine
-from pretrain.subnetwork import Path
+from pretrain.model.layer import LayerInputs
+from pretrain.subnetwork import LayerPath
 from tests.conftest import BERT
 
 
@@ -49,15 +50,15 @@ def decoder(request, project, ranks):
     data = open_data(run)
     batch = data.train.batch(3, 2)
     data.close()
-    engine = Engine(run, ranks)
-    (chunk,) = engine.chunks
+    engine = build_engine(run, ranks)
+    (chunk,) = engine.model.chunks
     chunk.eval()
-    chunk.route.path = Path.full(8)
 
     @torch.no_grad()
     def logits(tokens: np.ndarray) -> torch.Tensor:
         mask = dense_mask(torch.from_numpy(batch.segments), torch.from_numpy(batch.prefix), torch.float32)
-        return chunk(torch.from_numpy(tokens), torch.from_numpy(batch.positions), mask)
+        inputs = LayerInputs(mask, LayerPath.full(8))
+        return chunk(torch.from_numpy(tokens), torch.from_numpy(batch.positions), inputs)
 
     return batch, logits
 
@@ -85,8 +86,8 @@ def test_padding_the_vocabulary_more_changes_no_loss(project, ranks):
     losses = []
     for rows in (640, 1280):
         run = project.run(f"model.padded_vocab_size={rows}", "model.tied_embeddings=false")
-        data, engine = open_data(run), Engine(run, ranks)
-        weights = dict(engine.whole.named_parameters())
+        data, engine = open_data(run), build_engine(run, ranks)
+        weights = dict(engine.model.named_parameters())
         for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
             numbers = torch.Generator().manual_seed(1)
             weights[name].data[:600] = 0.02 * torch.randn(600, 32, generator=numbers)

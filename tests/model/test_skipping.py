@@ -7,8 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.data.loader import open_data
-from pretrain.parallel.engine import Engine, MicroBatch
-from pretrain.subnetwork import Path
+from pretrain.engine import build_engine
+from pretrain.engine.micro_batch import MicroBatch
+from pretrain.model.layer import LayerInputs
+from pretrain.subnetwork import LayerPath
 
 PRODUCTS = {"mm", "addmm", "bmm", "matmul", "_scaled_dot_product_flash_attention_for_cpu",
             "_scaled_dot_product_flash_attention_for_cpu_backward"}  # fmt: skip
@@ -28,21 +30,21 @@ class CountProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def path_of(layers: int, active: set[int]) -> Path:
-    return Path(tuple(n in active for n in range(layers)), (1.0,) * layers)
+def path_of(layers: int, active: set[int]) -> LayerPath:
+    return LayerPath(tuple(n in active for n in range(layers)), (1.0,) * layers)
 
 
-def products(engine: Engine, batch, path: Path) -> Counter:
+def products(engine, batch, path: LayerPath) -> Counter:
     with CountProducts() as count:
         engine.forward_backward([MicroBatch(batch, path)], scale=1.0)
-    engine.whole.zero_grad()
+    engine.model.zero_grad()
     return count.counts
 
 
 @pytest.mark.parametrize("recompute", ["none", "layer"])
 def test_a_step_runs_the_products_of_its_active_layers_and_no_others(project, ranks, recompute):
     run = project.run(f"model.recompute={recompute}")
-    data, engine = open_data(run), Engine(run, ranks)
+    data, engine = open_data(run), build_engine(run, ranks)
     (batch, *_), layers = data.batch(1), run.recipe.model.num_layers
     data.close()
     none = products(engine, batch, path_of(layers, set()))
@@ -57,7 +59,7 @@ def test_a_step_runs_the_products_of_its_active_layers_and_no_others(project, ra
 
 def test_a_skipped_layer_keeps_no_activation(project, ranks):
     run = project.run()
-    data, engine = open_data(run), Engine(run, ranks)
+    data, engine = open_data(run), build_engine(run, ranks)
     (batch, *_), layers = data.batch(1), run.recipe.model.num_layers
     data.close()
 
@@ -70,8 +72,8 @@ def test_a_skipped_layer_keeps_no_activation(project, ranks):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             engine.forward_backward([MicroBatch(batch, path_of(layers, active))], scale=1.0)
-        engine.whole.zero_grad()
-        weights = {p.untyped_storage().data_ptr() for p in engine.whole.parameters()}
+        engine.model.zero_grad()
+        weights = {p.untyped_storage().data_ptr() for p in engine.model.parameters()}
         return sum(size for pointer, size in kept.items() if pointer not in weights)
 
     assert saved({0}) - saved(set()) > 0
@@ -80,20 +82,21 @@ def test_a_skipped_layer_keeps_no_activation(project, ranks):
 
 def test_skipped_layers_have_no_gradient_and_pass_their_input_on(project, ranks):
     run = project.run()
-    data, engine = open_data(run), Engine(run, ranks)
+    data, engine = open_data(run), build_engine(run, ranks)
     batch, *_ = data.batch(1)
     data.close()
     engine.forward_backward([MicroBatch(batch, path_of(8, {0, 4}))], scale=1.0)
-    trained = {n.split(".")[2] for n, p in engine.whole.named_parameters() if ".layers." in n and p.grad is not None}
+    trained = {n.split(".")[2] for n, p in engine.model.named_parameters() if ".layers." in n and p.grad is not None}
     assert trained == {"0", "4"}
-    layer = engine.chunks[0].decoder.layers[1]
+    layer = engine.model.chunks[0].decoder.layers[1]
     x = torch.randn(4, 1, 32)
-    assert layer(x)[0].equal(x)
+    skipped = LayerInputs(torch.empty(0), path_of(8, {0, 4}))
+    assert layer(x, skipped)[0].equal(x)
 
 
 def test_evaluation_runs_all_layers_unscaled_whatever_the_last_path_was(project, ranks):
     run = project.run("ds.progressive_subnetwork.residual_scale=1/keep")
-    data, engine = open_data(run), Engine(run, ranks)
+    data, engine = open_data(run), build_engine(run, ranks)
     before = engine.evaluate(data.held_out())
     engine.forward_backward([MicroBatch(data.batch(1)[0], run.method.paths(1)[0])], scale=1.0)
     after = engine.evaluate(data.held_out())
@@ -106,6 +109,6 @@ def test_evaluation_does_not_depend_on_the_micro_batch(project, ranks):
     for micro_batch in (1, 4):
         run = project.run(f"ds.train_micro_batch_size_per_gpu={micro_batch}")
         data = open_data(run)
-        losses.append(Engine(run, ranks).evaluate(data.held_out()).loss)
+        losses.append(build_engine(run, ranks).evaluate(data.held_out()).loss)
         data.close()
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)

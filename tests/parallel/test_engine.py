@@ -5,19 +5,19 @@ import pytest
 import torch
 
 from pretrain.data.loader import open_data
+from pretrain.engine import build_engine
 from pretrain.errors import TrainingStopped, UserError
-from pretrain.parallel.engine import Engine
-from pretrain.parallel.ranks import join, launch
 from pretrain.place import find_place
+from pretrain.ranks.launch import join, launch
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_micro_batch(project, ranks):
     run = project.run("model.tied_embeddings=false")
-    data, engine = open_data(run), Engine(run, ranks)
+    data, engine = open_data(run), build_engine(run, ranks)
     batches = data.batch(1)
     data.close()
     only_in_2 = set(np.unique(batches[2].tokens)) - {t for i in (0, 1, 3) for t in np.unique(batches[i].tokens)}
-    weights = dict(engine.whole.named_parameters())
+    weights = dict(engine.model.named_parameters())
     weights["embedding.word_embeddings.weight"].data[list(only_in_2)] = float("nan")
     before = {name: w.detach().clone() for name, w in weights.items()}
     with pytest.raises(TrainingStopped, match="step 1, micro-batch 2 of replica 0: the loss is nan"):
@@ -29,8 +29,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_micro_b
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_gradient_that_is_not_finite_stops_the_run(project, ranks, stage):
     run = project.run(f"ds.zero_optimization.stage={stage}")
-    data, engine = open_data(run), Engine(run, ranks)
-    weight = dict(engine.whole.named_parameters())["decoder.final_layernorm.weight"]
+    data, engine = open_data(run), build_engine(run, ranks)
+    weight = dict(engine.model.named_parameters())["decoder.final_layernorm.weight"]
     weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(TrainingStopped, match="step 1: the gradient's norm is not finite"):
         engine.step(1, data.batch(1), run.method.paths(1))
@@ -41,12 +41,12 @@ def test_bf16_follows_fp32_and_keeps_fp32_masters(project, ranks):
     losses = []
     for settings in ((), ("ds.bf16.enabled=true",), ("ds.bf16.enabled=true", "model.recompute=layer")):
         run = project.run(*settings)
-        data, engine = open_data(run), Engine(run, ranks)
+        data, engine = open_data(run), build_engine(run, ranks)
         losses.append([engine.step(step, data.batch(step), run.method.paths(step)).loss for step in range(1, 16)])
         data.close()
-    optimizer = engine.deepspeed.optimizer
+    optimizer = engine.optimizer.engine.optimizer
     assert type(optimizer).__name__ == "BF16_Optimizer"
-    assert {p.dtype for p in engine.whole.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in engine.model.parameters()} == {torch.bfloat16}
     assert optimizer.fp32_groups_flat_partition[0].dtype == optimizer.fp32_groups_gradients[0][0].dtype == torch.float32
     fp32, bf16, recomputed = map(np.array, losses)
     assert np.abs(fp32 - bf16).max() < 0.02
@@ -56,13 +56,13 @@ def test_bf16_follows_fp32_and_keeps_fp32_masters(project, ranks):
 def test_skipped_layers_still_feel_momentum_and_weight_decay(project, ranks):
     """A zero gradient is a gradient: a layer that no path ran in step 2 moves on by what step 1 gave it."""
     run = project.run("ds.progressive_subnetwork.paths_per_step=1", "ds.progressive_subnetwork.path_lengths=4")
-    data, engine = open_data(run), Engine(run, ranks)
+    data, engine = open_data(run), build_engine(run, ranks)
     name = "decoder.layers.{}.mlp.linear_fc2.weight"
     first, second = run.method.paths(1)[0], run.method.paths(2)[0]
     skipped = next(n for n in range(8) if first.active[n] and not second.active[n])
     never = [n for n in range(8) if not first.active[n] and not second.active[n]]
     assert never, "the test needs a layer that neither step ran"
-    weights = dict(engine.whole.named_parameters())
+    weights = dict(engine.model.named_parameters())
     engine.step(1, data.batch(1), [first])
     before = {n: weights[name.format(n)].detach().clone() for n in [skipped, *never]}
     result = engine.step(2, data.batch(2), [second])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pretrain.data.loader import open_data
+from pretrain.engine import Engine, build_engine
 from pretrain.model.layer import SkippableLayer
-from pretrain.parallel.engine import Engine
 from pretrain.subnetwork import path_of_sample
 from tests.conftest import BERT, CLIPPING
 from tests.reference import Reference, cosine
@@ -17,10 +17,10 @@ TOLERANCE = 1e-4
 def train_both(run, ranks, shift_path: int = 0):
     """Losses and norms of both over STEPS steps, and the largest difference of a weight at the end."""
     data = open_data(run)
-    engine = Engine(run, ranks)
+    engine = build_engine(run, ranks)
     model = run.recipe.model
     reference = Reference(
-        dict(engine.whole.named_parameters()), model.num_layers, model.num_attention_heads, model.vocab_size, model.norm_epsilon,
+        dict(engine.model.named_parameters()), model.num_layers, model.num_attention_heads, model.vocab_size, model.norm_epsilon,
         gelu=model.feed_forward == "gelu", clipping=CLIPPING,
     )  # fmt: skip
     ours, theirs, uneven = [], [], run.recipe.data.objective == "causal"
@@ -36,7 +36,7 @@ def train_both(run, ranks, shift_path: int = 0):
         theirs.append(reference.step(batches, per_batch, lr))
     data.close()
     assert uneven, "target counts must differ between micro-batches, or the test shows nothing"
-    weights = max(float((p.detach().double() - reference.weights[n]).abs().max()) for n, p in engine.whole.named_parameters())
+    weights = max(float((p.detach().double() - reference.weights[n]).abs().max()) for n, p in engine.model.named_parameters())
     return torch.tensor(ours), torch.tensor(theirs), weights
 
 
@@ -82,8 +82,8 @@ def test_a_path_shifted_by_one_step_is_noticed(project, ranks):
 
 def test_a_scale_left_out_is_noticed(project, ranks, monkeypatch):
     run = project.run("ds.progressive_subnetwork.residual_scale=1/keep")
-    layer_run = SkippableLayer._run
-    monkeypatch.setattr(SkippableLayer, "_run", lambda self, scale, inputs, x: layer_run(self, 1.0, inputs, x))
+    compute = SkippableLayer.compute
+    monkeypatch.setattr(SkippableLayer, "compute", lambda self, x, mask, scale, attention: compute(self, x, mask, 1.0, attention))
     assert_noticed(*train_both(run, ranks))
 
 

@@ -3,21 +3,22 @@
 import pytest
 import torch
 
-from pretrain.config.run import parse_run, read_run
+from pretrain.config.read import parse_run, read_run
+from pretrain.cost.flops import savings
+from pretrain.cost.makespan import ideal_pipeline_ratio
 from pretrain.data.loader import open_data
-from pretrain.parallel.engine import Engine, MicroBatch
+from pretrain.engine import build_engine
+from pretrain.engine.micro_batch import MicroBatch
 from pretrain.plan.balance import spread
 from pretrain.plan.cost import Cluster, hours, speed, suggest
 from pretrain.plan.hardware import GPUS
 from pretrain.plan.memory import layer_activations, parameters, rank_memory
-from pretrain.subnetwork import Path
-from pretrain.subnetwork.flops import savings
-from pretrain.subnetwork.makespan import ideal_pipeline_ratio
+from pretrain.subnetwork import LayerPath
 
 
 def test_activations_of_a_layer_are_those_that_autograd_keeps(project, ranks):
     run = project.run("model.hidden_size=128", "model.ffn_hidden_size=384", "model.vocab_size=600")
-    data, engine = open_data(run), Engine(run, ranks)
+    data, engine = open_data(run), build_engine(run, ranks)
     batch = data.batch(1)[0]
     data.close()
 
@@ -28,11 +29,11 @@ def test_activations_of_a_layer_are_those_that_autograd_keeps(project, ranks):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        path = Path(tuple(layer < active for layer in range(8)), (1.0,) * 8)
+        path = LayerPath(tuple(layer < active for layer in range(8)), (1.0,) * 8)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             engine.forward_backward([MicroBatch(batch, path)], scale=1.0)
-        engine.whole.zero_grad()
-        weights = {p.untyped_storage().data_ptr() for p in engine.whole.parameters()}
+        engine.model.zero_grad()
+        weights = {p.untyped_storage().data_ptr() for p in engine.model.parameters()}
         return sum(size for pointer, size in storages.items() if pointer not in weights)
 
     measured = (kept(5) - kept(2)) / 3
@@ -42,7 +43,7 @@ def test_activations_of_a_layer_are_those_that_autograd_keeps(project, ranks):
 def test_parameters_of_one_process_are_the_models(project, ranks):
     for setting in ("model.tied_embeddings=true", "model.tied_embeddings=false"):
         run = project.run(setting)
-        assert parameters(run, 0) == sum(p.numel() for p in Engine(run, ranks).whole.parameters())
+        assert parameters(run, 0) == sum(p.numel() for p in build_engine(run, ranks).whole.parameters())
 
 
 def test_sharding_divides_what_it_shards(project):

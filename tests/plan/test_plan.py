@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pretrain.parallel.engine import Engine
+from pretrain.engine import build_engine
 from pretrain.plan.tables import expected_longest, warnings
 
 
@@ -22,7 +22,7 @@ def test_a_large_recipe_is_planned_on_a_laptop():
 
 
 def test_it_counts_the_parameters_that_are_built(project, ranks):
-    built = sum(p.numel() for p in Engine(project.run(), ranks).whole.parameters())
+    built = sum(p.numel() for p in build_engine(project.run(), ranks).model.parameters())
     assert f"{built:,}" in plan(str(project.recipe), "--ds-config", str(project.ds)).stdout
 
 

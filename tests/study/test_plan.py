@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.command_line import option_pairs
+from pretrain.cost.flops import savings
 from pretrain.errors import UserError
 from pretrain.study.identity import settings_of
 from pretrain.study.plan import read_study
 from pretrain.study.row import read_table
-from pretrain.subnetwork.flops import savings
 from tests.study.conftest import METHODS, write_study
 
 

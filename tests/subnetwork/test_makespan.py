@@ -1,7 +1,7 @@
 import pytest
 
-from pretrain.subnetwork.flops import Shape, ideal_ratio
-from pretrain.subnetwork.makespan import chunk_costs, ideal_pipeline_ratio, makespan, orders
+from pretrain.cost.flops import Shape, ideal_ratio
+from pretrain.cost.makespan import chunk_costs, ideal_pipeline_ratio, makespan, orders
 
 
 @pytest.mark.parametrize("ranks, chunks, micro_batches", [(1, 1, 3), (2, 1, 4), (4, 1, 2), (4, 1, 8), (2, 2, 4), (4, 3, 8)])

@@ -1,7 +1,7 @@
 import pytest
 
+from pretrain.cost.flops import Shape, expected_active, ideal_ratio, savings
 from pretrain.subnetwork import make_method
-from pretrain.subnetwork.flops import Shape, expected_active, ideal_ratio, savings
 
 BERT = dict(layers=12, steps=1000, path_lengths=[6, 8, 10, 12])
 

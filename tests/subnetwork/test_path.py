@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from pretrain.subnetwork.path import Path, Scheme, draw, fingerprint, path_of_sample
+from pretrain.subnetwork.path import LayerPath, Scheme, draw, fingerprint, path_of_sample
 
 DRAWS = 100_000
 SCHEMES = [
@@ -175,6 +175,6 @@ def test_impossible_schemes_are_refused(arguments, complaint):
 
 def test_fingerprint_tells_steps_layers_and_scales_apart():
     path = draw(SCHEMES[2], 1, 0)
-    rescaled = Path(path.active, tuple(s * 2 for s in path.scale))
+    rescaled = LayerPath(path.active, tuple(s * 2 for s in path.scale))
     prints = [fingerprint(1, [path]), fingerprint(2, [path]), fingerprint(1, [path, path]), fingerprint(1, [rescaled])]
     assert len(set(prints)) == 4 and all(0 <= p < 2**63 for p in prints)

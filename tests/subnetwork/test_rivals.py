@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretrain.cost.flops import Shape, expected_active, savings
 from pretrain.subnetwork import make_method
-from pretrain.subnetwork.flops import Shape, expected_active, savings
 
 STEPS, LAYERS = 500, 12
 GRAIN = 2**-32

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from pretrain.subnetwork.path import Path, ResidualScale, Sampler
+from pretrain.subnetwork.path import LayerPath, ResidualScale, Sampler
 from pretrain.subnetwork.schedule import Stage
 
 MethodName = Literal["full", "raptr", "constant", "pld", "ild_dts", "stacking", "midas"]
@@ -44,7 +44,7 @@ class Method(ABC):
     """In order, without gaps, over all steps of the run."""
 
     @abstractmethod
-    def paths(self, step: int) -> tuple[Path, ...]:
+    def paths(self, step: int) -> tuple[LayerPath, ...]:
         """The paths of a step, counted from 1; equal parts of the global batch take them in order."""
 
     @abstractmethod
@@ -55,9 +55,9 @@ class Method(ABC):
         """The stage that a step belongs to."""
         return next(stage for stage in self.stages if stage.first_step <= step <= stage.last_step)
 
-    def whole(self, step: int) -> Path:
+    def whole(self, step: int) -> LayerPath:
         """What is evaluated after a step: all layers, where all exist."""
-        return Path.full(self.layers)
+        return LayerPath.full(self.layers)
 
     def copies(self, step: int) -> Copies:
         """Layers that become copies of others, with their moments, before a step; only methods that grow have any."""

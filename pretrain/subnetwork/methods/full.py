@@ -3,13 +3,13 @@
 from fractions import Fraction
 
 from pretrain.subnetwork.methods.base import Method, Settings
-from pretrain.subnetwork.path import Path
+from pretrain.subnetwork.path import LayerPath
 from pretrain.subnetwork.schedule import make_stages
 
 
 class Full(Method):
-    def paths(self, step: int) -> tuple[Path, ...]:
-        return (Path.full(self.layers),)
+    def paths(self, step: int) -> tuple[LayerPath, ...]:
+        return (LayerPath.full(self.layers),)
 
     def keep(self, first: int, last: int) -> tuple[Fraction, ...]:
         return (Fraction(1),) * self.layers

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pretrain.subnetwork.methods.base import Copies, Method, Settings
-from pretrain.subnetwork.path import Path
+from pretrain.subnetwork.path import LayerPath
 from pretrain.subnetwork.schedule import make_stages
 
 KEYS = ("path_lengths", "stage_fractions")
@@ -26,10 +26,10 @@ class Growth(Method):
     def _now(self, step: int) -> int:
         return self.stages.index(self.stage(step))
 
-    def whole(self, step: int) -> Path:
-        return Path.through(self.existing[self._now(step)])
+    def whole(self, step: int) -> LayerPath:
+        return LayerPath.through(self.existing[self._now(step)])
 
-    def paths(self, step: int) -> tuple[Path, ...]:
+    def paths(self, step: int) -> tuple[LayerPath, ...]:
         return (self.whole(step),)
 
     def keep(self, first: int, last: int) -> tuple[Fraction, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pretrain.subnetwork.methods.base import Method, Settings
-from pretrain.subnetwork.path import Path, ResidualScale, draw_each, scale_of
+from pretrain.subnetwork.path import LayerPath, ResidualScale, draw_each, scale_of
 from pretrain.subnetwork.schedule import Stage
 
 GRAIN = 2**32
@@ -32,7 +32,7 @@ class Independent(Method):
         pace = self.pace(first, last)
         return tuple(Fraction(round(self.probability(layer, pace) * GRAIN), GRAIN) for layer in range(self.layers))
 
-    def paths(self, step: int) -> tuple[Path, ...]:
+    def paths(self, step: int) -> tuple[LayerPath, ...]:
         keep = self.keep(step, step)
         scales = tuple(scale_of(p, self.residual_scale) for p in keep)
         return tuple(draw_each(keep, scales, self.path_seed, step, index) for index in range(self.paths_per_step))

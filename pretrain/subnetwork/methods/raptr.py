@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pretrain.subnetwork.methods.base import Method, Settings
-from pretrain.subnetwork.path import Path, Scheme, draw
+from pretrain.subnetwork.path import LayerPath, Scheme, draw
 from pretrain.subnetwork.schedule import make_stages
 
 KEYS = (
@@ -31,7 +31,7 @@ class Raptr(Method):
     def keep(self, first: int, last: int) -> tuple[Fraction, ...]:
         return self.schemes[self.stage(first).index].keep
 
-    def paths(self, step: int) -> tuple[Path, ...]:
+    def paths(self, step: int) -> tuple[LayerPath, ...]:
         scheme = self.schemes[self.stage(step).index]
         return tuple(draw(scheme, step, index) for index in range(self.paths_per_step))
 

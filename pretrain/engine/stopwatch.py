@@ -29,7 +29,7 @@ class Stopwatch:
             yield
             self._seconds += time.perf_counter() - begin
 
-    def take(self) -> float:
+    def read_and_reset(self) -> float:
         """Seconds since this was last asked; waits for the device to be through with what was timed."""
         for begin, end in self._events:
             end.synchronize()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from pretrain.subnetwork.flops import Shape
+from pretrain.cost.flops import Shape
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ def _through_a_file(place: Place, folder: Path, address: str | None) -> str:
     )
 
 
-def parted(place: Place, folder: Path) -> None:
-    """Everyone has met: the file is of no more use."""
+def all_have_met(place: Place, folder: Path) -> None:
+    """Remove the file by which ranks met, once everyone has."""
     if place.launcher == "srun" and place.rank == 0:
         _meeting_file(folder).unlink(missing_ok=True)
 

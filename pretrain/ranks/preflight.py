@@ -14,8 +14,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from pretrain.errors import NodesUnfit, TrainingStopped
-from pretrain.parallel.ranks import Ranks
-from pretrain.parallel.watchdog import Watchdog
+from pretrain.ranks.process import Ranks
+from pretrain.ranks.watchdog import Watchdog
 from pretrain.versions import versions
 
 SECONDS = 30.0

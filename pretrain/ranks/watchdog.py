@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from pretrain.job.events import tell_job, this_start
+from pretrain.job.events import report_to_job, this_start
 
 OTHERS_SECONDS = 2.0
 """For the other ranks to write down where they stand, before one that ends takes them along."""
@@ -48,7 +48,7 @@ class Watchdog:
                 file.write(f"rank {self.rank} on {socket.gethostname()}: {text}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-            tell_job(self.run_dir, "hung", text, self.rank)
+            report_to_job(self.run_dir, "hung", text, self.rank)
         finally:
             time.sleep(OTHERS_SECONDS)
             os._exit(EXIT_CODE)

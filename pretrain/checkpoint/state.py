@@ -1,0 +1,134 @@
+"""What a checkpoint keeps of the model and its optimizer, and how it comes back."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from pretrain.checkpoint.fragments import Fragment, Split
+from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.reader import Reader
+from pretrain.errors import UserError
+from pretrain.model.split import is_split, split_of
+from pretrain.optim.interface import ModelOptimizer
+from pretrain.optim.names import TENSORS
+from pretrain.optim.shards import Shard
+from pretrain.subnetwork.methods.base import Copies
+
+
+@dataclass(frozen=True)
+class PlacedShard:
+    """A shard and where it is in the whole parameter."""
+
+    shard: Shard
+    split: Split
+    shape: tuple[int, ...]
+    """Shape of the whole parameter."""
+
+    @property
+    def fragment(self) -> Fragment:
+        return Fragment(self.split, self.shard.start, self.shard.length)
+
+
+class ModelState:
+    """This rank's shards of the model's state: all that it keeps, and the part of it that it writes."""
+
+    def __init__(self, optimizer: ModelOptimizer, writers: int, writer: int) -> None:
+        """
+        Args:
+            writers: ranks that keep the same shards and share the work of writing them: the replicas, without ZeRO; else 1.
+            writer: number of this rank among them.
+        """
+        self.optimizer = optimizer
+        self.kept = [_placed(shard) for shard in optimizer.shards()]
+        self.written = [written for shard in self.kept if (written := _written(shard, writers, writer)) is not None]
+        self.lengths = {f"{kind}/{placed.shard.name}": placed.shard.length for kind in TENSORS for placed in self.written}
+        """Lengths of the vectors that this rank writes, in order."""
+
+    @property
+    def fragments(self) -> dict[str, Fragment]:
+        return {placed.shard.name: placed.fragment for placed in self.written}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {placed.shard.name: placed.shape for placed in self.written}
+
+    @torch.no_grad()
+    def copy_to(self, buffer: Tensor) -> None:
+        """Copy everything that this rank writes into one vector of host memory; when this returns, training may go on."""
+        self.optimizer.settle()
+        begin, on_gpu = 0, False
+        for kind in TENSORS:
+            for placed in self.written:
+                numbers = placed.shard.numbers(kind)
+                buffer.narrow(0, begin, len(numbers)).copy_(numbers, non_blocking=True)
+                begin, on_gpu = begin + len(numbers), numbers.is_cuda
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    @torch.no_grad()
+    def load(self, folder: Path, manifest: Manifest, copies: Copies | None = None) -> None:
+        """Read what this rank keeps, and nothing else, from a checkpoint written on any layout; `loaded` is to follow.
+
+        Args:
+            copies: if given, only layers that become copies of others, read under the others' names.
+
+        Raises:
+            UserError: it lacks something, or is of another model.
+        """
+        for placed in self.kept:
+            name = placed.shard.name
+            if manifest.parameters.get(name) != placed.shape:
+                there = manifest.parameters.get(name, "not there")
+                raise UserError(
+                    f"{folder}: belongs to another model: {name} is {list(placed.shape)} here, {there} in the checkpoint"
+                )
+        try:
+            with Reader(folder, manifest) as reader:
+                for placed in self.kept:
+                    source = placed.shard.name if copies is None else _copied(placed.shard.name, dict(copies))
+                    if source is None:
+                        continue
+                    for kind in TENSORS:
+                        target = np.empty(placed.shard.length, dtype=np.float32)
+                        reader.read(source, kind, placed.fragment, target)
+                        placed.shard.numbers(kind).copy_(torch.from_numpy(target))
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}") from None
+
+    def loaded(self, step: int) -> None:
+        """Have the optimizer take over what was loaded; to be called on all ranks when all of them have loaded."""
+        self.optimizer.restored(step)
+
+
+def _copied(name: str, copies: dict[int, int]) -> str | None:
+    """Return the parameter that this one becomes a copy of."""
+    match = re.fullmatch(r"(decoder\.layers\.)(\d+)(\..+)", name)
+    return f"{match[1]}{copies[int(match[2])]}{match[3]}" if match and int(match[2]) in copies else None
+
+
+def _placed(shard: Shard) -> PlacedShard:
+    """Find where a shard is in the whole parameter, from Megatron-Core's marks on the part that this tensor rank holds."""
+    parameter, shape = shard.parameter, list(shard.shape)
+    ranks = parallel_state.get_tensor_model_parallel_world_size()
+    if not is_split(parameter) or ranks == 1:
+        return PlacedShard(shard, Split.whole(shape), tuple(shape))
+    dim, matrices = split_of(parameter)
+    shape[dim] *= ranks
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    return PlacedShard(shard, Split.of(shape, dim, matrices, ranks, rank), tuple(shape))
+
+
+def _written(placed: PlacedShard, writers: int, writer: int) -> PlacedShard | None:
+    """Return the part of a shard that this rank writes: of copies one is written, and replicas share the work."""
+    shard = placed.shard
+    if shard.is_copy or (placed.split.ranks == 1 and parallel_state.get_tensor_model_parallel_rank() > 0):
+        return None
+    share = -(-shard.length // writers)
+    start = min(share * writer, shard.length)
+    length = min(share, shard.length - start)
+    return PlacedShard(shard.cut(start, length), placed.split, placed.shape) if length > 0 else None

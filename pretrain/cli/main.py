@@ -1,0 +1,76 @@
+"""python -m pretrain train | plan | inspect | status | verify | export | compare | report [options]"""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from pretrain.cli import compare, export, inspect, job, plan, report, status, train, verify
+from pretrain.cli.arguments import Parser
+from pretrain.config.strict import one_line
+from pretrain.errors import TrainingStopped, UserError, lost_a_peer
+
+COMMANDS: dict[str, ModuleType] = {
+    "train": train,
+    "plan": plan,
+    "inspect": inspect,
+    "verify": verify,
+    "export": export,
+    "status": status,
+    "compare": compare,
+    "report": report,
+    "job": job,
+}
+"""Each module has HELP, `arguments(parser)` and `run(args, rest)`; `rest` are words that are settings of recipe and JSON."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
+"""What a file system reports that cannot be written to; it is the user's to fix, and a traceback helps nobody."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it ended well, 2 for a mistake of the user's, 1 for a run that could not continue."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    try:
+        args, rest = parser.parse_known_args(words)
+        if args.command is None:
+            parser.print_help()
+            return 2
+        args.words = words
+        return COMMANDS[args.command].run(args, rest)
+    except UserError as error:
+        _report(f"error: {error}")
+        return 2
+    except TrainingStopped as stopped:
+        _report(f"stopped: {stopped}", stopped.everywhere)
+        return 1
+    except KeyboardInterrupt:
+        _report("interrupted")
+        return 130
+    except RuntimeError as error:
+        if not lost_a_peer(error):
+            raise
+        _report(f"stopped: another rank is gone ({one_line(error)}); it, or the launcher, reports why", everywhere=False)
+        return 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _report(f"stopped: {error.filename or 'a file'} cannot be written: {error.strerror}", everywhere=False)
+        return 1
+
+
+def _report(text: str, everywhere: bool = True) -> None:
+    """Print once for all ranks where all came to the same conclusion; else each for itself."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not everywhere:
+        print(text if rank == "0" else f"rank {rank}: {text}", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m pretrain", allow_abbrev=False, description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    for name, module in COMMANDS.items():
+        epilog = getattr(module, "EPILOG", None)
+        module.arguments(commands.add_parser(name, help=module.HELP, allow_abbrev=False, epilog=epilog))
+    return parser

@@ -1,0 +1,105 @@
+"""One training step and one evaluation on this rank. Megatron-Core owns chunks, groups and the forward-backward schedule;
+the optimizer (optim/) owns masters, moments, sharding, reduction and clipping.
+
+Shapes: b samples in a micro-batch, s positions, h hidden size; the residual stream is [s, b, h] as in Megatron-Core.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from megatron.core.distributed import DistributedDataParallelConfig
+
+from pretrain.config import Run
+from pretrain.config.deepspeed import DeepSpeedConfig
+from pretrain.config.recipe import Recipe
+from pretrain.config.run import Batching
+from pretrain.data.batch import Batch
+from pretrain.engine import agreement
+from pretrain.engine.micro_batch import MicroBatch
+from pretrain.engine.schedule import Entry, Schedule
+from pretrain.engine.stopwatch import Stopwatch
+from pretrain.model.decoder import build_chunks, transformer_config
+from pretrain.model.weights import initialize
+from pretrain.optim.deepspeed import DeepSpeedOptimizer
+from pretrain.optim.interface import ModelOptimizer, Ran
+from pretrain.optim.model import ChunkedModel
+from pretrain.optim.rates import learning_rate
+from pretrain.ranks.process import Ranks
+from pretrain.results import Evaluation, StepResult
+from pretrain.subnetwork import LayerPath
+
+
+def build_engine(run: Run, ranks: Ranks) -> "Engine":
+    """Build chunks with their initial weights, and the optimizer around them."""
+    on_gpu = ranks.device.type == "cuda"
+    config = transformer_config(run.recipe, torch.bfloat16 if run.ds.bf16.enabled else torch.float32, on_gpu)
+    chunks = build_chunks(run.recipe, config)
+    initialize(chunks, run.recipe)
+    for chunk in chunks:
+        chunk.to(ranks.device)
+        chunk.ddp_config = DistributedDataParallelConfig()  # Megatron's gradient helpers ask it for FSDP
+    model = ChunkedModel(chunks)
+    optimizer = DeepSpeedOptimizer(model, config, run.ds)
+    stopwatch = Stopwatch(ranks.device)
+    schedule = Schedule(chunks, optimizer, run.recipe, run.batching, ranks.device, config.params_dtype, stopwatch)
+    return Engine(run.recipe, run.ds, run.batching, ranks, model, optimizer, schedule, stopwatch)
+
+
+class Engine:
+    """The model and its optimizer on this rank."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        ds: DeepSpeedConfig,
+        batching: Batching,
+        ranks: Ranks,
+        model: ChunkedModel,
+        optimizer: ModelOptimizer,
+        schedule: Schedule,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self.recipe, self.ds, self.batching, self.ranks = recipe, ds, batching, ranks
+        self.model, self.optimizer, self.schedule, self.stopwatch = model, optimizer, schedule, stopwatch
+
+    def step(self, step: int, batches: Sequence[Batch], paths: Sequence[LayerPath]) -> StepResult:
+        """Train on this rank's micro-batches of a step, each through its path.
+
+        Raises:
+            TrainingStopped: ranks disagree about the paths, or a loss or the gradient is not finite.
+        """
+        # Before the schedule, because ranks on different paths would wait for each other for ever in it.
+        targets = agreement.targets_and_paths(self.ranks, step, batches, paths)
+        self.model.train()
+        self.optimizer.begin(Ran.of(paths, self.batching))
+        # Gradients are averaged over replicas, so each replica's part is scaled up by their number.
+        entries = self.forward_backward(self._micro_batches(batches, paths), scale=self.batching.replicas / targets)
+        losses = [entry["sums"].sum() for entry in entries]
+        seconds = self.stopwatch.read_and_reset()
+        loss, forward_seconds = agreement.finite_losses(self.ranks, self.batching, step, losses, seconds)
+        lr = learning_rate(self.ds.scheduler, self.ds.optimizer.params.lr, self.recipe.steps, step)
+        grad_norm = self.optimizer.finish(lr)
+        agreement.require_finite_norm(step, grad_norm)
+        return StepResult(loss / targets, grad_norm, lr, targets, forward_seconds)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch], path: LayerPath | None = None) -> Evaluation:
+        """Return losses through a path, by default with all layers active."""
+        self.optimizer.settle()
+        path = path or LayerPath.full(self.recipe.model.num_layers)
+        self.model.eval()
+        entries = self.forward_backward([MicroBatch(batch, path) for batch in batches], scale=1.0, forward_only=True)
+        self.stopwatch.read_and_reset()  # belongs to no step
+        kinds = self.recipe.data.kinds
+        sums, counts = agreement.held_out_totals(self.ranks, len(kinds), entries)
+        return Evaluation.of(kinds, sums, counts)
+
+    def forward_backward(self, micro_batches: Sequence[MicroBatch], scale: float, forward_only: bool = False) -> list[Entry]:
+        """Run micro-batches through the schedule; entries of the last pipeline rank, none elsewhere."""
+        return self.schedule.run(micro_batches, scale, forward_only)
+
+    def _micro_batches(self, batches: Sequence[Batch], paths: Sequence[LayerPath]) -> list[MicroBatch]:
+        replica = self.ranks.data_parallel_rank
+        return [
+            MicroBatch(batch, paths[self.batching.path_index(index, replica, len(paths))]) for index, batch in enumerate(batches)
+        ]

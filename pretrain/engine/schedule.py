@@ -1,0 +1,71 @@
+"""Micro-batches through Megatron-Core's forward-backward schedule: no pipelining, 1F1B or interleaved 1F1B."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from pretrain.config.recipe import Recipe
+from pretrain.config.run import Batching
+from pretrain.engine.loss import Entry, reduce_losses
+from pretrain.engine.micro_batch import MicroBatch
+from pretrain.engine.stopwatch import Stopwatch
+from pretrain.model.attention import block_mask, dense_mask
+from pretrain.model.decoder import Decoder
+from pretrain.model.layer import LayerInputs
+from pretrain.optim.interface import ModelOptimizer
+
+ReduceLosses = Callable[[Tensor], tuple[Tensor, Tensor, Entry]]
+
+
+class Schedule:
+    """Runs this rank's chunks. The order of forward and backward passes is Megatron-Core's."""
+
+    def __init__(
+        self,
+        chunks: Sequence[Decoder],
+        optimizer: ModelOptimizer,
+        recipe: Recipe,
+        batching: Batching,
+        device: torch.device,
+        dtype: torch.dtype,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self.chunks, self.device, self.dtype, self.stopwatch = list(chunks), device, dtype, stopwatch
+        self.entries = {chunk: optimizer.entry(chunk) for chunk in chunks}
+        self.uses_flex = recipe.model.attention == "flex"
+        self.kinds = len(recipe.data.kinds)
+        self.sequence_length, self.micro_batch_size = recipe.data.sequence_length, batching.micro_batch_size
+
+    def run(self, micro_batches: Sequence[MicroBatch], scale: float, forward_only: bool = False) -> list[Entry]:
+        """Run forward and backward over all micro-batches; entries of the last pipeline rank, none elsewhere.
+
+        Args:
+            scale: factor on the loss that is differentiated.
+        """
+
+        def forward(iterator: Iterator[MicroBatch], chunk: Decoder) -> tuple[Tensor, ReduceLosses]:
+            return self._forward(next(iterator), chunk, scale)
+
+        interleaved = len(self.chunks) > 1
+        iterators = [iter(micro_batches) for _ in self.chunks]
+        return get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=iterators if interleaved else iterators[0],
+            model=self.chunks if interleaved else self.chunks[0],
+            num_microbatches=len(micro_batches),
+            seq_length=self.sequence_length,
+            micro_batch_size=self.micro_batch_size,
+            forward_only=forward_only,
+        )
+
+    def _forward(self, micro_batch: MicroBatch, chunk: Decoder, scale: float) -> tuple[Tensor, ReduceLosses]:
+        """Run a chunk's forward pass; returns its output, and what the schedule calls with the last chunk's."""
+        batch = micro_batch.on(self.device)
+        segments, prefix = batch["segments"], batch["prefix"]
+        mask = block_mask(segments, prefix) if self.uses_flex else dense_mask(segments, prefix, self.dtype)
+        inputs = LayerInputs(mask, micro_batch.path)
+        with self.stopwatch.running():
+            output = self.entries[chunk](batch["tokens"], batch["positions"], inputs, labels=batch["labels"])
+        return output, lambda losses: reduce_losses(losses, batch["targets"], batch["kinds"], self.kinds, scale)

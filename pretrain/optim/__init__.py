@@ -1,0 +1,2 @@
+"""The optimizer behind four verbs: what is summed over replicas, sharded and updated, and how that comes back from a
+checkpoint."""

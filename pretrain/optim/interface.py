@@ -1,0 +1,60 @@
+"""What the engine and checkpoints ask of an optimizer. A new way to reduce gradients is a class beside `deepspeed.py`.
+
+One step in order: `begin` before the first forward pass, the schedule runs what `entry` gives, `finish` when all micro-batches
+are through. `shards` and `restored` belong to checkpoints, `settle` to whoever else reads weights between two steps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from pretrain.config.run import Batching
+from pretrain.model.decoder import Decoder
+from pretrain.optim.shards import Shard
+from pretrain.subnetwork import LayerPath
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Which parts of the model a step runs on any replica. Every rank computes it from the step's paths, without a message."""
+
+    last_micro_batch: tuple[int | None, ...]
+    """For each layer the last micro-batch of a rank in which some replica runs it, counted from 0; None if no replica does."""
+
+    @classmethod
+    def of(cls, paths: Sequence[LayerPath], batching: Batching) -> "Ran":
+        """Find what a step runs whose micro-batches take `paths` as `Batching.path_index` says."""
+        last: list[int | None] = [None] * len(paths[0].active)
+        for micro_batch in range(batching.micro_batches):
+            for replica in range(batching.replicas):
+                for layer, active in enumerate(paths[batching.path_index(micro_batch, replica, len(paths))].active):
+                    if active:
+                        last[layer] = micro_batch
+        return cls(tuple(last))
+
+
+class ModelOptimizer(Protocol):
+    """Reduces, clips, updates and shards; the same calls on every rank."""
+
+    def begin(self, ran: Ran) -> None:
+        """Get ready for a step that runs these parts."""
+
+    def entry(self, chunk: Decoder) -> Callable[..., Tensor]:
+        """Return what the schedule calls to run a chunk: the chunk itself, or something around it that watches gradients."""
+
+    def finish(self, lr: float) -> float:
+        """Sum gradients over all ranks that share weights, clip, and update with this learning rate.
+
+        Returns the norm of the whole model's gradient before clipping; below 0 or not finite if the update is not good.
+        """
+
+    def shards(self) -> list[Shard]:
+        """Return all that this rank keeps of masters and moments."""
+
+    def restored(self, step: int) -> None:
+        """Take over masters and moments that were written into the shards, as they are after `step`; called on all ranks."""
+
+    def settle(self) -> None:
+        """Bring all weights up to date for a reader outside a step; called on all ranks."""

@@ -1,0 +1,65 @@
+"""The model as an optimizer sees it: one module over this rank's chunks, with global names."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import _IncompatibleKeys
+
+from pretrain.model.decoder import Decoder
+
+TIED = "embedding.word_embeddings.weight"
+
+
+class ChunkedModel(torch.nn.Module):
+    """This rank's chunks under global parameter names; local ones collide between pipeline ranks in a checkpoint."""
+
+    def __init__(self, chunks: list[Decoder]) -> None:
+        super().__init__()
+        self.chunks = torch.nn.ModuleList(chunks)
+        mark_copies(self)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        for chunk in self.chunks:
+            assert isinstance(chunk, Decoder)
+            for name, parameter in chunk.named_parameters(remove_duplicate=remove_duplicate):
+                yield chunk.global_name(name), parameter
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the single chunk that ZeRO-2 and 3 allow, which come this way; otherwise the schedule runs the chunks."""
+        (chunk,) = self.chunks
+        return chunk(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> OrderedDict[str, Tensor]:  # type: ignore[override]  # DeepSpeed asks for names only
+        return OrderedDict((name, parameter.detach()) for name, parameter in self.named_parameters())
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> _IncompatibleKeys:
+        own = dict(self.named_parameters())
+        if own.keys() != state_dict.keys():
+            raise ValueError(f"weights do not belong to this model: {sorted(own.keys() ^ state_dict.keys())[:5]}")
+        for name, parameter in own.items():
+            parameter.copy_(state_dict[name])
+        return _IncompatibleKeys([], [])
+
+    @staticmethod
+    def is_copy(parameter: torch.nn.Parameter) -> bool:
+        """Whether another pipeline rank counts the same weights in the norm, and saves them."""
+        return bool(parameter.ds_pipe_replicated)  # type: ignore[attr-defined]  # set by mark_copies, read by DeepSpeed's norm, too
+
+
+def mark_copies(model: ChunkedModel) -> None:
+    """Mark weights that another pipeline rank counts: the tied embedding's copy beside the output projection."""
+    has_input = any(chunk.pre_process for chunk in model.chunks)
+    for name, parameter in model.named_parameters():
+        parameter.ds_pipe_replicated = name == TIED and not has_input  # type: ignore[attr-defined]
+
+
+def gradient_of(parameter: torch.nn.Parameter) -> Tensor:
+    """Return a gradient that is known to exist."""
+    assert parameter.grad is not None, "gradients are completed before they are read"
+    return parameter.grad

@@ -1,1 +1,0 @@
-"""Ranks, groups, and the DeepSpeed engine around the model's chunks."""
