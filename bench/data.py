@@ -25,12 +25,12 @@ import torch
 import torch.distributed as dist
 
 from bench.path_speed import HOME
-from pretrain.config.recipe import MIXTURES
-from pretrain.data.causal import Causal
-from pretrain.data.mlm import MaskedWords
+from pretrain.data.objectives.causal import Causal
+from pretrain.data.objectives.denoisers import MIXTURES
+from pretrain.data.objectives.mlm import MaskedWords
+from pretrain.data.objectives.ul2 import Mixture, Special
 from pretrain.data.packing import PackedSamples
 from pretrain.data.tokens import TokenStream, open_tokens
-from pretrain.data.ul2 import Mixture, Special
 from pretrain.versions import device_name
 
 VOCABULARY, RESERVED, DOCUMENTS, LENGTH, TEXT = 32_000, 400, 8_000, 2048, 512

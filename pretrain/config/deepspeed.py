@@ -6,20 +6,15 @@ that DeepSpeed knows and this program does not pass on, with the reason: a setti
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, FieldSerializationInfo, field_serializer, model_validator
 
 from pretrain.config.foreign import FORMER, TOP_LEVEL_KEYS, ZERO_KEYS
-from pretrain.config.recipe import Count, Number, Positive
-from pretrain.config.strict import Strict
-from pretrain.subnetwork.methods import KEYS, RESIDUAL_SCALE, MethodName
-from pretrain.subnetwork.path import ResidualScale, Sampler
+from pretrain.schema import AboveZero, NotNegative, Number, Positive, Share, Strict
+from pretrain.subnetwork.methods import FullKeys, MethodKeys, ProgressiveSubnetwork, written
 
 Auto = Literal["auto"]
 """As Hugging Face's users know it: the value follows from the run and need not be written."""
-NotNegative = Annotated[Number, Field(ge=0)]
-AboveZero = Annotated[Number, Field(gt=0)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
-Share = Annotated[Number, Field(ge=0, le=1)]
 Elements = Annotated[int, Field(gt=0), BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)]
 """A whole number that DeepSpeed's users like to write as 5e8."""
 
@@ -126,85 +121,6 @@ class Zero(Strict):
     foreign: ClassVar[dict[str, str]] = ZERO_KEYS
 
 
-class ProgressiveSubnetwork(Strict):
-    """Which part of the network each step trains. A block of ours, after DeepSpeed's former progressive_layer_drop."""
-
-    method: MethodName = "raptr"
-    """full: all layers in every step, whatever else this block says. raptr: random paths that grow in stages. constant: random
-    paths of one length. pld: progressive layer dropping. ild_dts: dropping that fades. stacking, midas: a shallow model that
-    grows by copies of its layers."""
-    path_lengths: tuple[int, ...] = ()
-    """Active layers of each stage, as a list or "6-8-10-12". The last stage usually trains all layers."""
-    theta: Number | None = None
-    """Of pld: what the mean share of active layers tends to is (1 + theta) / 2; 0.5 if left out."""
-    gamma: Number | None = None
-    """Of pld: how fast, a step; 0.001 if left out."""
-    q_max: Number | None = None
-    """Of ild_dts: how often the last layer is dropped in the first step; 0.6 if left out."""
-    stage_fractions: Annotated[tuple[Number, ...], Field(strict=False)] | None = None
-    """Share of the steps of each stage; equal if left out, as in the paper's BERT runs."""
-    full_model_first_fraction: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    """Share of the steps that train all layers before stage 1, as in the paper's UL2 runs."""
-    fixed_layers: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
-    """Layers that are always active, counted from 0; the first and the last if left out."""
-    sampler: Sampler = "balanced"
-    """bernoulli: each layer by itself, so the length varies (the paper's definition). exact: a uniform subset.
-    balanced: a subset spread evenly over balance_groups, so that pipeline ranks have equal work."""
-    balance_groups: Positive = 1
-    """Groups of neighbouring layers for balanced; a multiple of the pipeline ranks balances them. It does not follow
-    the layout, so that paths are the same on any layout."""
-    paths_per_step: Positive = 1
-    """How many different paths one global batch runs. More paths give every layer a gradient more often; each must
-    cover whole micro-batches."""
-    residual_scale: ResidualScale = "none"
-    """Factor on the residual branches of an active layer in training, from its probability to be active. Of pld and ild_dts
-    "1/keep" if left out, of the others "none"."""
-    path_seed: Count | None = None
-    """Seed of the paths; the run's seed if left out."""
-
-    @field_validator("path_lengths", mode="before")
-    @classmethod
-    def _dashed(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return (value,)
-        if not isinstance(value, str):
-            return tuple(value) if isinstance(value, list) else value
-        try:
-            return tuple(int(part) for part in value.split("-"))
-        except ValueError:
-            raise ValueError('write whole numbers with dashes, as in "6-8-10-12", or a list') from None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _scale(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("method") in RESIDUAL_SCALE:
-            return {"residual_scale": RESIDUAL_SCALE[data["method"]], **data}
-        return data
-
-    @model_validator(mode="after")
-    def _complete(self) -> "ProgressiveSubnetwork":
-        if self.method == "full":
-            return self
-        taken = KEYS[self.method]
-        foreign = [
-            key
-            for key, field in type(self).model_fields.items()
-            if key not in ("method", *taken) and getattr(self, key) != field.default
-        ]
-        if foreign:
-            raise ValueError(f'method "{self.method}" has no {", ".join(foreign)}; it takes {", ".join(taken)}')
-        if "path_lengths" in taken and not self.path_lengths:
-            raise ValueError(
-                f'method "{self.method}" needs "path_lengths", as in "{"9" if self.method == "constant" else "6-8-10-12"}"'
-            )
-        return self
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """As `make_method` takes them."""
-        return {key: value for key in KEYS.get(self.method, ()) if (value := getattr(self, key)) is not None}
-
-
 class DeepSpeedConfig(Strict):
     """One file of ds_configs/."""
 
@@ -226,8 +142,14 @@ class DeepSpeedConfig(Strict):
     """Types of what DeepSpeed keeps."""
     zero_optimization: Zero = Zero()
     """Sharding."""
-    progressive_subnetwork: ProgressiveSubnetwork = ProgressiveSubnetwork(method="full")
-    """Which layers a step trains; all of them if left out."""
+    progressive_subnetwork: ProgressiveSubnetwork = FullKeys(method="full")
+    """Which layers a step trains; all of them if left out. A block of this project, after DeepSpeed's former
+    progressive_layer_drop; its keys depend on its method."""
+
+    @field_serializer("progressive_subnetwork")
+    def _with_all_keys(self, block: MethodKeys, info: FieldSerializationInfo) -> dict[str, Any]:
+        keys = written(block, info.mode)
+        return {key: value for key, value in keys.items() if value is not None} if info.exclude_none else keys
 
     @model_validator(mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from pretrain.config.recipe import Recipe, find_recipe
 from pretrain.config.run import Run
 from pretrain.config.strict import COMMAND_LINE, parse, read_json, read_yaml, set_key
 from pretrain.errors import UserError
+from pretrain.subnetwork.methods.pld import GAMMA, THETA, PldKeys
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
@@ -58,14 +59,13 @@ def parse_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str 
         steps = _steps(tokens, ds.train_batch_size * parsed.data.sequence_length)
         parsed = parsed.model_copy(update={"steps": steps})
     ranks = parsed.parallel.model_ranks if world_size is None else world_size
-    notices = ()
+    notices: tuple[str, ...] = ()
     if FORMER in ds_data:
         block = ds.progressive_subnetwork
-        means = (
-            f'"method": "pld", "theta": {block.settings.get("theta", 0.5):g}, "gamma": {block.settings.get("gamma", 0.001):g}'
-            if block.method == "pld"
-            else '"method": "full"'
-        )
+        means = '"method": "full"'
+        if isinstance(block, PldKeys):
+            theta, gamma = block.given.get("theta", THETA), block.given.get("gamma", GAMMA)
+            means = f'"method": "pld", "theta": {theta:g}, "gamma": {gamma:g}'
         notices = (f'{ds_path}: "{FORMER}", which DeepSpeed has removed, is taken for "progressive_subnetwork": {{{means}}}',)
     return Run(parsed.name or recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), ranks, notices)
 

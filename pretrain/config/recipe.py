@@ -2,17 +2,14 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from pretrain.config.strict import Strict
 from pretrain.cost.flops import Shape
+from pretrain.data.objectives import OBJECTIVES, Objective, ObjectiveKeys
 from pretrain.errors import UserError
-
-Positive = Annotated[int, Field(gt=0, lt=2**53)]
-Count = Annotated[int, Field(ge=0, lt=2**53)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+from pretrain.schema import Count, Number, Positive, Strict
 
 
 class Model(Strict):
@@ -57,67 +54,6 @@ class Model(Strict):
     operations."""
 
 
-class Denoiser(Strict):
-    """One way to make an example. R and X of UL2 corrupt spans, S cuts the text in two (arXiv 2205.05131, table 1)."""
-
-    kind: Literal["span", "prefix", "causal"]
-    """span: masked spans are the target. prefix: the end of the text is the target. causal: all of it is."""
-    mode: Literal["[NLU]", "[NLG]", "[S2S]"] | None = None
-    """The token that tells the model which denoiser made the example; none if left out."""
-    mean_span: Annotated[Number, Field(ge=1)] = 3.0
-    """Mean length of a masked span in tokens; span only."""
-    rate: Annotated[Number, Field(gt=0, lt=1)] = 0.15
-    """Share of the text that is masked (span), mean share that is the target (prefix)."""
-    weight: Annotated[Number, Field(gt=0)] = 1.0
-    """Examples are made by this denoiser in proportion to its weight."""
-
-    @model_validator(mode="after")
-    def _mean_can_be_had(self) -> "Denoiser":
-        if self.kind == "prefix" and self.rate > 0.5:
-            raise ValueError("a prefix denoiser draws its target uniformly, so its mean share cannot exceed 0.5")
-        return self
-
-    @property
-    def name(self) -> str:
-        """`span_3_0.15`, `prefix_0.25`, `causal`: losses are reported by it."""
-        numbers = {"span": (self.mean_span, self.rate), "prefix": (self.rate,), "causal": ()}[self.kind]
-        return "_".join([self.kind, *(f"{number:g}" for number in numbers)])
-
-
-def _spans(mode: str | None, weight: float, *settings: tuple[float, float]) -> list[Denoiser]:
-    return [Denoiser(kind="span", mode=mode, mean_span=s, rate=r, weight=weight / len(settings)) for s, r in settings]
-
-
-R, X = ((3.0, 0.15), (8.0, 0.15)), ((3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5))
-"""Mean span and rate of UL2's regular and extreme denoisers."""
-MIXTURES = {
-    # Uniform over seven denoisers: arXiv 2205.05131, table 1.
-    "ul2": (*_spans("[NLU]", 2, *R), *_spans("[NLG]", 4, *X), Denoiser(kind="prefix", mode="[S2S]", rate=0.25)),
-    # Half S, a quarter each R and X: arXiv 2210.11399, section 3.1.
-    "ul2r": (
-        *_spans("[NLU]", 0.25, *R),
-        *_spans("[NLG]", 0.25, *X),
-        Denoiser(kind="prefix", mode="[S2S]", rate=0.25, weight=0.5),
-    ),
-    # 60 % causal, 20 % prefix, 20 % spans, without mode tokens: arXiv 2302.01398, section 2.2.
-    "60-20-20": (
-        Denoiser(kind="causal", weight=0.6),
-        Denoiser(kind="prefix", rate=0.5, weight=0.2),
-        *_spans(None, 0.2, (3.0, 0.15), (32.0, 0.5)),
-    ),
-}
-"""Mixtures that `data.denoisers` knows by name."""
-UL2 = MIXTURES["ul2"]
-
-
-def _by_name(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if value not in MIXTURES:
-        raise ValueError(f'no mixture is called "{value}"; known are {", ".join(MIXTURES)}, or give a list of denoisers')
-    return MIXTURES[value]
-
-
 MACHINE = "machine"
 """In place of a path: text, tokenizer and tokens that the machine makes from what is installed on it."""
 
@@ -143,12 +79,9 @@ class ExampleKind(NamedTuple):
     mode: str | None
 
 
-class Data(Strict):
+class Data(ObjectiveKeys):
     """Token files and how batches are made from them."""
 
-    objective: Literal["ul2", "causal", "mlm"] = "ul2"
-    """ul2: prefix and target in one decoder, loss on the target. causal: every token predicts the next. mlm: BERT's masked
-    words."""
     tokenizer: str
     """Folder written by `python -m tokenizer train`, or "machine"."""
     train: str | None = None
@@ -161,14 +94,6 @@ class Data(Strict):
     """Share of a source's tokens, at its end, that is held out where it has no files for that."""
     sequence_length: Annotated[int, Field(ge=16)]
     """Tokens in a packed sample."""
-    max_example_tokens: Annotated[int, Field(ge=8)] = 512
-    """Longest stretch of text that one example is made from; causal has no limit but the sample."""
-    denoisers: Annotated[tuple[Denoiser, ...], Field(min_length=1, strict=False), BeforeValidator(_by_name)] = UL2
-    """What ul2 makes examples by: ul2 (the seven of the paper), ul2r, 60-20-20, or a list of denoisers."""
-    mask_rate: Annotated[Number, Field(gt=0, lt=1)] = 0.15
-    """Share of tokens that mlm predicts."""
-    whole_words: bool = False
-    """mlm masks all pieces of a word or none."""
 
     @model_validator(mode="after")
     def _one_way_to_say_what(self) -> "Data":
@@ -182,18 +107,23 @@ class Data(Strict):
         return self
 
     @property
+    def made_as(self) -> type[Objective]:
+        """The class of the objective."""
+        return OBJECTIVES[self.objective]
+
+    @property
     def kinds(self) -> tuple["ExampleKind", ...]:
         """Everything that examples are told apart by in the losses on held-out text, source by source."""
-        made_by = {
-            "ul2": [(denoiser.name, denoiser.mode) for denoiser in self.denoisers],
-            "causal": [("causal", None)],
-            "mlm": [("mlm", None)],
-        }[self.objective]
+        made_by = self.made_as.kinds(self)
         return tuple(ExampleKind(source.name, *how) for source in self.all_sources for how in made_by)
 
     @property
     def all_sources(self) -> tuple[Source, ...]:
-        return self.sources or (Source(name="train", train=self.train, valid=self.valid),)
+        """The sources, of which there is one where `train` names it."""
+        if self.sources:
+            return self.sources
+        assert self.train is not None, "one of the two is given"
+        return (Source(name="train", train=self.train, valid=self.valid),)
 
 
 class Parallel(Strict):

@@ -9,7 +9,7 @@ from typing import Any
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
 from pretrain.errors import UserError
-from pretrain.subnetwork.methods import Method, make_method
+from pretrain.subnetwork.methods import Method
 from pretrain.subnetwork.path import LayerPath, parts_of_model, path_of_sample
 
 
@@ -109,10 +109,8 @@ class Run:
 
     @cached_property
     def method(self) -> Method:
-        block = self.ds.progressive_subnetwork
-        settings = {"path_seed": self.recipe.seed, **block.settings}
         try:
-            return make_method(block.method, layers=self.recipe.model.num_layers, steps=self.steps, **settings)
+            return self.ds.progressive_subnetwork.build(self.recipe.model.num_layers, self.steps, self.recipe.seed)
         except ValueError as error:
             raise UserError(f'{self.ds_file}: "progressive_subnetwork": {error}') from None
 

@@ -5,23 +5,15 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from pretrain.errors import UserError
+from pretrain.schema import Strict
 
 COMMAND_LINE = "command line"
-
-
-class Strict(BaseModel):
-    """Base of every section: unknown keys are errors, values are not converted silently, objects do not change."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
-
-    foreign: ClassVar[dict[str, str]] = {}
-    """Keys that a user may know from elsewhere, with the reason why they are not accepted here."""
 
 
 M = TypeVar("M", bound=Strict)
@@ -189,21 +181,42 @@ def _mapping(path: Path, data: Any) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, model: type[Strict], source: str) -> str:
-    """One line for the first problem; unknown keys come first, because they explain what else is missing."""
+    """Return one line for the first problem; unknown keys come first, because they explain what else is missing."""
     problem = min(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
-    names = [str(part) for part in problem["loc"] if not str(part).startswith("function-")]
+    names, section = _keys_to(problem["loc"], model)
     where, key = ".".join(names[:-1]), names[-1] if names else ""
     if problem["type"] == "extra_forbidden":
-        section: type[Strict] | None = model
-        for name in names[:-1]:
-            if not name.isdigit():  # a place in a list
-                section = section_of(section, name) if section and name in section.model_fields else None
         place = f' in "{where}"' if where else ""
         return f'{source}: unknown key "{key}"{place}' + (_unknown(key, section) if section else "")
     if problem["type"] == "missing":
         return f'{source}: key "{".".join(names)}" is missing'
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "union_tag_invalid":  # of a block whose keys depend on one of them
+        names.append(problem["ctx"]["discriminator"].strip("'"))
+        message = f"input should be {' or '.join(problem['ctx']['expected_tags'].rsplit(', ', 1))}"
+        problem["input"] = problem["ctx"]["tag"]
     if not names:
         return f"{source}: {message}"
     got = "" if isinstance(problem["input"], (dict, list, Strict)) else f", got {problem['input']!r}"
     return f'{source}: key "{".".join(names)}": {message[0].lower() + message[1:]}{got}'
+
+
+def _keys_to(places: tuple[int | str, ...], model: type[Strict]) -> tuple[list[str], type[Strict] | None]:
+    """Return the keys that lead to a problem, and the section that the last of them is in.
+
+    Left out is what is no key: validators, and which of several kinds of block was chosen.
+    """
+    names: list[str] = []
+    section, inner, is_choice = model, model, False
+    for place in map(str, places):
+        if place.startswith("function-") or is_choice:
+            is_choice = False
+            continue
+        names.append(place)
+        if place.isdigit():  # a place in a list
+            continue
+        section = inner
+        field = section.model_fields.get(place) if section else None
+        is_choice = field is not None and field.discriminator is not None
+        inner = section_of(section, place) if field else None
+    return names, section

@@ -9,13 +9,10 @@ from pretrain.config.recipe import MACHINE, Source
 from pretrain.config.run import Position
 from pretrain.data.batch import Batch
 from pretrain.data.blend import Blend
-from pretrain.data.causal import Causal
-from pretrain.data.machine import machine_data
-from pretrain.data.mlm import MaskedWords
-from pretrain.data.packing import Objective, PackedSamples
+from pretrain.data.installed_docs import machine_data
+from pretrain.data.packing import PackedSamples
 from pretrain.data.shuffle import stable_hash
 from pretrain.data.tokens import TokenStream, open_tokens
-from pretrain.data.ul2 import Mixture, Special
 from pretrain.errors import UserError
 from tokenizer.pieces import Tokenizer, load_tokenizer
 
@@ -85,7 +82,7 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
     """
     data, sources = run.recipe.data, sources_of(run)
     tokenizer = tokenizer_of(run)
-    objective = _objective(run, tokenizer)
+    objective = data.made_as.open(data, tokenizer)
     streams = [_train_and_valid(source, data.valid_share, tokenizer) for source in sources]
 
     def blend(part: int, seed: int) -> Blend:
@@ -132,15 +129,6 @@ def _with_machine_paths(source: Source, train: str, valid: str) -> Source:
         "valid": valid if source.valid == MACHINE else source.valid,
     }
     return source.model_copy(update=paths)
-
-
-def _objective(run: Run, tokenizer: Tokenizer) -> Objective:
-    data = run.recipe.data
-    if data.objective == "causal":
-        return Causal.of(tokenizer)
-    if data.objective == "mlm":
-        return MaskedWords.of(tokenizer, data.mask_rate, data.max_example_tokens, data.whole_words)
-    return Mixture(data.denoisers, Special.of(tokenizer, data.denoisers, data.max_example_tokens), data.max_example_tokens)
 
 
 def _train_and_valid(source: Source, valid_share: float, tokenizer: Tokenizer) -> tuple[TokenStream, TokenStream]:

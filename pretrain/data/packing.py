@@ -7,56 +7,19 @@ Python is a handful of examples a sample; what touches every token is vectorised
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pretrain.data.batch import Batch, Pieces
 from pretrain.data.draws import Draws
+from pretrain.data.objectives import Objective
+from pretrain.data.objectives.base import fill_runs
 from pretrain.data.shuffle import permute, stable_hash
 from pretrain.data.tokens import TokenStream
 from pretrain.errors import UserError
 
 PAIRS = 64
 """Numbers drawn at a time for the choice of examples."""
-
-
-class Cut(NamedTuple):
-    """One example's share of the window."""
-
-    take: int
-    """Tokens of text; 0 if nothing more fits into the sample."""
-    kind: int = 0
-    hidden: int = 0
-    spans: int = 0
-    positions: int = 0
-    """0 if the text is too short to make an example of: it is passed over."""
-
-
-class Objective(Protocol):
-    """Turns text into examples."""
-
-    pad: int
-    """What empty positions hold."""
-
-    def cut(self, room: int, left: int, choice: float, turn: float) -> Cut:
-        """How much of the `left` tokens of a document goes into an example of at most `room` positions.
-
-        Args:
-            choice, turn: uniform in [0, 1).
-        """
-
-    def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
-        """Write tokens, labels and targets.
-
-        Args:
-            text: [tokens], of all pieces one after the other.
-            following: [examples], the token after each piece in the stream.
-            draws: of each sample.
-        """
-
-    def prefix(self, pieces: Pieces) -> np.ndarray:
-        """[examples]: positions that are read both ways, from the example's first on."""
 
 
 @dataclass(frozen=True)
@@ -150,32 +113,11 @@ class PackedSamples:
         begin = pieces.row * self.length + pieces.used
         end = begin + pieces.positions
         first_of_row = np.searchsorted(pieces.row, pieces.row)
-        _runs(batch.segments, begin, end, np.arange(len(pieces)) - first_of_row)
-        _runs(batch.kinds, begin, end, pieces.kind)
-        _runs(batch.prefix, begin, begin + self.objective.prefix(pieces), np.ones(len(pieces), bool))
+        fill_runs(batch.segments, begin, end, np.arange(len(pieces)) - first_of_row)
+        fill_runs(batch.kinds, begin, end, pieces.kind)
+        fill_runs(batch.prefix, begin, begin + self.objective.prefix(pieces), np.ones(len(pieces), bool))
         place = np.arange(batch.positions.size)
-        _runs(batch.positions, begin, end, begin)
+        fill_runs(batch.positions, begin, end, begin)
         flat = batch.positions.reshape(-1)
         np.subtract(place, flat, out=flat)
         flat[batch.segments.reshape(-1) < 0] = 0
-
-
-def _runs(out: np.ndarray, begin: np.ndarray, end: np.ndarray, values: np.ndarray) -> None:
-    """out.flat[begin[i]:end[i]] = values[i]; what lies between keeps its value."""
-    flat = out.reshape(-1)
-    for first, last, value in zip(begin.tolist(), end.tolist(), values.tolist()):
-        flat[first:last] = value
-
-
-def predict_next(batch: Batch, pieces: Pieces, first: np.ndarray, last: np.ndarray) -> None:
-    """Labels and targets of examples whose tokens are written: every token predicts the one after it.
-
-    Args:
-        first: [examples], the position within each example from which on the label counts.
-        last: [examples], what the last position predicts.
-    """
-    length = batch.tokens.shape[1]
-    begin = pieces.row * length + pieces.used
-    batch.labels[:, :-1] = batch.tokens[:, 1:]
-    batch.labels.reshape(-1)[begin + pieces.positions - 1] = last
-    _runs(batch.targets, begin + first, begin + pieces.positions, np.ones(len(pieces), bool))

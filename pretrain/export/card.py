@@ -7,16 +7,6 @@ from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import Run
 from pretrain.observe.metrics import evaluation_rows, read_rows, training_rows
 
-USE = {
-    "causal": "Continues a text.",
-    "mlm": "Fills in `[MASK]`; a text stands between `[CLS]` and `[SEP]`, and positions count from 0.",
-    "ul2": (
-        "A prefix language model. In training a prefix is read in both directions; this class reads everything from left to"
-        " right, which the model has seen for its targets only. A prompt starts with the mode token of its denoiser, where it has"
-        " one (`[NLU]`, `[NLG]`, `[S2S]`); masked spans are sentinels `<extra_id_0>`, `<extra_id_1>`, ... (arXiv 2205.05131)."
-    ),
-}
-
 
 def model_card(run: Run, manifest: Manifest, path: Path, architecture: str) -> str:
     """In the form that model hubs show."""
@@ -43,20 +33,22 @@ def model_card(run: Run, manifest: Manifest, path: Path, architecture: str) -> s
         *_measured(path, manifest.step),
         ("optimizer", f"{run.ds.optimizer.type}, learning rate {run.ds.optimizer.params.lr:g}, batch {run.batch} samples"),
         ("precision", "bf16 with fp32 masters" if run.ds.bf16.enabled else "fp32"),
-        ("seed, path seed", f"{recipe.seed}, {recipe.seed if block.path_seed is None else block.path_seed}"),
+        ("seed, path seed", f"{recipe.seed}, {block.given.get('path_seed', recipe.seed)}"),
         ("made with", "; ".join(manifest.versions)),
     ]
     tags = ["progressive-subnetworks", block.method, data.objective]
     front = "---\nlibrary_name: transformers\ntags:\n" + "".join(f"- {tag}\n" for tag in tags) + "---\n"
     table = "| | |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in facts)
-    return f"{front}\n# A model trained with progressive subnetworks\n\n{USE[data.objective]}\n\n{table}"
+    return f"{front}\n# A model trained with progressive subnetworks\n\n{data.made_as.use}\n\n{table}"
 
 
 def _method(run: Run) -> str:
     block = run.ds.progressive_subnetwork
     if block.method == "full":
         return "full: all layers in every step"
-    shown = {**block.settings, "path_lengths": "-".join(map(str, block.path_lengths))} if block.path_lengths else block.settings
+    shown = block.given
+    if lengths := shown.get("path_lengths"):
+        shown["path_lengths"] = "-".join(map(str, lengths))
     return f"{block.method}: {', '.join(f'{key} {value}' for key, value in shown.items())}" + " (arXiv 2402.05913)" * (
         block.method == "raptr"
     )

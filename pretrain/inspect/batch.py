@@ -38,7 +38,7 @@ def inspect_batch(run: Run, step: int, out: Path) -> None:
     batch = data.train.batch(first, run.micro_batch)
     document_ends = [data.train.document_ends(first + row) for row in range(run.micro_batch)]
     data.close()
-    in_place, kinds, console = run.recipe.data.objective == "mlm", run.recipe.data.kinds, Console(highlight=False)
+    in_place, kinds, console = run.recipe.data.made_as.labels_in_place, run.recipe.data.kinds, Console(highlight=False)
     console.print(
         Text("  ").join([*(Text(LEGEND[name], style) for name, style in STYLES.items()), Text("counts in the loss", IN_LOSS)])
     )

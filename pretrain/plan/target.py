@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations_with_replacement
 from math import comb, lcm
-from typing import Any
 
 from pretrain.config import Run
-from pretrain.config.deepspeed import ProgressiveSubnetwork
 from pretrain.config.strict import COMMAND_LINE
 from pretrain.cost.flops import savings
 from pretrain.errors import UserError
 from pretrain.plan.cost import speed
+from pretrain.subnetwork.methods import MethodKeys, RaptrKeys
+from pretrain.subnetwork.methods.growth import StackingKeys
 
 STAGES = 4
 """Of the paper's schedules, where the recipe has none."""
@@ -25,13 +25,16 @@ class Offer:
     """A method with its settings, and what it saves."""
 
     what: str
-    run: Run | None
-    """None where the method cannot run so; `why` says why."""
-    why: str = ""
+    run: Run
 
     @property
     def layer_factor(self) -> float:
+        """How many times fewer layer operations than with all layers."""
         return savings(self.run.method, self.run.recipe.shape).layer_factor
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(self.run.ds.progressive_subnetwork.given["path_lengths"])
 
     @property
     def ideal(self) -> float:
@@ -39,9 +42,23 @@ class Offer:
         return 1 / speed(self.run).ratio
 
 
-def fixed_layers(block: ProgressiveSubnetwork) -> int:
-    """How many layers run in every step of `raptr`."""
-    return 2 if block.fixed_layers is None else len(set(block.fixed_layers))
+@dataclass(frozen=True)
+class Refused:
+    """A method that cannot run so."""
+
+    what: str
+    why: str
+
+
+def fixed_layers(keys: RaptrKeys) -> int:
+    """Count the layers that run in every step of `raptr`."""
+    return 2 if keys.fixed_layers is None else len(set(keys.fixed_layers))
+
+
+def as_raptr(block: MethodKeys) -> RaptrKeys:
+    """Return the keys of a block that `raptr` has, too, as a block of `raptr`."""
+    shared = {key: getattr(block, key) for key in RaptrKeys.model_fields if key != "method" and hasattr(block, key)}
+    return RaptrKeys.model_validate(shared)
 
 
 def propose(layers: int, shares: Sequence[Fraction], factor: float, fixed: int, groups: int) -> tuple[int, ...]:
@@ -85,44 +102,32 @@ def propose(layers: int, shares: Sequence[Fraction], factor: float, fixed: int, 
     return min(((*rest, layers) for rest in combinations_with_replacement(range(shortest, layers + 1), stages - 1)), key=worth)
 
 
-def offers(run: Run, factor: float) -> list[Offer]:
+def offers(run: Run, factor: float) -> list[Offer | Refused]:
     """RaPTr with paths balanced over this layout's pipeline ranks, RaPTr with uniform paths, and stacking."""
-    block, layers, ranks = run.ds.progressive_subnetwork, run.recipe.model.num_layers, run.recipe.parallel.pipeline
-    groups = block.balance_groups if block.balance_groups % ranks == 0 else ranks
-    fixed = fixed_layers(block)
-    stages = len(block.stage_fractions or ()) or (len(block.path_lengths) if len(block.path_lengths) > 1 else STAGES)
-    fractions = [Fraction(str(fraction)) for fraction in block.stage_fractions or ()] or [Fraction(1, stages)] * stages
-    after_full = [(1 - Fraction(str(block.full_model_first_fraction))) * fraction for fraction in fractions]
+    keys, layers, ranks = as_raptr(run.ds.progressive_subnetwork), run.recipe.model.num_layers, run.recipe.parallel.pipeline
+    if run.ds.progressive_subnetwork.method != "raptr":
+        keys = keys.model_copy(update={"residual_scale": "none"})
+    groups = keys.balance_groups if keys.balance_groups % ranks == 0 else ranks
+    fixed = fixed_layers(keys)
+    stages = len(keys.stage_fractions or ()) or (len(keys.path_lengths) if len(keys.path_lengths) > 1 else STAGES)
+    fractions = [Fraction(str(fraction)) for fraction in keys.stage_fractions or ()] or [Fraction(1, stages)] * stages
+    after_full = [(1 - Fraction(str(keys.full_model_first_fraction))) * fraction for fraction in fractions]
     lengths = propose(layers, after_full, factor, fixed, groups)
     grown = propose(layers, fractions, factor, fixed, groups)  # a growing model has no first steps of all layers
-    shared = {
-        "paths_per_step": block.paths_per_step,
-        "residual_scale": block.residual_scale if block.method == "raptr" else "none",
-        "fixed_layers": block.fixed_layers,
-    }
-    raptr = {
-        "method": "raptr",
-        "path_lengths": lengths,
-        "stage_fractions": block.stage_fractions,
-        "full_model_first_fraction": block.full_model_first_fraction,
-        **shared,
-    }
+    balanced = keys.model_copy(update={"path_lengths": lengths, "sampler": "balanced", "balance_groups": groups})
+    uniform = balanced.model_copy(update={"sampler": "exact", "balance_groups": 1})
+    stacking = StackingKeys(method="stacking", path_lengths=grown, stage_fractions=keys.stage_fractions)
     return [
-        _offer(
-            run,
-            f"raptr, balanced over {groups} group{'s' * (groups > 1)}",
-            {"sampler": "balanced", "balance_groups": groups, **raptr},
-        ),
-        _offer(run, "raptr, uniform (exact)", {"sampler": "exact", **raptr}),
-        _offer(run, "stacking", {"method": "stacking", "path_lengths": grown, "stage_fractions": block.stage_fractions}),
+        _offer(run, f"raptr, balanced over {groups} group{'s' * (groups > 1)}", balanced),
+        _offer(run, "raptr, uniform (exact)", uniform),
+        _offer(run, "stacking", stacking),
     ]
 
 
-def _offer(run: Run, what: str, block: dict[str, Any]) -> Offer:
-    settings = type(run.ds.progressive_subnetwork).model_validate(block)
-    changed = replace(run, ds=run.ds.model_copy(update={"progressive_subnetwork": settings}))
+def _offer(run: Run, what: str, block: MethodKeys) -> Offer | Refused:
+    changed = replace(run, ds=run.ds.model_copy(update={"progressive_subnetwork": block}))
     try:
         assert changed.method
     except UserError as error:
-        return Offer(what, None, str(error).split(": ", 2)[-1])
+        return Refused(what, str(error).split(": ", 2)[-1])
     return Offer(what, changed)

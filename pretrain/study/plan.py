@@ -12,11 +12,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pretrain.config.read import read_run
-from pretrain.config.recipe import Count, Positive
 from pretrain.config.run import Run
-from pretrain.config.strict import COMMAND_LINE, Strict, did_you_mean, parse, read_yaml
+from pretrain.config.strict import COMMAND_LINE, did_you_mean, parse, read_yaml
 from pretrain.cost.flops import savings
 from pretrain.errors import UserError
+from pretrain.schema import Count, Positive, Strict
 
 NAME = r"[A-Za-z0-9_.]+"
 """Of methods and sizes, which go into names of folders."""

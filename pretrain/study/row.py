@@ -13,10 +13,11 @@ from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import Manifest, read_manifest
 from pretrain.checkpoint.resume import run_of
 from pretrain.config.run import Run
-from pretrain.config.strict import Strict, one_line
+from pretrain.config.strict import one_line
 from pretrain.cost.flops import TRAINING
 from pretrain.errors import UserError
 from pretrain.observe.metrics import evaluation_rows, parts_rows, read_rows, training_rows
+from pretrain.schema import Strict
 from pretrain.study.identity import settings_of
 
 BINS = 100

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pretrain.data import machine
+from pretrain.data import installed_docs as machine
 from pretrain.data.tokens import open_tokens
 from pretrain.errors import UserError
 from tokenizer import load_tokenizer

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.mlm import MaskedWords
+from pretrain.data.objectives.mlm import MaskedWords
 from pretrain.data.packing import PackedSamples
 from tests.data.conftest import FIRST_TEXT, stream_of
 

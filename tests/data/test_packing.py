@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pretrain.data.batch import PADDING
 from pretrain.data.blend import BLOCK, Blend
-from pretrain.data.causal import Causal
 from pretrain.data.loader import open_data
+from pretrain.data.objectives.causal import Causal
 from pretrain.data.packing import PackedSamples
 from pretrain.data.shuffle import permute
 from pretrain.data.tokens import open_tokens

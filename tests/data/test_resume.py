@@ -12,7 +12,7 @@ def global_batch(run, step: int) -> np.ndarray:
     for rank in range(run.data_parallel):
         data = open_data(run, rank)
         for index, batch in enumerate(data.batch(step)):
-            parts[run.sample(index, rank)] = batch.tokens
+            parts[run.batching.first_sample(index, rank)] = batch.tokens
         data.close()
     return np.concatenate([parts[first] for first in sorted(parts)])
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.config.recipe import MIXTURES, UL2, Denoiser
 from pretrain.data.draws import Draws
+from pretrain.data.objectives.denoisers import MIXTURES, UL2, Denoiser
+from pretrain.data.objectives.ul2 import Mixture, Special, longest_text, masked, positions, spans
 from pretrain.data.packing import PackedSamples
-from pretrain.data.ul2 import Mixture, Special, longest_text, masked, positions, spans
 from pretrain.errors import UserError
 from tests.data.conftest import FIRST_TEXT, stream_of
 from tokenizer import load_tokenizer

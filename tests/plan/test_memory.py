@@ -43,7 +43,7 @@ def test_activations_of_a_layer_are_those_that_autograd_keeps(project, ranks):
 def test_parameters_of_one_process_are_the_models(project, ranks):
     for setting in ("model.tied_embeddings=true", "model.tied_embeddings=false"):
         run = project.run(setting)
-        assert parameters(run, 0) == sum(p.numel() for p in build_engine(run, ranks).whole.parameters())
+        assert parameters(run, 0) == sum(p.numel() for p in build_engine(run, ranks).model.parameters())
 
 
 def test_sharding_divides_what_it_shards(project):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pretrain.engine import build_engine
-from pretrain.plan.tables import expected_longest, warnings
+from pretrain.plan.warnings import expected_longest, warnings
 
 
 def plan(*words: str) -> subprocess.CompletedProcess:

@@ -1,43 +1,92 @@
-"""Methods of progressive subnetworks, a file each; docs/add_a_method.md adds one."""
+"""Methods of progressive subnetworks, a file each; docs/add_a_method.md adds one.
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+The JSON block `progressive_subnetwork` is one of their `MethodKeys`, chosen by its key `method`.
+"""
 
-from pretrain.subnetwork.methods import constant, full, growth, ild_dts, pld, raptr
-from pretrain.subnetwork.methods.base import Method, MethodName, Settings
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-BUILDERS: dict[MethodName, Callable[[Settings], Method]] = {
-    "full": full.build,
-    "raptr": raptr.build,
-    "constant": constant.build,
-    "pld": pld.build,
-    "ild_dts": ild_dts.build,
-    "stacking": partial(growth.build, name="stacking"),
-    "midas": partial(growth.build, name="midas"),
-}
-KEYS: dict[MethodName, tuple[str, ...]] = {
-    "raptr": raptr.KEYS,
-    "constant": constant.KEYS,
-    "pld": pld.KEYS,
-    "ild_dts": ild_dts.KEYS,
-    "stacking": growth.KEYS,
-    "midas": growth.KEYS,
-}
-"""Of `progressive_subnetwork`, that each method takes; `full` takes all and heeds none."""
-RESIDUAL_SCALE = {"pld": pld.RESIDUAL_SCALE, "ild_dts": ild_dts.RESIDUAL_SCALE}
-"""Where it is not "none" unless given."""
+from pydantic import BeforeValidator, Field, create_model
+
+from pretrain.subnetwork.methods.base import Method, MethodKeys
+from pretrain.subnetwork.methods.constant import ConstantKeys
+from pretrain.subnetwork.methods.full import FullKeys as _FullKeys
+from pretrain.subnetwork.methods.growth import MidasKeys, StackingKeys
+from pretrain.subnetwork.methods.ild_dts import IldDtsKeys
+from pretrain.subnetwork.methods.pld import PldKeys
+from pretrain.subnetwork.methods.raptr import RaptrKeys
+
+OTHERS: tuple[type[MethodKeys], ...] = (RaptrKeys, ConstantKeys, PldKeys, IldDtsKeys, StackingKeys, MidasKeys)
+"""All methods but `full`. A new one is a file and a line here."""
+DEFAULT = "raptr"
+"""Method of a block that names none."""
 
 
-def make_method(name: MethodName, **settings: Any) -> Method:
-    """The method of a run; settings are those of `Settings`.
+def name_of(keys: type[MethodKeys]) -> str:
+    """Return the one name that a method's block may have as `method`."""
+    return str(keys.model_fields["method"].annotation.__args__[0])  # type: ignore[union-attr]  # a Literal
+
+
+def _all_keys() -> dict[str, tuple[Any, Any]]:
+    """Return every key that any method has, as `full` takes them; where methods differ in a default, that of the first counts."""
+    fields = {}
+    for keys in reversed(OTHERS):
+        fields |= {key: (field.annotation, field) for key, field in keys.model_fields.items() if key != "method"}
+    return fields
+
+
+_METHOD = " ".join(f"{name}: {keys.summary}." for name, keys in (("full", _FullKeys), *((name_of(k), k) for k in OTHERS)))
+FullKeys = create_model(
+    "FullKeys",
+    __base__=_FullKeys,
+    __module__=__name__,
+    method=(Literal["full"], Field(description=_METHOD)),
+    **_all_keys(),
+)
+METHODS: dict[str, type[MethodKeys]] = {name_of(keys): keys for keys in (FullKeys, *OTHERS)}
+
+
+def _own_keys(block: Any) -> Any:
+    """Drop keys of other methods that have their default, as a block has them that was written down; refuse others."""
+    if not isinstance(block, dict):
+        return block
+    block = {"method": DEFAULT, **block}
+    keys = METHODS.get(block["method"]) if isinstance(block["method"], str) else None
+    if keys is None:
+        return block  # pydantic says which there are
+    defaults = FullKeys(method="full")
+    strange = [key for key in FullKeys.model_fields if key in block and key not in keys.model_fields]
+    refused = [key for key in strange if _as_kept(block[key]) != getattr(defaults, key)]
+    if refused:
+        own = [key for key in keys.model_fields if key != "method"]
+        raise ValueError(f'method "{block["method"]}" has no {", ".join(refused)}; it takes {", ".join(own)}')
+    return {key: value for key, value in block.items() if key not in strange}
+
+
+def _as_kept(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+if TYPE_CHECKING:
+    ProgressiveSubnetwork = MethodKeys
+else:
+    ProgressiveSubnetwork = Annotated[
+        Union[tuple(METHODS.values())], Field(discriminator="method"), BeforeValidator(_own_keys)  # noqa: UP007
+    ]
+
+
+def written(block: MethodKeys, mode: str = "python") -> dict[str, Any]:
+    """Return a block as it is written down: with every key that any method has, so that blocks differ in values alone."""
+    everything = FullKeys(method="full").model_dump(mode=mode)
+    return {**everything, **block.model_dump(mode=mode)}
+
+
+def make_method(name: str, layers: int, steps: int, seed: int = 0, **keys: Any) -> Method:
+    """Return the method of a run from keys of its block.
 
     Raises:
         ValueError: settings that cannot run.
     """
-    if name in RESIDUAL_SCALE:
-        settings.setdefault("residual_scale", RESIDUAL_SCALE[name])
-    return BUILDERS[name](Settings(**settings))
+    return METHODS[name].model_validate({"method": name, **keys}).build(layers, steps, seed)
 
 
-__all__ = ["KEYS", "RESIDUAL_SCALE", "Method", "MethodName", "make_method"]
+__all__ = ["METHODS", "FullKeys", "Method", "MethodKeys", "ProgressiveSubnetwork", "RaptrKeys", "make_method", "written"]

@@ -1,37 +1,20 @@
-"""What a method is to the rest of the program, and what it is told."""
+"""What every method has: keys of the JSON, and the paths that follow from them and from a step's number."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Annotated, Any, ClassVar
 
-from pretrain.subnetwork.path import LayerPath, ResidualScale, Sampler
+from pydantic import BeforeValidator, Field
+
+from pretrain.schema import Count, Number, Positive, Strict
+from pretrain.subnetwork import path
+from pretrain.subnetwork.path import LayerPath
 from pretrain.subnetwork.schedule import Stage
 
-MethodName = Literal["full", "raptr", "constant", "pld", "ild_dts", "stacking", "midas"]
 Copies = tuple[tuple[int, int], ...]
 """Pairs of a layer and the one that it becomes a copy of."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The keys of `progressive_subnetwork`, and what the run decides; a method takes those that it needs."""
-
-    layers: int
-    steps: int
-    path_lengths: Sequence[int] = ()
-    stage_fractions: Sequence[float] | None = None
-    full_model_first_fraction: float = 0.0
-    fixed_layers: Sequence[int] | None = None
-    sampler: Sampler = "balanced"
-    balance_groups: int = 1
-    paths_per_step: int = 1
-    residual_scale: ResidualScale = "none"
-    path_seed: int = 0
-    theta: float = 0.5
-    gamma: float = 0.001
-    q_max: float = 0.6
 
 
 @dataclass(frozen=True)
@@ -41,24 +24,98 @@ class Method(ABC):
     name: str
     layers: int
     stages: tuple[Stage, ...]
-    """In order, without gaps, over all steps of the run."""
+    """Stages in order, without gaps, over all steps of the run."""
 
     @abstractmethod
     def paths(self, step: int) -> tuple[LayerPath, ...]:
-        """The paths of a step, counted from 1; equal parts of the global batch take them in order."""
+        """Return the paths of a step, counted from 1; equal parts of the global batch take them in order."""
 
     @abstractmethod
     def keep(self, first: int, last: int) -> tuple[Fraction, ...]:
-        """Probability of each layer to be active, mean over the steps `first` to `last`, which belong to one stage."""
+        """Return each layer's probability to be active, mean over the steps `first` to `last`, which belong to one stage."""
 
     def stage(self, step: int) -> Stage:
-        """The stage that a step belongs to."""
+        """Return the stage that a step belongs to."""
         return next(stage for stage in self.stages if stage.first_step <= step <= stage.last_step)
 
     def whole(self, step: int) -> LayerPath:
-        """What is evaluated after a step: all layers, where all exist."""
+        """Return what is evaluated after a step: all layers, where all exist."""
         return LayerPath.full(self.layers)
 
     def copies(self, step: int) -> Copies:
-        """Layers that become copies of others, with their moments, before a step; only methods that grow have any."""
+        """Return layers that become copies of others, with their moments, before a step; only methods that grow have any."""
         return ()
+
+
+class MethodKeys(Strict):
+    """The block `progressive_subnetwork` of one method: a subclass has its keys, their defaults and their explanation."""
+
+    method: str
+    """Name of the method; a subclass allows one."""
+    summary: ClassVar[str]
+    """What the method does, in a few words, for `--explain`."""
+
+    def build(self, layers: int, steps: int, seed: int) -> Method:
+        """Make the method of a run.
+
+        Args:
+            seed: the run's, which decides the paths unless the block has a path_seed.
+
+        Raises:
+            ValueError: settings that cannot run, with what to write instead.
+        """
+        raise NotImplementedError
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Own keys that have a value."""
+        own = {key: getattr(self, key) for key in type(self).model_fields if key != "method"}
+        return {key: value for key, value in own.items() if value is not None}
+
+
+def _dashed(value: Any) -> Any:
+    """Read "6-8-10-12", 9 or a list."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    if not isinstance(value, str):
+        return tuple(value) if isinstance(value, list) else value
+    try:
+        return tuple(int(part) for part in value.split("-"))
+    except ValueError:
+        raise ValueError('write whole numbers with dashes, as in "6-8-10-12", or a list') from None
+
+
+def explained(kind: Any, text: str) -> Any:
+    """Return the type of a key that several methods have, with its one explanation."""
+    return Annotated[kind, Field(description=text)]
+
+
+PathLengths = explained(
+    Annotated[tuple[int, ...], BeforeValidator(_dashed)],
+    'Active layers of each stage, as a list or "6-8-10-12". The last stage usually trains all layers.',
+)
+StageFractions = explained(
+    Annotated[tuple[Number, ...], Field(strict=False)] | None,
+    "Share of the steps of each stage; equal if left out, as in the paper's BERT runs.",
+)
+PathsPerStep = explained(
+    Positive,
+    "How many different paths one global batch runs. More paths give every layer a gradient more often; each must cover whole"
+    " micro-batches.",
+)
+ResidualScale = explained(
+    path.ResidualScale,
+    "Factor on the residual branches of an active layer in training, from its probability to be active. Of pld and ild_dts"
+    ' "1/keep" if left out, of the others "none".',
+)
+PathSeed = explained(Count | None, "Seed of the paths; the run's seed if left out.")
+
+
+def require_lengths(name: str, lengths: Sequence[int], example: str) -> None:
+    """Refuse a block without path lengths.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not lengths:
+        raise ValueError(f'method "{name}" needs "path_lengths", as in "{example}"')

@@ -1,13 +1,21 @@
 """Stochastic depth at one length for the whole run: RaPTr's control. Sources: arXiv 1603.09382; LayerDrop, arXiv 1909.11556."""
 
-from pretrain.subnetwork.methods import raptr
-from pretrain.subnetwork.methods.base import Settings
+from typing import Literal
 
-KEYS = tuple(key for key in raptr.KEYS if key != "stage_fractions")
+from pretrain.subnetwork.methods.base import require_lengths
+from pretrain.subnetwork.methods.raptr import DrawnKeys, Raptr
+from pretrain.subnetwork.schedule import make_stages
 
 
-def build(settings: Settings) -> raptr.Raptr:
-    """Raises ValueError as RaPTr's, and where there is more than one length."""
-    if len(settings.path_lengths) != 1:
-        raise ValueError('method "constant" has one path length for the whole run, as in "path_lengths": "9"')
-    return raptr.build(settings, "constant")
+class ConstantKeys(DrawnKeys):
+    """Keys of `constant`."""
+
+    summary = "random paths of one length"
+    method: Literal["constant"]
+
+    def build(self, layers: int, steps: int, seed: int) -> Raptr:
+        require_lengths("constant", self.path_lengths, "9")
+        if len(self.path_lengths) != 1:
+            raise ValueError('method "constant" has one path length for the whole run, as in "path_lengths": "9"')
+        stages = make_stages(steps, layers, self.path_lengths, None, self.full_model_first_fraction)
+        return self.drawn("constant", layers, stages, seed)

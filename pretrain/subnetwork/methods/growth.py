@@ -1,23 +1,24 @@
 """Models that start shallow and grow by copies of their own layers, within the full-size model.
 
 `stacking` copies the last layers to the top (gradual stacking, Reddi et al., ICML 2023), `midas` a block in the middle to the
-place behind it (arXiv 2409.19044; of an even number of blocks the lower middle one, our choice). Every layer has its final place
-from the beginning: those that do not exist yet are skipped, and when their stage begins they become copies, weights and moments,
-of those that they grow from.
+place behind it (arXiv 2409.19044; of an even number of blocks the lower middle one, this project's choice). Every layer has its
+final place from the beginning: those that do not exist yet are skipped, and when their stage begins they become copies, weights
+and moments, of those that they grow from.
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
-from pretrain.subnetwork.methods.base import Copies, Method, Settings
+from pretrain.subnetwork.methods.base import Copies, Method, MethodKeys, PathLengths, StageFractions
 from pretrain.subnetwork.path import LayerPath
 from pretrain.subnetwork.schedule import make_stages
-
-KEYS = ("path_lengths", "stage_fractions")
 
 
 @dataclass(frozen=True)
 class Growth(Method):
+    """The layers that exist in a stage, all of them, in every step."""
+
     existing: tuple[tuple[bool, ...], ...]
     """For each stage, which layers exist."""
     grown: tuple[Copies, ...]
@@ -40,39 +41,77 @@ class Growth(Method):
         return self.grown[now] if step == self.stages[now].first_step else ()
 
 
-def build(settings: Settings, name: str) -> Growth:
-    """
-    Raises:
-        ValueError: path lengths that do not grow to all layers, or by more than there is to copy.
-    """
-    lengths, layers = tuple(settings.path_lengths), settings.layers
-    if not lengths or lengths[-1] != layers:
-        raise ValueError(
-            f'method "{name}" needs "path_lengths" that end with all {layers} layers, as in "{layers // 2}-{layers}"'
-        )
-    stages = make_stages(settings.steps, layers, lengths, settings.stage_fractions)
-    order, births = list(range(lengths[0])), []  # layers by the order in which they come to be, at their places from the bottom
-    for before, after in zip(lengths, lengths[1:]):
-        added = after - before
-        if not 1 <= added <= before:
+class GrowthKeys(MethodKeys):
+    """Keys that both ways to grow have."""
+
+    method: str
+    path_lengths: PathLengths = ()
+    stage_fractions: StageFractions = None
+
+    def build(self, layers: int, steps: int, seed: int) -> Growth:
+        """
+        Raises:
+            ValueError: path lengths that do not grow to all layers, or by more than there is to copy.
+        """
+        lengths = self.path_lengths
+        if not lengths or lengths[-1] != layers:
             raise ValueError(
-                f'path_lengths: from {before} to {after} layers, {added} would be copied; method "{name}" can copy 1 to {before},'
-                " so use steps between them"
+                f'method "{self.method}" needs "path_lengths" that end with all {layers} layers, as in "{layers // 2}-{layers}"'
             )
-        if name == "midas" and before % added:
+        stages = make_stages(steps, layers, lengths, self.stage_fractions)
+        order: list[int] = list(
+            range(lengths[0])
+        )  # layers by the order in which they come to be, at their places from the bottom
+        births: list[Copies] = []
+        for before, after in zip(lengths, lengths[1:]):
+            added = after - before
+            if not 1 <= added <= before:
+                raise ValueError(
+                    f'path_lengths: from {before} to {after} layers, {added} would be copied; method "{self.method}" can copy 1'
+                    f" to {before}, so use steps between them"
+                )
+            start = self.copied_from(before, added)
+            order[start + added : start + added] = range(before, after)
+            births.append(tuple((before + n, order[start + n]) for n in range(added)))
+        place = {layer: order.index(layer) for layer in order}
+        existing = tuple(tuple(layer < length for layer in order) for length in lengths)
+        grown = ((), *(tuple((place[new], place[old]) for new, old in pairs) for pairs in births))
+        return Growth(self.method, layers, stages, existing, grown)
+
+    def copied_from(self, before: int, added: int) -> int:
+        """Return the first of the `added` layers, among the `before` that exist, that are copied.
+
+        Raises:
+            ValueError: they cannot be cut so.
+        """
+        raise NotImplementedError
+
+
+class StackingKeys(GrowthKeys):
+    """Keys of `stacking`."""
+
+    summary = "a shallow model that grows by copies of its last layers"
+    method: Literal["stacking"]
+
+    def copied_from(self, before: int, added: int) -> int:
+        return before - added
+
+
+class MidasKeys(GrowthKeys):
+    """Keys of `midas`."""
+
+    summary = "a shallow model that grows by copies of a block in its middle"
+    method: Literal["midas"]
+
+    def copied_from(self, before: int, added: int) -> int:
+        if before % added:
             raise ValueError(
-                f"path_lengths: from {before} to {after} layers, the middle one of equal blocks of {added} is copied, and {added}"
-                f" does not divide {before}"
+                f"path_lengths: from {before} to {before + added} layers, the middle one of equal blocks of {added} is copied,"
+                f" and {added} does not divide {before}"
             )
-        start = before - added if name == "stacking" else middle(before // added) * added
-        order[start + added : start + added] = range(before, after)
-        births.append([(before + n, order[start + n]) for n in range(added)])
-    place = {layer: order.index(layer) for layer in order}
-    existing = tuple(tuple(layer < length for layer in order) for length in lengths)
-    grown = ((), *(tuple((place[new], place[old]) for new, old in pairs) for pairs in births))
-    return Growth(name, layers, stages, existing, grown)
+        return middle(before // added) * added
 
 
 def middle(blocks: int) -> int:
-    """Of so many blocks, counted from 0; the lower one of two."""
+    """Return the middle one of so many blocks, counted from 0; the lower one of two."""
     return (blocks - 1) // 2

@@ -3,8 +3,9 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeVar
 
-from pretrain.subnetwork.methods.base import Method, Settings
+from pretrain.subnetwork.methods.base import Method
 from pretrain.subnetwork.path import LayerPath, ResidualScale, draw_each, scale_of
 from pretrain.subnetwork.schedule import Stage
 
@@ -22,11 +23,11 @@ class Independent(Method):
 
     @abstractmethod
     def pace(self, first: int, last: int) -> float:
-        """By which probabilities change over the run, mean over steps; counted from 1."""
+        """Return what changes over the run, mean over steps, counted from 1."""
 
     @abstractmethod
     def probability(self, layer: int, pace: float) -> float:
-        """Of a layer, counted from 0, to be active; linear in `pace`, so that a mean pace gives a mean probability."""
+        """Return a layer's probability to be active; linear in `pace`, so that a mean pace gives a mean probability."""
 
     def keep(self, first: int, last: int) -> tuple[Fraction, ...]:
         pace = self.pace(first, last)
@@ -38,11 +39,19 @@ class Independent(Method):
         return tuple(draw_each(keep, scales, self.path_seed, step, index) for index in range(self.paths_per_step))
 
 
-def made(kind: type[Independent], settings: Settings, name: str, *own: float) -> Independent:
-    """With its one stage, whose length is the mean over the run."""
+I = TypeVar("I", bound=Independent)  # noqa: E741
 
-    def with_length(length: int) -> Independent:
-        stage = Stage(1, 1, settings.steps, length)
-        return kind(name, settings.layers, (stage,), settings.residual_scale, settings.paths_per_step, settings.path_seed, *own)
 
-    return with_length(round(sum(with_length(settings.layers).keep(1, settings.steps))))
+def over_one_stage(
+    kind: type[I], name: str, layers: int, steps: int, scale: ResidualScale, paths: int, seed: int, *own: float
+) -> I:
+    """Make a method of one stage whose length is the mean over the run.
+
+    Args:
+        own: what the method's class has beyond `Independent`.
+    """
+
+    def with_length(length: int) -> I:
+        return kind(name, layers, (Stage(1, 1, steps, length),), scale, paths, seed, *own)
+
+    return with_length(round(sum(with_length(layers).keep(1, steps))))

@@ -7,21 +7,25 @@ by the next layer's, and counted nothing under activation checkpointing.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-from pretrain.subnetwork.methods.base import Settings
-from pretrain.subnetwork.methods.independent import Independent, made
+from pretrain.schema import Number
+from pretrain.subnetwork.methods.base import MethodKeys, PathSeed, PathsPerStep, ResidualScale
+from pretrain.subnetwork.methods.independent import Independent, over_one_stage
 
-KEYS = ("theta", "gamma", "paths_per_step", "residual_scale", "path_seed")
-RESIDUAL_SCALE = "1/keep"
+THETA, GAMMA = 0.5, 0.001
+"""The paper's, where a block names none."""
 
 
 @dataclass(frozen=True)
 class Pld(Independent):
+    """Layers fade from all of them to a mean share of (1 + theta) / 2."""
+
     theta: float
     gamma: float
 
     def pace(self, first: int, last: int) -> float:
-        """Theta; its mean over steps is a geometric series."""
+        """Return theta; its mean over steps is a geometric series."""
         count = last - first + 1
         if self.gamma == 0:
             decay = 1.0
@@ -33,13 +37,24 @@ class Pld(Independent):
         return 1 - (layer + 1) / self.layers * (1 - pace)
 
 
-def build(settings: Settings) -> Independent:
-    """
-    Raises:
-        ValueError: theta or gamma out of range.
-    """
-    if not 0 <= settings.theta <= 1:
-        raise ValueError(f"theta {settings.theta:g} must lie between 0 and 1; 0.5 is usual")
-    if settings.gamma < 0:
-        raise ValueError(f"gamma {settings.gamma:g} must not be negative; 0.001 is usual")
-    return made(Pld, settings, "pld", settings.theta, settings.gamma)
+class PldKeys(MethodKeys):
+    """Keys of `pld`."""
+
+    summary = "progressive layer dropping"
+    method: Literal["pld"]
+    theta: Number | None = None
+    """Of pld: what the mean share of active layers tends to is (1 + theta) / 2; 0.5 if left out."""
+    gamma: Number | None = None
+    """Of pld: how fast, a step; 0.001 if left out."""
+    paths_per_step: PathsPerStep = 1
+    residual_scale: ResidualScale = "1/keep"
+    path_seed: PathSeed = None
+
+    def build(self, layers: int, steps: int, seed: int) -> Pld:
+        theta, gamma = THETA if self.theta is None else self.theta, GAMMA if self.gamma is None else self.gamma
+        if not 0 <= theta <= 1:
+            raise ValueError(f"theta {theta:g} must lie between 0 and 1; 0.5 is usual")
+        if gamma < 0:
+            raise ValueError(f"gamma {gamma:g} must not be negative; 0.001 is usual")
+        seed = seed if self.path_seed is None else self.path_seed
+        return over_one_stage(Pld, "pld", layers, steps, self.residual_scale, self.paths_per_step, seed, theta, gamma)

@@ -2,27 +2,28 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Annotated, Literal
 
-from pretrain.subnetwork.methods.base import Method, Settings
-from pretrain.subnetwork.path import LayerPath, Scheme, draw
-from pretrain.subnetwork.schedule import make_stages
+from pydantic import Field
 
-KEYS = (
-    "path_lengths",
-    "stage_fractions",
-    "full_model_first_fraction",
-    "fixed_layers",
-    "sampler",
-    "balance_groups",
-    "paths_per_step",
-    "residual_scale",
-    "path_seed",
+from pretrain.schema import Count, Number, Positive
+from pretrain.subnetwork.methods.base import (
+    Method,
+    MethodKeys,
+    PathLengths,
+    PathSeed,
+    PathsPerStep,
+    ResidualScale,
+    StageFractions,
+    require_lengths,
 )
+from pretrain.subnetwork.path import LayerPath, Sampler, Scheme, draw
+from pretrain.subnetwork.schedule import Stage, make_stages
 
 
 @dataclass(frozen=True)
 class Raptr(Method):
-    """Also of `constant`, which has one stage."""
+    """Random paths drawn by one scheme a stage; also the method `constant`, which has one stage."""
 
     schemes: dict[int, Scheme]
     """For each stage's index, how its paths are drawn."""
@@ -36,30 +37,55 @@ class Raptr(Method):
         return tuple(draw(scheme, step, index) for index in range(self.paths_per_step))
 
 
-def build(settings: Settings, name: str = "raptr") -> Raptr:
-    """
-    Raises:
-        ValueError: settings that cannot run, and free layers that would never be trained although paths are longer
-            than the fixed layers.
-    """
-    if not settings.path_lengths:
-        raise ValueError(f'method "{name}" needs "path_lengths", as in "6-8-10-12"')
-    layers, groups = settings.layers, settings.balance_groups
-    fixed = tuple(sorted({0, layers - 1} if settings.fixed_layers is None else set(settings.fixed_layers)))
-    stages = make_stages(
-        settings.steps, layers, settings.path_lengths, settings.stage_fractions, settings.full_model_first_fraction
-    )
-    schemes = {
-        stage.index: Scheme(
-            layers, stage.path_length, fixed, settings.sampler, groups, settings.residual_scale, settings.path_seed
-        )
-        for stage in stages
-    }
-    for scheme in schemes.values():
-        never = [layer for layer, p in enumerate(scheme.keep) if p == 0]
-        if never and scheme.length > len(fixed):
-            raise ValueError(
-                f"balance_groups {groups}: with paths of {scheme.length} layers, layers {never} would never "
-                'run; use fewer groups, other path_lengths, or "sampler": "exact"'
-            )
-    return Raptr(name, layers, stages, schemes, settings.paths_per_step)
+class DrawnKeys(MethodKeys):
+    """How paths of a given length are drawn: the keys that `raptr` and `constant` share."""
+
+    path_lengths: PathLengths = ()
+    full_model_first_fraction: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps that train all layers before stage 1, as in the paper's UL2 runs."""
+    fixed_layers: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
+    """Layers that are always active, counted from 0; the first and the last if left out."""
+    sampler: Sampler = "balanced"
+    """bernoulli: each layer by itself, so the length varies (the paper's definition). exact: a uniform subset.
+    balanced: a subset spread evenly over balance_groups, so that pipeline ranks have equal work."""
+    balance_groups: Positive = 1
+    """Groups of neighbouring layers for balanced; a multiple of the pipeline ranks balances them. It does not follow
+    the layout, so that paths are the same on any layout."""
+    paths_per_step: PathsPerStep = 1
+    residual_scale: ResidualScale = "none"
+    path_seed: PathSeed = None
+
+    def drawn(self, name: str, layers: int, stages: tuple[Stage, ...], seed: int) -> Raptr:
+        """Return the method that draws paths of the stages' lengths.
+
+        Raises:
+            ValueError: settings that cannot run, and free layers that would never be trained although paths are longer
+                than the fixed layers.
+        """
+        fixed = tuple(sorted({0, layers - 1} if self.fixed_layers is None else set(self.fixed_layers)))
+        seed = seed if self.path_seed is None else self.path_seed
+        schemes = {
+            stage.index: Scheme(layers, stage.path_length, fixed, self.sampler, self.balance_groups, self.residual_scale, seed)
+            for stage in stages
+        }
+        for scheme in schemes.values():
+            never = [layer for layer, p in enumerate(scheme.keep) if p == 0]
+            if never and scheme.length > len(fixed):
+                raise ValueError(
+                    f"balance_groups {self.balance_groups}: with paths of {scheme.length} layers, layers {never} would never "
+                    'run; use fewer groups, other path_lengths, or "sampler": "exact"'
+                )
+        return Raptr(name, layers, stages, schemes, self.paths_per_step)
+
+
+class RaptrKeys(DrawnKeys):
+    """Keys of `raptr`."""
+
+    summary = "random paths that grow in stages"
+    method: Literal["raptr"] = "raptr"
+    stage_fractions: StageFractions = None
+
+    def build(self, layers: int, steps: int, seed: int) -> Raptr:
+        require_lengths("raptr", self.path_lengths, "6-8-10-12")
+        stages = make_stages(steps, layers, self.path_lengths, self.stage_fractions, self.full_model_first_fraction)
+        return self.drawn("raptr", layers, stages, seed)

@@ -1,12 +1,15 @@
 """BERT's masked language modelling (arXiv 1810.04805, section 3.1): predict the tokens that were chosen, from both sides."""
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from pretrain.data.batch import Batch, Pieces
 from pretrain.data.draws import Draws
-from pretrain.data.packing import Cut
+from pretrain.data.objectives.base import Cut, TextKeys
+from pretrain.schema import Number
 from tokenizer.pieces import CLS, MASK, PAD, SEP, Tokenizer
 
 AROUND = 2
@@ -17,9 +20,23 @@ MASKED, RANDOM = 0.8, 0.1
 """Of the chosen tokens, so many become [MASK] and so many another piece; the rest stay as they are."""
 
 
+class MaskedWordsKeys(TextKeys):
+    """Keys of the objective `mlm`."""
+
+    mask_rate: Annotated[Number, Field(gt=0, lt=1)] = 0.15
+    """Share of tokens that mlm predicts."""
+    whole_words: bool = False
+    """mlm masks all pieces of a word or none."""
+
+
 @dataclass(frozen=True)
 class MaskedWords:
     """The objective `mlm`."""
+
+    name: ClassVar = "mlm"
+    summary: ClassVar = "BERT's masked words"
+    labels_in_place: ClassVar = True
+    use: ClassVar = "Fills in `[MASK]`; a text stands between `[CLS]` and `[SEP]`, and positions count from 0."
 
     pad: int
     cls: int
@@ -33,6 +50,14 @@ class MaskedWords:
     """First and last + 1 of the ids that stand for text: another piece is drawn from these."""
     word_starts: np.ndarray | None = None
     """[vocabulary] bool: pieces that begin a word; where given, words are chosen whole."""
+
+    @classmethod
+    def open(cls, keys: MaskedWordsKeys, tokenizer: Tokenizer) -> "MaskedWords":
+        return cls.of(tokenizer, keys.mask_rate, keys.max_example_tokens, keys.whole_words)
+
+    @staticmethod
+    def kinds(keys: MaskedWordsKeys) -> list[tuple[str, str | None]]:
+        return [("mlm", None)]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, rate: float, longest: int, whole_words: bool) -> "MaskedWords":

@@ -1,12 +1,14 @@
 """Causal language modelling: every token predicts the next one of its document."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from pretrain.data.batch import Batch, Pieces
 from pretrain.data.draws import Draws
-from pretrain.data.packing import Cut, predict_next
+from pretrain.data.objectives.base import Cut, predict_next
+from pretrain.schema import Strict
 from tokenizer.pieces import EOS, PAD, Tokenizer
 
 
@@ -15,8 +17,21 @@ class Causal:
     """The objective `causal`. Documents in a sample do not see each other; one that the window cuts off goes on in another
     sample."""
 
+    name: ClassVar = "causal"
+    summary: ClassVar = "every token predicts the next"
+    labels_in_place: ClassVar = False
+    use: ClassVar = "Continues a text."
+
     pad: int
     eos: int
+
+    @classmethod
+    def open(cls, keys: Strict, tokenizer: Tokenizer) -> "Causal":
+        return cls.of(tokenizer)
+
+    @staticmethod
+    def kinds(keys: Strict) -> list[tuple[str, str | None]]:
+        return [("causal", None)]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Causal":

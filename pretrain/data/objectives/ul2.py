@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import ClassVar
 
 import numpy as np
 
-from pretrain.config.recipe import Denoiser
 from pretrain.data.batch import Batch, Pieces
 from pretrain.data.draws import Draws
-from pretrain.data.packing import Cut, predict_next
+from pretrain.data.objectives.base import Cut, predict_next
+from pretrain.data.objectives.denoisers import Denoiser, Mode, Ul2Keys
 from pretrain.errors import UserError
 from tokenizer.pieces import EOS, PAD, Tokenizer
 
@@ -32,7 +33,7 @@ class Special:
 
     pad: int
     eos: int
-    modes: dict[str, int]
+    modes: dict[Mode, int]
     sentinels: np.ndarray
 
     @classmethod
@@ -85,10 +86,28 @@ def longest_text(denoiser: Denoiser, room: int, turn: float) -> int:
 class Mixture:
     """Denoisers and how often each is used: the objective `ul2`."""
 
+    name: ClassVar = "ul2"
+    summary: ClassVar = "prefix and target in one decoder, loss on the target"
+    labels_in_place: ClassVar = False
+    use: ClassVar = (
+        "A prefix language model. In training a prefix is read in both directions; this class reads everything from left to"
+        " right, which the model has seen for its targets only. A prompt starts with the mode token of its denoiser, where it has one"
+        " (`[NLU]`, `[NLG]`, `[S2S]`); masked spans are sentinels `<extra_id_0>`, `<extra_id_1>`, ... (arXiv 2205.05131)."
+    )
+
     denoisers: tuple[Denoiser, ...]
     special: Special
     longest: int
     """Tokens of text in one example at most."""
+
+    @classmethod
+    def open(cls, keys: Ul2Keys, tokenizer: Tokenizer) -> "Mixture":
+        longest = keys.max_example_tokens
+        return cls(keys.denoisers, Special.of(tokenizer, keys.denoisers, longest), longest)
+
+    @staticmethod
+    def kinds(keys: Ul2Keys) -> list[tuple[str, str | None]]:
+        return [(denoiser.name, denoiser.mode) for denoiser in keys.denoisers]
 
     @property
     def pad(self) -> int:
@@ -132,7 +151,7 @@ class Mixture:
 
     @cached_property
     def _modes(self) -> np.ndarray:
-        return np.array([self.special.modes.get(d.mode, 0) for d in self.denoisers])
+        return np.array([self.special.modes[d.mode] if d.mode else 0 for d in self.denoisers])
 
     def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
         """See `Objective`."""

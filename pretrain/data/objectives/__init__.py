@@ -1,0 +1,80 @@
+"""Objectives, a file each: how text becomes examples, and what the model predicts in them."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from pretrain.data.batch import Batch, Pieces
+from pretrain.data.draws import Draws
+from pretrain.data.objectives.base import Cut
+from pretrain.data.objectives.causal import Causal
+from pretrain.data.objectives.denoisers import Ul2Keys
+from pretrain.data.objectives.mlm import MaskedWords, MaskedWordsKeys
+from pretrain.data.objectives.ul2 import Mixture
+from tokenizer.pieces import Tokenizer
+
+
+class Objective(Protocol):
+    """Turns text into examples. Everything that the program asks of an objective is here."""
+
+    name: ClassVar[str]
+    """What `data.objective` calls it."""
+    summary: ClassVar[str]
+    """What it does, in a few words, for `--explain`."""
+    labels_in_place: ClassVar[bool]
+    """Whether a label belongs to its own position, as BERT's do, and not to the one before."""
+    use: ClassVar[str]
+    """How an exported model is used, for its model card."""
+
+    @classmethod
+    def open(cls, keys: "ObjectiveKeys", tokenizer: Tokenizer) -> "Objective":
+        """Make the objective of a recipe.
+
+        Raises:
+            UserError: the tokenizer lacks a piece that it needs.
+        """
+
+    @staticmethod
+    def kinds(keys: "ObjectiveKeys") -> list[tuple[str, str | None]]:
+        """Return name and mode token of every kind of example that it makes: held-out losses are reported by them."""
+
+    @property
+    def pad(self) -> int:
+        """What empty positions hold."""
+
+    def cut(self, room: int, left: int, choice: float, turn: float) -> Cut:
+        """Say how much of the `left` tokens of a document goes into an example of at most `room` positions.
+
+        Args:
+            choice, turn: uniform in [0, 1).
+        """
+
+    def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
+        """Write tokens, labels and targets.
+
+        Args:
+            text: [tokens], of all examples one after the other.
+            following: [examples], the token after each example's text in the stream.
+            draws: of each sample.
+        """
+
+    def prefix(self, pieces: Pieces) -> np.ndarray:
+        """Return how many positions are read both ways, from the example's first on; [examples]."""
+
+
+OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objective in (Mixture, Causal, MaskedWords)}
+"""A new one is a file and a name here."""
+
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
+
+_SUMMARIES = " ".join(f"{name}: {objective.summary}." for name, objective in OBJECTIVES.items())
+
+
+class ObjectiveKeys(Ul2Keys, MaskedWordsKeys):
+    """The keys of all objectives, and which one is meant."""
+
+    objective: ObjectiveName = Field("ul2", description=_SUMMARIES)
