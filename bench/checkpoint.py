@@ -64,7 +64,6 @@ def main() -> None:
 def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int, list[dict[str, float]]]:
     """Parameters, bytes of host memory that saving takes, and seconds of each round after the first."""
     from pretrain.checkpoint.directory import RunDirectory
-    from pretrain.checkpoint.manifest import read_manifest
     from pretrain.checkpoint.saver import Saver
 
     engine, directory = build_engine(run, ranks), RunDirectory(folder / "run")
@@ -95,11 +94,12 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
                 seconds["stall"] = sum(spent)
         checkpoint = directory.checkpoint(step)
         buffer = savers[1]._buffer
+        assert buffer is not None, "something has been saved"
         for vector, part in zip(vectors.values(), buffer.split([len(v) for v in vectors.values()])):
             vector.copy_(part)
         theirs = folder / "theirs.pt"
-        seconds["torch.save"] = _timed(lambda: (torch.save(vectors, theirs), to_disk(theirs)))
-        seconds["load"] = _timed(lambda: (state.load(checkpoint, read_manifest(checkpoint)), state.loaded(step)))
+        seconds["torch.save"] = _timed(lambda: _save_with_torch(vectors, theirs))
+        seconds["load"] = _timed(lambda: _load(state, checkpoint, step))
         seconds["torch.load"] = _timed(lambda: _load_with_torch(theirs, state, step))
         print(
             "  ".join(f"{name} {value:.2f} s" for name, value in seconds.items()),
@@ -107,7 +107,7 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
             flush=True,
         )
         results += [seconds] if number else []
-    return sum(map(prod, state.shapes.values())), buffer.nbytes, results
+    return sum(map(prod, state.shapes.values())), 4 * sum(state.lengths.values()), results
 
 
 def _saving(saver, position: Position) -> Iterator[float]:
@@ -118,6 +118,18 @@ def _saving(saver, position: Position) -> Iterator[float]:
         time.sleep(STEP_SECONDS)
         yield _timed(saver.check)
     yield time.perf_counter() - started
+
+
+def _save_with_torch(vectors: dict[str, torch.Tensor], file: Path) -> None:
+    torch.save(vectors, file)
+    to_disk(file)
+
+
+def _load(state, checkpoint: Path, step: int) -> None:
+    from pretrain.checkpoint.manifest import read_manifest
+
+    state.load(checkpoint, read_manifest(checkpoint))
+    state.loaded(step)
 
 
 def _load_with_torch(file: Path, state, step: int) -> None:

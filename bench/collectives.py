@@ -53,6 +53,7 @@ def main() -> None:
 
 def groups(ranks: Ranks) -> dict[str, dist.ProcessGroup]:
     """All ranks; and this node's, if there are several nodes with several ranks each."""
+    assert dist.group.WORLD is not None, "torch.distributed is up"
     found = {"all ranks": dist.group.WORLD}
     by_node = {node: [rank for rank, where in enumerate(ranks.nodes) if where == node] for node in dict.fromkeys(ranks.nodes)}
     if len(by_node) > 1 and all(len(members) > 1 for members in by_node.values()):

@@ -129,7 +129,7 @@ def numpy_loop(stream: TokenStream, examples: int = 64) -> Contestant:
             count = max(round(noise / denoiser.mean_span), 1)
             lengths = np.stack([parts(draws, TEXT - noise, count), parts(draws, noise, count)], 1).ravel()
             hidden = np.repeat(np.tile([False, True], count), lengths)
-            prefix, target, sentinel, was = [SPECIAL.modes[denoiser.mode]], [], 0, False
+            prefix, target, sentinel, was = [SPECIAL.modes[denoiser.mode or "[NLU]"]], [], 0, False
             for token, hide in zip(text.tolist(), hidden.tolist()):
                 if hide and not was:
                     prefix.append(int(SPECIAL.sentinels[sentinel]))

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO, Any, cast
 
 import psutil
 
@@ -40,7 +41,7 @@ from tokenizer.pieces import load_tokenizer
 BAR, MEMORY_BAR = 0.9, 1.1
 SMALL = 10_000_000
 BATCH = 256
-OPEN = {".gz": gzip.open, ".xz": lzma.open}
+OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def main() -> None:
@@ -112,21 +113,25 @@ def main() -> None:
     (args.out / f"{name}.md").write_text("\n".join(lines))
 
 
+def opened(file: Path, mode: str) -> IO[str]:
+    return cast(IO[str], OPEN.get(file.suffix, open)(file, mode, encoding="utf-8"))
+
+
 def read(file: Path) -> Iterator[str]:
     """Texts, as anyone would read them."""
-    with OPEN.get(file.suffix, open)(file, "rt", encoding="utf-8") as lines:
+    with opened(file, "rt") as lines:
         for line in lines:
             yield json.loads(line)["text"]
 
 
 def write(file: Path, texts: Iterable[str]) -> Path:
     """The file, with these documents."""
-    with OPEN.get(file.suffix, open)(file, "wt", encoding="utf-8") as lines:
+    with opened(file, "wt") as lines:
         lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
     return file
 
 
-def seconds(texts: Callable[[], Iterable[str]], tokenizer: Path, cores: int, **how: str) -> float:
+def seconds(texts: Callable[[], Iterable[str]], tokenizer: Path, cores: int, **how: Any) -> float:
     """CPU time of sentencepiece alone: the mean of processes that each encode the text on a thread, at once."""
 
     def encode(pipe: Connection) -> None:
@@ -168,7 +173,7 @@ def measure(file: Path, tokenizer: Path, prefix: Path, ranks: int) -> tuple[floa
     ]
     if ranks > 1:
         command = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks), *command]
-    before, started, peaks = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), {}
+    before, started, peaks = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), dict[int, int]()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         peaks |= {each.pid: peak_of(each.pid) or peaks.get(each.pid, 0) for each in (process, *process.children(recursive=True))}
@@ -183,9 +188,10 @@ def peak_of(pid: int) -> int:
     """KiB at most so far, 0 for a process that has ended; getrusage would also count what it shared with this one at its
     start."""
     try:
-        return int(re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
-    except (OSError, TypeError):
+        found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
         return 0
+    return int(found[1]) if found else 0
 
 
 if __name__ == "__main__":

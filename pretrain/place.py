@@ -62,7 +62,8 @@ def find_place(environment: Mapping[str, str]) -> Place:
         return Place("mpiexec", *found)
     if "SLURM_STEP_ID" in environment and (found := numbers("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
         per_node = _tasks_of_node(environment["SLURM_STEP_TASKS_PER_NODE"], int(environment["SLURM_NODEID"]))
-        return Place("srun", *found, per_node)
+        rank, world_size, local_rank = found
+        return Place("srun", rank, world_size, local_rank, per_node)
     return Place("python")
 
 

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -41,8 +42,9 @@ def main() -> int:
         )
 
     args = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
-    sys.stderr.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     warnings.filterwarnings("ignore", module=r"megatron\.")  # notices about extensions that play no part here
     try:
         return _train(args) if args.command == "train" else _encode(args)

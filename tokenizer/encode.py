@@ -107,7 +107,7 @@ def encode(
 def _plan(files: Sequence[Path], tokenizer: Tokenizer) -> dict:
     """What finished blocks depend on."""
     facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    block_bytes = min(max(BLOCK_BYTES, sum(size for _, size, _ in facts) // BLOCKS), MOST_BLOCK_BYTES)
+    block_bytes = min(max(BLOCK_BYTES, sum(file.stat().st_size for file in files) // BLOCKS), MOST_BLOCK_BYTES)
     return {
         "tokenizer_sha256": tokenizer.sha256,
         "part_characters": PART_CHARACTERS,
@@ -210,8 +210,8 @@ def _put_together(
         if total.tokens == 0:
             parts.remove()
             raise UserError(f"--input {pattern}: holds no text")
-        with whole[".bin"].open("wb") as file:
-            file.truncate(parts.size(names))
+        with whole[".bin"].open("wb") as tokens:
+            tokens.truncate(parts.size(names))
         return {
             "documents": total.documents,
             "tokens": total.tokens,

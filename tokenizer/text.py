@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, BinaryIO, Literal, cast
 
 from pretrain.errors import UserError
 from pretrain.place import this_node
@@ -225,7 +225,7 @@ def text_of(document: bytes | None, is_json: bool) -> str:
         return text
     except BadDocument:
         raise
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise BadDocument(f"not UTF-8: {error.reason}") from None
     except (ValueError, RecursionError) as error:
         raise BadDocument(f"not JSON: {error}") from None
@@ -267,17 +267,17 @@ def _lines(file: Path) -> Iterator[bytes]:
             yield line.rstrip(b"\r\n")
 
 
-def _open(file: Path) -> BinaryIO:
+def _open(file: Path) -> IO[bytes]:
     if file.suffix in COMPRESSED and file.stat().st_size == 0:
         raise EOFError("it is empty, which no compressed file is")
     if file.suffix == ".gz":
         import gzip
 
-        return gzip.open(file, "rb")
+        return cast(IO[bytes], gzip.open(file, "rb"))
     if file.suffix == ".xz":
         import lzma
 
-        return lzma.open(file, "rb")
+        return cast(IO[bytes], lzma.open(file, "rb"))
     if file.suffix == ".zst":
         from tokenizer.zst import ZstdFile
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -58,7 +59,7 @@ def train(
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:
-        settings = dict(
+        settings: dict[str, Any] = dict(
             model_type=model_type,
             vocab_size=vocab_size,
             byte_fallback=True,

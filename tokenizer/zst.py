@@ -26,7 +26,7 @@ class ZstdFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # the only kind that it is given
         while not self._ready:
             data = self._read or self._file.read(READ_BYTES)
             if not data:
@@ -37,7 +37,7 @@ class ZstdFile(io.RawIOBase):
                 self._frame = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
             self._ready, self._read = self._frame.decompress(data), b""
             if self._frame.eof:
-                self._frame, self._read = None, self._frame.unused_data
+                self._read, self._frame = self._frame.unused_data, None
         count = min(len(buffer), len(self._ready))
         buffer[:count], self._ready = self._ready[:count], self._ready[count:]
         return count

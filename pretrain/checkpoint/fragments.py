@@ -58,7 +58,7 @@ class Fragment:
 
 
 @dataclass(frozen=True)
-class Copies:
+class Overlap:
     """What one fragment gets from another: `length[i]` elements from `source[i]` to `target[i]`, in order of both."""
 
     source: np.ndarray
@@ -70,18 +70,18 @@ class Copies:
         return int(self.length.sum())
 
 
-def common(source: Fragment, target: Fragment) -> Copies:
+def common(source: Fragment, target: Fragment) -> Overlap:
     """The elements of a parameter that both fragments hold; positions count from each fragment's beginning."""
     if source.split == target.split:  # on the layout that wrote it, and between zero stages: one stretch, however many blocks
-        begin, end = max(source.start, target.start), min(source.start + source.length, target.start + target.length)
-        one = [np.array([n], dtype=np.int64) for n in (begin - source.start, begin - target.start, end - begin)]
-        return Copies(*(n if end > begin else n[:0] for n in one))
+        first, end = max(source.start, target.start), min(source.start + source.length, target.start + target.length)
+        one = [np.array([n], dtype=np.int64) for n in (first - source.start, first - target.start, end - first)]
+        return Overlap(*(n if end > first else n[:0] for n in one))
     ours, theirs = source.runs(), target.runs()
     edges = np.unique(np.concatenate([part for starts, lengths, _ in (ours, theirs) for part in (starts, starts + lengths)]))
     begin, length = edges[:-1], np.diff(edges)
     (mine, here), (other, there) = _places(ours, begin), _places(theirs, begin)
     both = here & there
-    return Copies(mine[both], other[both], length[both])
+    return Overlap(mine[both], other[both], length[both])
 
 
 def _places(runs: tuple[np.ndarray, np.ndarray, np.ndarray], elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

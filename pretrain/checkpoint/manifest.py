@@ -33,9 +33,8 @@ class TensorFileFacts(_Part):
     fragments: dict[str, Annotated[tuple[Positive, Count, Positive, Count, Positive], Field(strict=False)]]
     """Parameter -> tensor-parallel ranks, rank, block, start, length (fragments.py)."""
 
-    def fragment(self, name: str) -> Fragment | None:
-        if name not in self.fragments:
-            return None
+    def fragment(self, name: str) -> Fragment:
+        """Return where a parameter's numbers in this file are, which must have some."""
         ranks, rank, block, start, length = self.fragments[name]
         return Fragment(Split(ranks, rank, block), start, length)
 

@@ -43,10 +43,10 @@ class Reader:
         """
         found = 0
         for file, fragment in self._where.get(name, ()):
-            copies = common(fragment, wanted)
-            if copies.total:
-                self._open(file, name, fragment).copy(f"{kind}/{name}", copies, target)
-                found += copies.total
+            overlap = common(fragment, wanted)
+            if overlap.total:
+                self._open(file, name, fragment).copy(f"{kind}/{name}", overlap, target)
+                found += overlap.total
         if found != wanted.length:
             raise ValueError(f"holds {found} of {wanted.length} numbers of {name} that are needed")
 

@@ -147,12 +147,9 @@ class Saver:
     def _seal(self, save: "_Save") -> None:
         """All ranks have written their files: rank 0 makes a checkpoint of them."""
         ranks = self.ranks
-        parts: list[Any] | None = [None] * ranks.world_size if ranks.is_main else None
-        mine = (save.facts, self.state.shapes)
+        parts: list[_Part] = [(save.facts, self.state.shapes)] * ranks.world_size
         if ranks.world_size > 1:
-            dist.gather_object(mine, parts)
-        else:
-            parts = [mine]
+            dist.gather_object(parts[0], parts if ranks.is_main else None)
         save.sealing = True
 
         def finish() -> None:
@@ -199,6 +196,10 @@ class Saver:
             raise TrainingStopped.on_this_rank(reason) from save.failure
         if save.failure is not None:
             print(f"WARNING: rank {self.ranks.rank}: {reason}; training goes on (on_save_failure: continue)", flush=True)
+
+
+_Part = tuple[TensorFileFacts | None, dict[str, tuple[int, ...]]]
+"""What a rank has written, and shapes of whole parameters by their names."""
 
 
 class _Save:

@@ -1,5 +1,5 @@
 """safetensors files, written as a stream and read in parts (https://huggingface.co/docs/safetensors: eight bytes with the
-header's length, the header in JSON, the numbers). The library writes from copies in memory and reads through a map, where a bad
+header's length, the header in JSON, the numbers). The library writes from overlap in memory and reads through a map, where a bad
 disk is a crash; here a checksum is made on the way, and an error is an error."""
 
 import hashlib
@@ -7,12 +7,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from threading import Thread
 
 import numpy as np
 
-from pretrain.checkpoint.fragments import Copies
+from pretrain.checkpoint.fragments import Overlap
 
 CHUNK = 2**24
 """Bytes that are written, or read, at a time."""
@@ -34,11 +35,16 @@ def write_tensors(path: Path, lengths: Mapping[str, int], numbers: np.ndarray) -
         begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    content = memoryview(numbers.view(np.uint8))
+    content = memoryview(numbers.view(np.uint8).data)
     assert len(content) == begin
-    parts = [len(text).to_bytes(8, "little") + text, *_chunks(content)]
+    parts: list[bytes | memoryview] = [len(text).to_bytes(8, "little") + text, *_chunks(content)]
     digest = hashlib.sha256()
-    beside = Thread(target=lambda: [digest.update(part) for part in parts], daemon=True)  # takes half as long as the disk
+
+    def make_digest() -> None:
+        for part in parts:
+            digest.update(part)
+
+    beside = Thread(target=make_digest, daemon=True)  # takes half as long as the disk
     with path.open("xb", buffering=0) as file:
         beside.start()
         for part in parts:
@@ -53,7 +59,7 @@ def _chunks(content: memoryview) -> Iterator[memoryview]:
         yield content[begin : begin + CHUNK]
 
 
-def _write_all(file, part: bytes | memoryview) -> None:
+def _write_all(file: FileIO, part: bytes | memoryview) -> None:
     """The system may take less than it is given."""
     part = memoryview(part)
     while len(part):
@@ -85,17 +91,17 @@ class TensorFile:
     def close(self) -> None:
         os.close(self.descriptor)
 
-    def copy(self, name: str, copies: Copies, target: np.ndarray) -> None:
-        """Read what `copies` says from vector `name` into `target`, and little else."""
+    def copy(self, name: str, overlap: Overlap, target: np.ndarray) -> None:
+        """Read what `overlap` says from vector `name` into `target`, and little else."""
         first, length = self.places[name]
         size = NUMBER.itemsize
-        ends = copies.source + copies.length
+        ends = overlap.source + overlap.length
         assert not len(ends) or ends[-1] <= length
-        for span in _spans(copies):
-            begin, end = int(copies.source[span.start]), int(ends[span.stop - 1])
+        for span in _spans(overlap):
+            begin, end = int(overlap.source[span.start]), int(ends[span.stop - 1])
             numbers = np.frombuffer(self._read(first + begin * size, (end - begin) * size), dtype=NUMBER)
             for i in range(span.start, span.stop):
-                source, place, count = int(copies.source[i]) - begin, int(copies.target[i]), int(copies.length[i])
+                source, place, count = int(overlap.source[i]) - begin, int(overlap.target[i]), int(overlap.length[i])
                 target[place : place + count] = numbers[source : source + count]
 
     def _read(self, offset: int, size: int) -> bytearray:
@@ -109,15 +115,15 @@ class TensorFile:
         return buffer
 
 
-def _spans(copies: Copies) -> Iterator[slice]:
+def _spans(overlap: Overlap) -> Iterator[slice]:
     """Neighbours that are read in one go."""
     begin = 0
-    for i in range(1, len(copies.source) + 1):
-        if i < len(copies.source):
-            gap = copies.source[i] - copies.source[i - 1] - copies.length[i - 1]
+    for i in range(1, len(overlap.source) + 1):
+        if i < len(overlap.source):
+            gap = overlap.source[i] - overlap.source[i - 1] - overlap.length[i - 1]
             near = (
                 gap * NUMBER.itemsize <= GAP
-                and (copies.source[i] + copies.length[i] - copies.source[begin]) * NUMBER.itemsize <= CHUNK
+                and (overlap.source[i] + overlap.length[i] - overlap.source[begin]) * NUMBER.itemsize <= CHUNK
             )
             if near:
                 continue

@@ -74,9 +74,11 @@ class Scheduler(Strict):
 
     @model_validator(mode="after")
     def _arguments_fit(self) -> "Scheduler":
-        other = {"WarmupCosineLR": ("warmup_min_lr", "warmup_max_lr")}.get(self.type, ("warmup_min_ratio", "cos_min_ratio"))
-        if self.type == "WarmupLR":
-            other += ("total_num_steps",)
+        other = {
+            "WarmupCosineLR": ("warmup_min_lr", "warmup_max_lr"),
+            "WarmupDecayLR": ("warmup_min_ratio", "cos_min_ratio"),
+            "WarmupLR": ("warmup_min_ratio", "cos_min_ratio", "total_num_steps"),
+        }[self.type]
         wrong = [name for name in other if getattr(self.params, name) is not None]
         if wrong:
             raise ValueError(f'"{wrong[0]}" is not an argument of {self.type}; remove it')

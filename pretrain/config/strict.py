@@ -30,7 +30,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.load(text, Loader=_UniqueKeys)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        raise UserError(f"{path}: line {mark.line + 1}, column {mark.column + 1}: {error.problem}") from None
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{path}: {place}{error.problem}") from None
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML that can be read: {one_line(error)}") from None
     return _mapping(path, data)
@@ -207,7 +208,9 @@ def _keys_to(places: tuple[int | str, ...], model: type[Strict]) -> tuple[list[s
     Left out is what is no key: validators, and which of several kinds of block was chosen.
     """
     names: list[str] = []
-    section, inner, is_choice = model, model, False
+    section: type[Strict] | None = model
+    inner: type[Strict] | None = model
+    is_choice = False
     for place in map(str, places):
         if place.startswith("function-") or is_choice:
             is_choice = False
@@ -218,5 +221,5 @@ def _keys_to(places: tuple[int | str, ...], model: type[Strict]) -> tuple[list[s
         section = inner
         field = section.model_fields.get(place) if section else None
         is_choice = field is not None and field.discriminator is not None
-        inner = section_of(section, place) if field else None
+        inner = section_of(section, place) if section and field else None
     return names, section

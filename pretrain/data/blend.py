@@ -67,7 +67,7 @@ class Blend:
         if len(self.sources) == 1:
             return self.sources[0].batch(list(range(first, first + count)), with_text)
         places = [self.place(sample) for sample in range(first, first + count)]
-        samples: list[Batch | None] = [None] * count
+        samples: dict[int, Batch] = {}
         for index, source in enumerate(self.sources):
             rows = [row for row, (of, _) in enumerate(places) if of == index]
             if not rows:
@@ -76,4 +76,4 @@ class Blend:
             part.kinds[part.kinds >= 0] += index * self.kinds
             for at, row in enumerate(rows):
                 samples[row] = Batch(**{name: array[at : at + 1] for name, array in vars(part).items()})
-        return Batch.of_samples(samples)
+        return Batch.of_samples([samples[row] for row in range(count)])

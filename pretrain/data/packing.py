@@ -6,6 +6,7 @@ Python is a handful of examples a sample; what touches every token is vectorised
 """
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +90,9 @@ class PackedSamples:
         stop = at + length
         document = bisect_right(ends, at)
         end = int(ends[document])
-        out, used, numbers = [], 0, iter(())
+        out: list[tuple[int, ...]] = []
+        used = 0
+        numbers: Iterator[float] = iter(())
         while at < stop:
             choice = next(numbers, None)
             if choice is None:

@@ -38,13 +38,13 @@ class TokenStream:
             at = wanted
         train_documents = document + (document == 0 or at > int(self.ends[document - 1]))
         return (
-            TokenStream(self.prefix, self.tokens[:at], Part(self.ends, 0, train_documents, 0, at)),
-            TokenStream(self.prefix, self.tokens[at:], Part(self.ends, document, len(self.ends), at, len(self))),
+            TokenStream(self.prefix, self.tokens[:at], DocumentRange(self.ends, 0, train_documents, 0, at)),
+            TokenStream(self.prefix, self.tokens[at:], DocumentRange(self.ends, document, len(self.ends), at, len(self))),
         )
 
 
 @dataclass(frozen=True)
-class IndexedEnds(Sequence):
+class IndexedEnds(Sequence[int]):
     """Ends of documents, looked up in Megatron-Core's index when they are asked for: opening a billion of them takes no time or
     memory."""
 
@@ -56,7 +56,7 @@ class IndexedEnds(Sequence):
     def __len__(self) -> int:
         return len(self.dataset.index.document_indices) - 1
 
-    def __getitem__(self, document: int) -> int:
+    def __getitem__(self, document: int) -> int:  # type: ignore[override]  # nobody asks for slices
         if not 0 <= document < len(self):
             raise IndexError(document)
         index = self.dataset.index
@@ -67,7 +67,7 @@ class IndexedEnds(Sequence):
 
 
 @dataclass(frozen=True)
-class Part(Sequence):
+class DocumentRange(Sequence[int]):
     """Some documents in a row, counted from the first of them."""
 
     ends: Sequence[int]
@@ -81,7 +81,7 @@ class Part(Sequence):
     def __len__(self) -> int:
         return self.last - self.first
 
-    def __getitem__(self, document: int) -> int:
+    def __getitem__(self, document: int) -> int:  # type: ignore[override]  # nobody asks for slices
         if not 0 <= document < len(self):
             raise IndexError(document)
         return min(int(self.ends[self.first + document]), self.stop) - self.at

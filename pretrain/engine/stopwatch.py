@@ -25,9 +25,9 @@ class Stopwatch:
             end.record()
             self._events.append((begin, end))
         else:
-            begin = time.perf_counter()
+            started = time.perf_counter()
             yield
-            self._seconds += time.perf_counter() - begin
+            self._seconds += time.perf_counter() - started
 
     def read_and_reset(self) -> float:
         """Seconds since this was last asked; waits for the device to be through with what was timed."""

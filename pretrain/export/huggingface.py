@@ -100,8 +100,8 @@ def _write_weights(weights: Iterator[tuple[str, np.ndarray]], folder: Path, dtyp
     for index, name in enumerate(names):
         os.replace(folder / f"part-{index}", folder / name)
     if files > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": {name: names[place] for name, place in places.items()}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        listed = {"metadata": {"total_size": total}, "weight_map": {name: names[place] for name, place in places.items()}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(listed, indent=2) + "\n")
 
 
 def _shards(weights: Iterator[tuple[str, np.ndarray]], dtype: torch.dtype) -> Iterator[dict[str, torch.Tensor]]:

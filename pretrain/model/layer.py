@@ -63,10 +63,10 @@ class SkippableLayer(TransformerLayer):
         Args:
             scale: factor on both branches.
         """
-        branch = self.self_attention(self.input_layernorm(hidden_states), attention_mask=mask, **attention)
-        hidden_states = add_scaled(hidden_states, *branch, scale)
-        branch = self.mlp(self.pre_mlp_layernorm(hidden_states))
-        return add_scaled(hidden_states, *branch, scale)
+        output, bias = self.self_attention(self.input_layernorm(hidden_states), attention_mask=mask, **attention)
+        hidden_states = add_scaled(hidden_states, output, bias, scale)
+        output, bias = self.mlp(self.pre_mlp_layernorm(hidden_states))
+        return add_scaled(hidden_states, output, bias, scale)
 
 
 def add_scaled(residual: Tensor, output: Tensor, bias: Tensor | None, scale: float) -> Tensor:

@@ -26,7 +26,7 @@ NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 def mark_whole(module: torch.nn.Module, config: TransformerConfig) -> None:
     """Every tensor rank has the whole weights and, under sequence parallelism, the gradient of its own positions."""
     for parameter in module.parameters():
-        parameter.sequence_parallel = config.sequence_parallel
+        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # read by Megatron-Core
 
 
 def device_of_weights(config: TransformerConfig) -> torch.device | None:

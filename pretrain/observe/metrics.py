@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from io import RawIOBase
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class MetricsFile:
         kept = [(row, end) for row, end in found if row["step"] <= resumed_at]
         self.last_row: dict[str, Any] | None = next((row for row, _ in reversed(kept) if "loss" in row), None)
         """The newest training row that stays."""
-        self._file: RawIOBase = path.open("ab", buffering=0)
+        self._file: FileIO = path.open("ab", buffering=0)
         os.truncate(path, kept[-1][1] if kept else 0)
 
     def append(self, row: dict[str, Any]) -> None:

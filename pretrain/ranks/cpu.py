@@ -17,9 +17,9 @@ from megatron.core.transformer import utils as transformer_utils
 
 def install() -> None:
     """Let Megatron-Core allocate, count and draw on the CPU."""
-    torch.cuda.current_device = lambda: "cpu"  # device=torch.cuda.current_device() in many places
+    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment,return-value]  # device=torch.cuda.current_device() in many places
     torch.cuda.synchronize = lambda *args, **kwargs: None
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # LanguageModule.setup_embeddings_and_output_layer
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]  # LanguageModule.setup_embeddings_and_output_layer
     schedules.torch = _on_cpu("zeros")  # the schedules' token counter
     transformer_utils.torch = _on_cpu("ones")
     tp_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()

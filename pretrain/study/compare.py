@@ -133,12 +133,12 @@ def open_bench(study: Study, runs: Path) -> Iterator[Bench]:
         if bench.missing:
             copy_code(bench.code, list(rows.values()))
             for planned in study.planned:
-                if (row := rows.get(planned.key)) is not None:
+                if (found := rows.get(planned.key)) is not None:
                     mend = (
-                        f"remove the rows to run all again, or restore what they were made with (commit {row.of('commit')}, in"
+                        f"remove the rows to run all again, or restore what they were made with (commit {found.of('commit')}, in"
                         " another --runs)"
                     )
-                    require_same(facts_of(row), bench._facts(planned), f"{study.rows_file}: {row.name}", mend)
+                    require_same(facts_of(found), bench._facts(planned), f"{study.rows_file}: {found.name}", mend)
         yield bench
 
 

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from pretrain.files import write_whole
 from pretrain.study.row import Evaluated
@@ -166,7 +167,7 @@ def _layer_use(groups: Sequence[Group]) -> Plot | None:
     figure, grid = plt.subplots(
         lines, columns, figsize=(9, 0.8 + 2.1 * lines), dpi=120, layout="constrained", squeeze=False, sharey=True
     )
-    image = None
+    image: AxesImage | None = None
     for axes, group in zip(grid.flat, groups):
         row = group.rows[0]
         share = np.array(row.layer_use)
@@ -187,6 +188,7 @@ def _layer_use(groups: Sequence[Group]) -> Plot | None:
     drawn, empty = list(grid.flat)[: len(groups)], list(grid.flat)[len(groups) :]
     for axes in empty:
         axes.remove()
+    assert image is not None, "there is a group at least"
     figure.colorbar(image, ax=drawn, label="share of paths that run it")
     return "layer_use", "Which layers ran, over the course of one run each.", figure
 

@@ -20,7 +20,9 @@ def gather(paths: Sequence[Path]) -> tuple[list[Row], str | None]:
     Raises:
         UserError: none of the three, or the same run twice.
     """
-    rows, baseline, directories = [], None, {}
+    rows: list[Row] = []
+    baseline: str | None = None
+    directories: dict[Path, Row] = {}
     for path in paths:
         if path.suffix in (".yaml", ".yml"):
             study = read_study(path)

@@ -43,7 +43,9 @@ def run_here(bench: Bench, jobs: int, device: DeviceName) -> None:
         TrainingStopped: runs that failed, by name, after the others were done; or this process was asked to stop.
     """
     gpus = _gpus(device, jobs * bench.study.processes)
-    waiting, running, failed, asked = list(bench.missing), [], [], []
+    waiting, failed = list(bench.missing), list[Planned]()
+    running: list[_Job] = []
+    asked: list[str] = []
     stuck_since = time.monotonic()
     handlers = {
         number: signal.signal(number, lambda number, _: asked.append(signal.Signals(number).name))

@@ -140,7 +140,7 @@ def _run(
         raise UserError(f'{file}: key "methods.{method}.options": expected settings and values')
     if "method" not in block:
         raise UserError(f'{file}: key "methods.{method}.method" is missing')
-    pairs, place_of = {"--eval_parts": "true"}, {}
+    pairs, place_of = {"--eval_parts": "true"}, dict[str, str]()
     for where, options in (
         ("options", asked.options),
         (f"sizes.{size}", asked.sizes.get(size) or {}),

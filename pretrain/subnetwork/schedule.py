@@ -73,9 +73,10 @@ def _fractions(count: int, given: Sequence[float] | None) -> list[Fraction]:
     if any(f <= 0 for f in given):
         raise ValueError(f"stage_fractions {list(given)} must all be positive")
     exact = [_exact(f) for f in given]
-    if abs(sum(exact) - 1) > Fraction(1, 10**6):
-        raise ValueError(f"stage_fractions {list(given)} add up to {float(sum(exact)):g}; they must add up to 1")
-    return [f / sum(exact) for f in exact]
+    total = sum(exact, Fraction(0))
+    if abs(total - 1) > Fraction(1, 10**6):
+        raise ValueError(f"stage_fractions {list(given)} add up to {float(total):g}; they must add up to 1")
+    return [f / total for f in exact]
 
 
 def _exact(value: float) -> Fraction:

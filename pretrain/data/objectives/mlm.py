@@ -61,8 +61,9 @@ class MaskedWords:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, rate: float, longest: int, whole_words: bool) -> "MaskedWords":
-        special = (tokenizer.id(piece) for piece in (PAD, CLS, SEP, MASK))
-        return cls(*special, rate, longest, tokenizer.text_ids(), tokenizer.word_starts() if whole_words else None)
+        pad, first, last, mask = (tokenizer.id(piece) for piece in (PAD, CLS, SEP, MASK))
+        starts = tokenizer.word_starts() if whole_words else None
+        return cls(pad, first, last, mask, rate, longest, tokenizer.text_ids(), starts)
 
     def cut(self, room: int, left: int, choice: float, turn: float) -> Cut:
         """See `Objective`. `hidden` is the number of chosen tokens; a fraction becomes one by chance, so that the rate is
@@ -118,6 +119,7 @@ class MaskedWords:
     def _choose_words(
         self, pieces: Pieces, text: np.ndarray, numbers: np.ndarray, owner: np.ndarray, begin: np.ndarray
     ) -> np.ndarray:
+        assert self.word_starts is not None, "words are chosen whole only where it is known where they begin"
         starts = self.word_starts[text]
         starts[begin] = True
         word = np.cumsum(starts) - 1

@@ -91,8 +91,8 @@ class Mixture:
     labels_in_place: ClassVar = False
     use: ClassVar = (
         "A prefix language model. In training a prefix is read in both directions; this class reads everything from left to"
-        " right, which the model has seen for its targets only. A prompt starts with the mode token of its denoiser, where it has one"
-        " (`[NLU]`, `[NLG]`, `[S2S]`); masked spans are sentinels `<extra_id_0>`, `<extra_id_1>`, ... (arXiv 2205.05131)."
+        " right, which the model has seen for its targets only. A prompt starts with the mode token of its denoiser, where it has"
+        " one (`[NLU]`, `[NLG]`, `[S2S]`); masked spans are sentinels `<extra_id_0>`, `<extra_id_1>`, ... (arXiv 2205.05131)."
     )
 
     denoisers: tuple[Denoiser, ...]

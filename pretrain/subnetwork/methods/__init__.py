@@ -28,21 +28,16 @@ def name_of(keys: type[MethodKeys]) -> str:
 
 def _all_keys() -> dict[str, tuple[Any, Any]]:
     """Return every key that any method has, as `full` takes them; where methods differ in a default, that of the first counts."""
-    fields = {}
+    fields: dict[str, tuple[Any, Any]] = {}
     for keys in reversed(OTHERS):
         fields |= {key: (field.annotation, field) for key, field in keys.model_fields.items() if key != "method"}
     return fields
 
 
-_METHOD = " ".join(f"{name}: {keys.summary}." for name, keys in (("full", _FullKeys), *((name_of(k), k) for k in OTHERS)))
-FullKeys = create_model(
-    "FullKeys",
-    __base__=_FullKeys,
-    __module__=__name__,
-    method=(Literal["full"], Field(description=_METHOD)),
-    **_all_keys(),
-)
-METHODS: dict[str, type[MethodKeys]] = {name_of(keys): keys for keys in (FullKeys, *OTHERS)}
+_SUMMARIES = " ".join([f"full: {_FullKeys.summary}.", *(f"{name_of(keys)}: {keys.summary}." for keys in OTHERS)])
+_FIELDS: dict[str, Any] = {"method": (Literal["full"], Field(description=_SUMMARIES)), **_all_keys()}
+FullKeys: type[MethodKeys] = create_model("FullKeys", __base__=_FullKeys, __module__=__name__, **_FIELDS)
+METHODS: dict[str, type[MethodKeys]] = {"full": FullKeys, **{name_of(keys): keys for keys in OTHERS}}
 
 
 def _own_keys(block: Any) -> Any:

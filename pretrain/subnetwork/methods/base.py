@@ -85,30 +85,30 @@ def _dashed(value: Any) -> Any:
         raise ValueError('write whole numbers with dashes, as in "6-8-10-12", or a list') from None
 
 
-def explained(kind: Any, text: str) -> Any:
-    """Return the type of a key that several methods have, with its one explanation."""
-    return Annotated[kind, Field(description=text)]
-
-
-PathLengths = explained(
-    Annotated[tuple[int, ...], BeforeValidator(_dashed)],
-    'Active layers of each stage, as a list or "6-8-10-12". The last stage usually trains all layers.',
-)
-StageFractions = explained(
+PathLengths = Annotated[
+    tuple[int, ...],
+    BeforeValidator(_dashed),
+    Field(description='Active layers of each stage, as a list or "6-8-10-12". The last stage usually trains all layers.'),
+]
+StageFractions = Annotated[
     Annotated[tuple[Number, ...], Field(strict=False)] | None,
-    "Share of the steps of each stage; equal if left out, as in the paper's BERT runs.",
-)
-PathsPerStep = explained(
+    Field(description="Share of the steps of each stage; equal if left out, as in the paper's BERT runs."),
+]
+PathsPerStep = Annotated[
     Positive,
-    "How many different paths one global batch runs. More paths give every layer a gradient more often; each must cover whole"
-    " micro-batches.",
-)
-ResidualScale = explained(
+    Field(
+        description="How many different paths one global batch runs. More paths give every layer a gradient more often; each must"
+        " cover whole micro-batches."
+    ),
+]
+ResidualScale = Annotated[
     path.ResidualScale,
-    "Factor on the residual branches of an active layer in training, from its probability to be active. Of pld and ild_dts"
-    ' "1/keep" if left out, of the others "none".',
-)
-PathSeed = explained(Count | None, "Seed of the paths; the run's seed if left out.")
+    Field(
+        description="Factor on the residual branches of an active layer in training, from its probability to be active. Of pld"
+        ' and ild_dts "1/keep" if left out, of the others "none".'
+    ),
+]
+PathSeed = Annotated[Count | None, Field(description="Seed of the paths; the run's seed if left out.")]
 
 
 def require_lengths(name: str, lengths: Sequence[int], example: str) -> None:
