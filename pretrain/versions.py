@@ -9,6 +9,8 @@ from pathlib import Path
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece")
 HOME = Path(__file__).parent.parent
+CODE_LIST = "slurm/code_files.txt"
+"""Names of what a run takes along, one a line, from the top of the repository."""
 
 
 def versions() -> list[str]:
@@ -19,6 +21,11 @@ def versions() -> list[str]:
 def provenance(device_type: str) -> list[str]:
     """Everything that a run is made with: versions, commit, the code's checksum and the device, a line each, its kind first."""
     return [*versions(), f"commit {commit()}", f"code {code_sha256(HOME)}", f"device {device_name(device_type)}"]
+
+
+def listed_code(listing: str) -> list[str]:
+    """Return the names that a listing as CODE_LIST has."""
+    return [line for line in listing.splitlines() if line and not line.startswith("#")]
 
 
 def commit() -> str:

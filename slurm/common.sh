@@ -134,7 +134,10 @@ without_option() {
 copy_code() {
   rm -rf "$1" "$1.part"
   mkdir -p "$1.part"
-  (cd "$PRETRAIN_HOME" && cp -r pretrain tokenizer ds_configs slurm requirements.txt "$1.part/")
+  local name
+  while read -r name; do
+    [[ -z $name || $name == "#"* ]] || cp -r "$PRETRAIN_HOME/$name" "$1.part/"
+  done <"$PRETRAIN_HOME/slurm/code_files.txt"
   find "$1.part" -name __pycache__ -prune -exec rm -rf {} +
   cp "$PRETRAIN_HOME/COMMIT" "$1.part/" 2>/dev/null || # of a copy, as a study's
     git -C "$PRETRAIN_HOME" describe --always --dirty --abbrev=40 >"$1.part/COMMIT" 2>/dev/null || rm -f "$1.part/COMMIT"

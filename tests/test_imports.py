@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ORDER = [
-    "errors files schema",
+    "errors files schema hashing",
     "place versions",
     "subnetwork",
     "cost",

@@ -109,7 +109,7 @@ def test_when_no_checkpoint_is_good_nothing_is_overwritten(project, run_dir):
         os.truncate(file, 10)
     done = train(project, run_dir)
     assert done.returncode == 2 and "none of 2 checkpoints is good" in done.stderr
-    assert done.stdout.count("passing over") == 2
+    assert done.stdout.count("skipping") == 2
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 
@@ -148,6 +148,6 @@ def test_killed_at_a_random_moment_of_saving(project, half, run_dir, number):
     newest = int(named[-1].name[5:])
     assert newest in (10, 15)
     done = train(project, run_dir)
-    assert done.returncode == 0 and f"resuming after step {newest}" in done.stdout and "passing over" not in done.stdout
+    assert done.returncode == 0 and f"resuming after step {newest}" in done.stdout and "skipping" not in done.stdout
     kept = [line for line in rows_before if json.loads(line)["step"] <= newest]
     assert (run_dir / "metrics.jsonl").read_bytes().splitlines(keepends=True)[: len(kept)] == kept

@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_the_reason(project, unbroken, 
     victim.write_bytes(content)
     done = train(project, run_dir)
     assert done.returncode == 0, done.stderr
-    assert f"passing over {newest}: {victim.name} is not what was written (checksum)" in done.stdout
+    assert f"skipping {newest}: {victim.name} is not what was written (checksum)" in done.stdout
     assert "resuming after step 5" in done.stdout
     assert essence(rows(run_dir)) == essence(rows(unbroken))
 
@@ -114,7 +114,7 @@ def test_a_directory_with_another_run_is_refused(project, unbroken):
     done = train(project, unbroken, "--resume", "never")
     assert done.returncode == 2 and "holds a run; choose another with --run-dir" in done.stderr
     done = train(project, unbroken, "--resume", str(unbroken / "checkpoints" / "step_00000007"))
-    assert done.returncode == 2 and "neither auto nor never nor a checkpoint's folder" in done.stderr
+    assert done.returncode == 2 and "expected auto, never or a checkpoint folder" in done.stderr
     assert (unbroken / "metrics.jsonl").read_bytes() == before
 
 

@@ -11,9 +11,9 @@ from pretrain.data.batch import Batch
 from pretrain.data.blend import Blend
 from pretrain.data.installed_docs import machine_data
 from pretrain.data.packing import PackedSamples
-from pretrain.data.shuffle import stable_hash
 from pretrain.data.tokens import TokenStream, open_tokens
 from pretrain.errors import UserError
+from pretrain.hashing import stable_hash
 from tokenizer.pieces import Tokenizer, load_tokenizer
 
 

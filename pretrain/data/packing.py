@@ -15,9 +15,10 @@ from pretrain.data.batch import Batch, Pieces
 from pretrain.data.draws import Draws
 from pretrain.data.objectives import Objective
 from pretrain.data.objectives.base import fill_runs
-from pretrain.data.shuffle import permute, stable_hash
+from pretrain.data.shuffle import permute
 from pretrain.data.tokens import TokenStream
 from pretrain.errors import UserError
+from pretrain.hashing import stable_hash
 
 PAIRS = 64
 """Numbers drawn at a time for the choice of examples."""

@@ -1,7 +1,6 @@
 """A stateless permutation: item i of a shuffled range, without an index file to build, store or race for."""
 
-import hashlib
-import struct
+from pretrain.hashing import stable_hash
 
 ROUNDS = 6
 
@@ -22,9 +21,3 @@ def permute(index: int, size: int, *key: int) -> int:
         index = left << half | right
         if index < size:
             return index
-
-
-def stable_hash(*values: int) -> int:
-    """A 64-bit hash of whole numbers, the same for ever."""
-    packed = struct.pack(f"<{len(values)}q", *values)
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")

@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from pretrain.checkpoint.manifest import Manifest, damage, read_manifest
+from pretrain.checkpoint.find import checkpoints_of, newest_good, run_of, verified
+from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.reader import Reader
-from pretrain.checkpoint.resume import run_of
 from pretrain.data.loader import tokenizer_of
 from pretrain.errors import UserError
 from pretrain.export.architectures import Architecture, architecture_of
 from pretrain.export.card import model_card
 from pretrain.export.tokenizer import special_pieces, write_tokenizer
-from pretrain.inspect.checkpoint import checkpoints_of
 
 SHARD_BYTES = 5 * 10**9
 """Of one file of weights, at most, as Hugging Face's libraries write them."""
@@ -68,17 +67,11 @@ def export(path: Path, to: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def _newest_good(path: Path) -> tuple[Path, Manifest]:
-    problems = []
-    for folder in reversed(checkpoints_of(path)):
-        try:
-            manifest = read_manifest(folder)
-            problem = damage(folder, manifest)
-        except ValueError as error:
-            problem = str(error)
-        if problem is None:
-            return folder, manifest
-        problems.append(f"{folder}: {problem}")
-    raise UserError(f"no good checkpoint: {'; '.join(problems)}")
+    problems: list[str] = []
+    found = newest_good(checkpoints_of(path), verified, problems.append)
+    if found is None:
+        raise UserError(f"no good checkpoint: {'; '.join(problems)}")
+    return found
 
 
 def _write_config(architecture: Architecture, folder: Path, dtype: torch.dtype) -> None:

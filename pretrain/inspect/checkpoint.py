@@ -8,27 +8,12 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pretrain.checkpoint.directory import RunDirectory
+from pretrain.checkpoint.find import checkpoints_of
 from pretrain.checkpoint.manifest import MANIFEST, Manifest, problem_of, read_manifest
-from pretrain.errors import UserError
 from pretrain.optim.names import TENSORS
 
 FILE_WIDTH = 160
 """Columns, where no terminal says how many there are."""
-
-
-def checkpoints_of(path: Path) -> list[Path]:
-    """The checkpoints of a run directory, the oldest first; or the one that `path` is.
-
-    Raises:
-        UserError: there is none.
-    """
-    if (path / MANIFEST).is_file():
-        return [path]
-    folders = RunDirectory(path.parent if path.name == "checkpoints" else path).steps_saved()
-    if not folders:
-        raise UserError(f"{path}: holds no checkpoint; give a run directory, or a folder as RUN/checkpoints/step_00000200")
-    return folders
 
 
 def inspect_checkpoints(path: Path) -> None:

@@ -26,9 +26,10 @@ from pretrain.files import write_whole
 from pretrain.study.identity import data_of, settings_of
 from pretrain.study.plan import Planned, Study
 from pretrain.study.row import Row, read_table, row_of, table
-from pretrain.versions import HOME, code_sha256, commit, versions
+from pretrain.versions import CODE_LIST, HOME, code_sha256, commit, listed_code, versions
 
-COPIED = ("pretrain", "tokenizer", "ds_configs", "slurm", "requirements.txt")
+BEFORE_LISTS = ("pretrain", "tokenizer", "ds_configs", "slurm", "requirements.txt")
+"""What a run took along at commits that have no CODE_LIST yet."""
 
 
 @dataclass
@@ -208,18 +209,26 @@ def copy_code(to: Path, rows: Sequence[Row]) -> None:
 
 
 def _from_git(made_with: str, to: Path) -> bool:
-    """Is the code of a commit to be had? Then it is in `to`."""
-    archive = subprocess.run(["git", "-C", HOME, "archive", "--format=tar", made_with, *COPIED], capture_output=True)
-    if archive.returncode:
+    """Put the code of a commit into `to`, with the names that the commit itself lists; False if git does not have it."""
+    listing = _git("show", f"{made_with}:{CODE_LIST}")
+    names = BEFORE_LISTS if listing is None else listed_code(listing.decode())
+    archive = _git("archive", "--format=tar", made_with, *names)
+    if archive is None:
         return False
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(to, filter="data")
     (to / "COMMIT").write_text(made_with + "\n")
     return True
 
 
+def _git(*words: str) -> bytes | None:
+    """Return what git prints about this repository; None if it refuses."""
+    done = subprocess.run(["git", "-C", HOME, *words], capture_output=True)
+    return None if done.returncode else done.stdout
+
+
 def _copy_this(to: Path) -> None:
-    for name in COPIED:
+    for name in listed_code((HOME / CODE_LIST).read_text()):
         if (source := HOME / name).is_dir():
             shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:

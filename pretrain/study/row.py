@@ -10,10 +10,9 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from pretrain.checkpoint.directory import RunDirectory
+from pretrain.checkpoint.find import newest_good, run_of
 from pretrain.checkpoint.manifest import Manifest, read_manifest
-from pretrain.checkpoint.resume import run_of
 from pretrain.config.run import Run
-from pretrain.config.strict import one_line
 from pretrain.cost.flops import TRAINING
 from pretrain.errors import UserError
 from pretrain.observe.metrics import evaluation_rows, parts_rows, read_rows, training_rows
@@ -231,17 +230,19 @@ def _metrics(directory: Path) -> list[dict[str, Any]]:
 
 
 def _checkpoint(directory: Path, step: int | None) -> tuple[Run, Manifest]:
-    """The run as a checkpoint has it: that of `step`, or the newest good one."""
-    found = RunDirectory(directory)
-    for folder in reversed(found.steps_saved()) if step is None else [found.checkpoint(step)]:
-        try:
-            manifest = read_manifest(folder)
-            return run_of(folder, manifest), manifest
-        except ValueError as error:
-            problem = one_line(error)
-    else:
-        problem = "it has no checkpoint yet"
-    raise UserError(f"{directory}: cannot be compared: {problem}")
+    """Return the run as a checkpoint has it: that of `step`, or the newest one that can be read."""
+    saved = RunDirectory(directory)
+    problems = ["it has no checkpoint yet"]
+
+    def read(folder: Path) -> Manifest:
+        manifest = read_manifest(folder)
+        run_of(folder, manifest)  # raises for settings that this program does not know
+        return manifest
+
+    found = newest_good(saved.steps_saved() if step is None else [saved.checkpoint(step)], read, problems.append)
+    if found is None:
+        raise UserError(f"{directory}: cannot be compared: {problems[-1].splitlines()[0]}")
+    return run_of(*found), found[1]
 
 
 def _edges(count: int) -> np.ndarray:

@@ -5,12 +5,13 @@ the others. Layers are ranked by a stable hash; library random streams may chang
 """
 
 import hashlib
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Literal
+
+from pretrain.hashing import stable_hash
 
 Sampler = Literal["bernoulli", "exact", "balanced"]
 ResidualScale = Literal["none", "1/keep", "1/sqrt(keep)"]
@@ -139,7 +140,7 @@ def draw(scheme: Scheme, step: int, index: int) -> LayerPath:
     """
     if scheme.sampler == "bernoulli":
         return draw_each(scheme.keep, scheme.scales, scheme.seed, step, index)
-    rank = {layer: _hash(scheme.seed, step, index, layer) for layer in range(scheme.layers)}
+    rank = {layer: stable_hash(scheme.seed, step, index, layer) for layer in range(scheme.layers)}
     chosen = set(scheme.fixed)
     if scheme.sampler == "exact":
         chosen |= _first(range(scheme.layers), scheme.length, rank, chosen)
@@ -147,7 +148,7 @@ def draw(scheme: Scheme, step: int, index: int) -> LayerPath:
         low, eligible, rest = scheme._shares
         share = list(low)
         if eligible:
-            offset = _hash(scheme.seed, step, index, scheme.layers) % len(eligible)
+            offset = stable_hash(scheme.seed, step, index, scheme.layers) % len(eligible)
             for place, j in enumerate(eligible):
                 at = place + offset
                 share[j] += (at + 1) * rest // len(eligible) - at * rest // len(eligible)
@@ -158,7 +159,7 @@ def draw(scheme: Scheme, step: int, index: int) -> LayerPath:
 
 def draw_each(keep: Sequence[Fraction], scales: tuple[float, ...], seed: int, step: int, index: int) -> LayerPath:
     """LayerPath `index` of step `step`, each layer active by itself with its probability."""
-    active = tuple(_hash(seed, step, index, n) * p.denominator < p.numerator << 64 for n, p in enumerate(keep))
+    active = tuple(stable_hash(seed, step, index, n) * p.denominator < p.numerator << 64 for n, p in enumerate(keep))
     return LayerPath(active, scales)
 
 
@@ -184,8 +185,3 @@ def _first(layers: range, count: int, rank: dict[int, int], fixed: set[int]) -> 
     inside = [n for n in layers if n in fixed]
     free = sorted((n for n in layers if n not in fixed), key=rank.__getitem__)
     return set(inside + free[: count - len(inside)])
-
-
-def _hash(seed: int, step: int, index: int, slot: int) -> int:
-    """A stable 64-bit hash; `slot` is a layer, or the number of layers for the offset of `balanced`."""
-    return int.from_bytes(hashlib.blake2b(struct.pack("<4q", seed, step, index, slot), digest_size=8).digest(), "little")

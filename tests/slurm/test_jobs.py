@@ -69,7 +69,7 @@ def require_kept(job, before: bytes) -> None:
 def own_copy(tmp_path) -> Path:
     """Of the scripts and the code, to be edited."""
     home = tmp_path / "project"
-    for name in ("pretrain", "tokenizer", "ds_configs", "slurm"):
+    for name in ("pretrain", "tokenizer", "ds_configs", "slurm", "requirements"):
         shutil.copytree(PROJECT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PROJECT / "requirements.txt", home)
     return home

@@ -276,7 +276,7 @@ def test_the_code_is_that_of_the_beginning(one_missing):
 def test_rows_that_were_committed_are_gone_on_from_with_the_code_that_made_them(project, tmp_path):
     """In another clone, another day: the runs are gone, the code has changed, the rows and git are there."""
     clone = tmp_path / "clone"
-    for name in ("pretrain", "tokenizer", "ds_configs", "slurm"):
+    for name in ("pretrain", "tokenizer", "ds_configs", "slurm", "requirements"):
         shutil.copytree(HOME / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(HOME / "requirements.txt", clone)
 

@@ -1,0 +1,83 @@
+"""Which checkpoints there are, and the newest good one among them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pretrain.checkpoint.directory import RunDirectory
+from pretrain.checkpoint.manifest import MANIFEST, Manifest, damage, read_manifest
+from pretrain.config import Run
+from pretrain.config.deepspeed import DeepSpeedConfig
+from pretrain.config.recipe import Recipe
+from pretrain.config.strict import parse
+from pretrain.errors import UserError
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """Return the checkpoints of a run directory, the oldest first; or the one that `path` is.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return [path]
+    folders = RunDirectory(path.parent if path.name == "checkpoints" else path).steps_saved()
+    if not folders:
+        raise UserError(f"{path}: holds no checkpoint; give a run directory, or a folder as RUN/checkpoints/step_00000200")
+    return folders
+
+
+def newest_good(
+    folders: Sequence[Path], read: Callable[[Path], Manifest], skip: Callable[[str], None]
+) -> tuple[Path, Manifest] | None:
+    """Return the newest checkpoint that `read` accepts, with its manifest; None if it accepts none.
+
+    Args:
+        folders: the oldest first.
+        read: returns the manifest, or raises ValueError and says what is wrong with the checkpoint.
+        skip: is told what is wrong with every one that was skipped.
+    """
+    for folder in reversed(folders):
+        try:
+            return folder, read(folder)
+        except ValueError as problem:
+            skip(str(problem))
+    return None
+
+
+def verified(folder: Path, manifest: Manifest | None = None, share: slice = slice(None)) -> Manifest:
+    """Return the manifest of a checkpoint after reading its files to the last byte.
+
+    Args:
+        manifest: the checkpoint's, if it has been read.
+        share: of the files, so that ranks can divide the reading among them.
+
+    Raises:
+        UserError: the checkpoint is damaged; says how.
+    """
+    manifest = manifest or manifest_of(folder)
+    if problem := damage(folder, manifest, share):
+        raise UserError(f"{folder}: {problem}")
+    return manifest
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Return the manifest of a checkpoint.
+
+    Raises:
+        UserError: there is none, or it is damaged; names the folder.
+    """
+    try:
+        return read_manifest(folder)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def run_of(folder: Path, manifest: Manifest) -> Run:
+    """Return the run that wrote a checkpoint, of one process.
+
+    Raises:
+        UserError: this program does not know its settings.
+    """
+    recipe = parse(Recipe, manifest.recipe, f"{folder}, its recipe")
+    ds = parse(DeepSpeedConfig, manifest.ds_config, f"{folder}, its ds_config")
+    return Run(folder.name, recipe, ds, str(folder), str(folder))
