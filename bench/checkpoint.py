@@ -23,6 +23,10 @@ import torch
 import torch.distributed as dist
 
 from bench.path_speed import HOME
+from pretrain.checkpoint.directory import RunDirectory
+from pretrain.checkpoint.manifest import read_manifest
+from pretrain.checkpoint.saver import Saver
+from pretrain.checkpoint.state import ModelState
 from pretrain.config import Run, read_run
 from pretrain.config.run import Position
 from pretrain.engine import build_engine
@@ -63,9 +67,6 @@ def main() -> None:
 
 def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int, list[dict[str, float]]]:
     """Parameters, bytes of host memory that saving takes, and seconds of each round after the first."""
-    from pretrain.checkpoint.directory import RunDirectory
-    from pretrain.checkpoint.saver import Saver
-
     engine, directory = build_engine(run, ranks), RunDirectory(folder / "run")
     savers = [
         Saver(
@@ -110,7 +111,7 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
     return sum(map(prod, state.shapes.values())), 4 * sum(state.lengths.values()), results
 
 
-def _saving(saver, position: Position) -> Iterator[float]:
+def _saving(saver: Saver, position: Position) -> Iterator[float]:
     """Seconds of every call that the loop makes; at the end, those until the checkpoint is there."""
     started = time.perf_counter()
     yield _timed(lambda: saver.begin(position, 0.0))
@@ -125,14 +126,12 @@ def _save_with_torch(vectors: dict[str, torch.Tensor], file: Path) -> None:
     to_disk(file)
 
 
-def _load(state, checkpoint: Path, step: int) -> None:
-    from pretrain.checkpoint.manifest import read_manifest
-
+def _load(state: ModelState, checkpoint: Path, step: int) -> None:
     state.load(checkpoint, read_manifest(checkpoint))
     state.loaded(step)
 
 
-def _load_with_torch(file: Path, state, step: int) -> None:
+def _load_with_torch(file: Path, state: ModelState, step: int) -> None:
     vectors = torch.load(file, weights_only=True)
     for placed in state.kept:
         for kind in TENSORS:

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -30,6 +30,7 @@ import torch.distributed as dist
 from pretrain.config import Run, read_run
 from pretrain.config.command_line import option_pairs
 from pretrain.cost.makespan import active_by_part, ideal_pipeline_ratio
+from pretrain.data.batch import Batch
 from pretrain.errors import UserError
 from pretrain.place import find_place
 from pretrain.ranks.device import device_type
@@ -162,7 +163,7 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from pretrain.model.attention import dense_mask
-    from pretrain.model.decoder import build_chunks, transformer_config
+    from pretrain.model.decoder import Decoder, build_chunks, transformer_config
     from pretrain.model.layer import LayerInputs
     from pretrain.model.weights import initialize
 
@@ -176,7 +177,7 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
         chunk.parameters(), lr=params.lr, betas=params.betas, weight_decay=params.weight_decay, fused=params.fused
     )
 
-    def forward(iterator, model):
+    def forward(iterator: Iterator, model: Decoder) -> tuple[torch.Tensor, Callable]:
         batch = next(iterator)
         tokens, labels, targets, segments, prefix = (
             torch.from_numpy(a).to(ranks.device)
@@ -201,10 +202,8 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
     return step
 
 
-def random_batch(run: Run, seed: int):
+def random_batch(run: Run, seed: int) -> Batch:
     """Random tokens, two examples a sample, the first half of each a prefix."""
-    from pretrain.data.batch import Batch
-
     length = run.recipe.data.sequence_length
     batch = Batch.empty(run.micro_batch, length, 0)
     draws = np.random.default_rng(seed)

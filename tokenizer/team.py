@@ -6,9 +6,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 from pretrain.errors import UserError
+
+T = TypeVar("T")
+J = TypeVar("J")
+R = TypeVar("R")
 
 LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")
 """Variables that an MPI launcher sets for its processes."""
@@ -57,7 +62,7 @@ class Team:
         else:
             self._raise_together(self._take(work, quick))
 
-    def on_main(self, action: Callable[[], Any]) -> Any:
+    def on_main(self, action: Callable[[], T]) -> T:
         """What `action` gives on rank 0, on every rank, or its UserError."""
         outcome: Any = None
         if self.is_main:
@@ -121,12 +126,13 @@ class Team:
         MPI.Request.waitall(list(sent.values()))
         return failure
 
-    def _take(self, work: Callable[[Any], Any], quick: Callable[[Any], bool]) -> UserError | None:
+    def _take(self, work: Callable[[J], R], quick: Callable[[J], bool]) -> UserError | None:
         self.comm.send((WANTED, None), dest=0)
         failed = None
         while (job := self._receive(0)) is not None:
             if quick(job):
                 self.comm.send((WANTED, None), dest=0)  # the next one is here when this one is done
+            result: R | UserError
             try:
                 result = work(job)
             except UserError as error:
@@ -154,7 +160,7 @@ ALONE = Team(None, 0, 1)
 """The team of one process."""
 
 
-def _next(jobs: Iterator[Any]) -> Any:
+def _next(jobs: Iterator[J]) -> J | UserError | None:
     """The next job, None at the end, or the error that making it raised."""
     try:
         return next(jobs, None)
@@ -188,7 +194,7 @@ def join() -> Team:
     return Team(comm if comm.size > 1 else None, comm.rank, comm.size)
 
 
-def _abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _abort(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A rank that fails takes the others down; they would wait for it for ever."""
     from mpi4py import MPI
 

@@ -1,8 +1,10 @@
 """Documents from files: lines of JSON or text, compressed or not, and Parquet; in blocks that any process can work on alone."""
 
 import glob
+import gzip
 import io
 import json
+import lzma
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -271,12 +273,8 @@ def _open(file: Path) -> IO[bytes]:
     if file.suffix in COMPRESSED and file.stat().st_size == 0:
         raise EOFError("it is empty, which no compressed file is")
     if file.suffix == ".gz":
-        import gzip
-
         return cast(IO[bytes], gzip.open(file, "rb"))
     if file.suffix == ".xz":
-        import lzma
-
         return cast(IO[bytes], lzma.open(file, "rb"))
     if file.suffix == ".zst":
         from tokenizer.zst import ZstdFile

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -205,6 +204,6 @@ def write_settings(run: Run, recipe: Path, ds_config: Path, header: Sequence[str
     write_whole(recipe, "".join(f"# {line}\n" for line in header) + body)
 
 
-def dump_json(value: Any) -> str:
+def dump_json(value: object) -> str:
     """JSON as people read it."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -1,7 +1,6 @@
 """Any stretch of any parameter, from a checkpoint written on any layout."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +27,7 @@ class Reader:
     def __enter__(self) -> "Reader":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         for file in self._opened.values():
             file.close()
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Saver:
     def __enter__(self) -> "Saver":
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """What is being written when all ranks stop together is still worth having."""
         self._ending = True
         if error is None or (isinstance(error, TrainingStopped) and error.everywhere):
@@ -214,7 +214,7 @@ class _Save:
         self.failure: Exception | None = None
         self.job: Thread
 
-    def start(self, work: Callable[[], Any]) -> None:
+    def start(self, work: Callable[[], TensorFileFacts | None]) -> None:
         """Do something beside the training. The thread does not outlive a process that ends in haste."""
 
         def run() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from megatron.core.transformer.module import MegatronModule
@@ -44,10 +45,12 @@ def block_mask(segments: Tensor, prefix: Tensor) -> BlockMask:
 class CoreAttention(MegatronModule):
     """softmax(q k / sqrt(d) + mask) v in place of Megatron-Core's DotProductAttention, which knows no such mask."""
 
-    def __init__(self, config: TransformerConfig, layer_number: int, *args, **kwargs) -> None:
+    def __init__(self, config: TransformerConfig, layer_number: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(config=config)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask, *args, **kwargs) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """
         Args:
             query, key, value: [s, b, heads of this rank, d].

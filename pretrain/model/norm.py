@@ -7,7 +7,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 class RMSNorm(torch.nn.RMSNorm):
     """Root-mean-square norm over the last dimension of [s, b, h]."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **kwargs) -> None:
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **kwargs: object) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=device_of_weights(config))
         mark_whole(self, config)
 
@@ -15,7 +15,7 @@ class RMSNorm(torch.nn.RMSNorm):
 class LayerNorm(torch.nn.LayerNorm):
     """Layer norm with a bias over the last dimension of [s, b, h]."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **kwargs) -> None:
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **kwargs: object) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=device_of_weights(config))
         mark_whole(self, config)
 

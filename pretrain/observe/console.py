@@ -1,12 +1,12 @@
 """Progress for people: a live bar on a terminal, plain lines in a log."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console as Rich
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pretrain.config import Run
+from pretrain.observe.metrics import MetricsRow
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Line:
     """One step, as it is told."""
 
     run: Run
-    row: dict[str, Any]
+    row: MetricsRow
     eta_seconds: float | None
 
     def __str__(self) -> str:

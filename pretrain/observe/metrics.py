@@ -3,14 +3,18 @@
 import errno
 import json
 import os
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from pretrain.errors import TrainingStopped, UserError
 
+MetricsRow = dict[str, Any]
+"""A line of metrics.jsonl: a training step, an evaluation, or the evaluation of parts of the model."""
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+
+def read_rows(path: Path) -> list[MetricsRow]:
     """All complete rows. A killed run may leave half a line at the end; that is no row.
 
     Raises:
@@ -19,15 +23,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row, _ in _rows(path)]
 
 
-def training_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def training_rows(rows: list[MetricsRow]) -> list[MetricsRow]:
     return [row for row in rows if "loss" in row]
 
 
-def evaluation_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def evaluation_rows(rows: list[MetricsRow]) -> list[MetricsRow]:
     return [row for row in rows if "eval_loss" in row]
 
 
-def parts_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def parts_rows(rows: list[MetricsRow]) -> list[MetricsRow]:
     """Of the model's parts (`eval_parts`), if they were evaluated."""
     return [row for row in rows if "loss" not in row and "eval_loss" not in row]
 
@@ -41,12 +45,12 @@ class MetricsFile:
         self.restarts = 1 + max((row.get("restart", 0) for row, _ in found), default=-1)
         """How often the run has been resumed: 0 for the first start."""
         kept = [(row, end) for row, end in found if row["step"] <= resumed_at]
-        self.last_row: dict[str, Any] | None = next((row for row, _ in reversed(kept) if "loss" in row), None)
+        self.last_row: MetricsRow | None = next((row for row, _ in reversed(kept) if "loss" in row), None)
         """The newest training row that stays."""
         self._file: FileIO = path.open("ab", buffering=0)
         os.truncate(path, kept[-1][1] if kept else 0)
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: MetricsRow) -> None:
         """Raises TrainingStopped if the row cannot be written, on a full disk for one."""
         try:
             line = (json.dumps(row, allow_nan=False) + "\n").encode()
@@ -59,7 +63,7 @@ class MetricsFile:
         self._file.close()
 
 
-def _rows(path: Path):
+def _rows(path: Path) -> Iterator[tuple[MetricsRow, int]]:
     """Pairs of a row and the offset at which its line ends, in order."""
     end = 0
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):

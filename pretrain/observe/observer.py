@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -15,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from pretrain.config import Run
 from pretrain.config.run import Position
 from pretrain.observe.console import Console, Line
-from pretrain.observe.metrics import MetricsFile
+from pretrain.observe.metrics import MetricsFile, MetricsRow
 from pretrain.observe.report import write_report
 from pretrain.results import Evaluation, StepResult
 from pretrain.subnetwork import LayerPath
@@ -132,7 +131,7 @@ class Observer:
         else:
             print(f"ended after step {step} of {self.run.steps}; the same command goes on", flush=True)
 
-    def _record(self, row: dict[str, Any]) -> None:
+    def _record(self, row: MetricsRow) -> None:
         self.metrics.append(row)
         for name, value in row.items():
             if name not in NOT_SCALARS:
@@ -158,7 +157,7 @@ class Observer:
         return median(self.pace) * remaining * self.run.tokens_per_step
 
 
-def slowest(seconds: Sequence[float], nodes: Sequence[str]) -> dict[str, Any]:
+def slowest(seconds: Sequence[float], nodes: Sequence[str]) -> MetricsRow:
     """The rank that took longest for its own work, and how much longer than the median rank; nothing if there is one rank."""
     if len(seconds) == 1:
         return {}

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import matplotlib
 
@@ -15,14 +14,14 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pretrain.config import Run
-from pretrain.observe.metrics import evaluation_rows, training_rows
+from pretrain.observe.metrics import MetricsRow, evaluation_rows, training_rows
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
 SUBNETWORK = "The training loss is a subnetwork's: each step runs only the layers of its path. Held-out loss runs all layers."
 COLUMNS = 200
 """Most columns of the heat map."""
 
-Rows = list[dict[str, Any]]
+Rows = list[MetricsRow]
 
 
 def draw_plots(run: Run, rows: Rows, out: Path) -> list[tuple[str, str]]:

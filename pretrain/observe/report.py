@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 from pretrain.config import Run
 from pretrain.cost.flops import savings
 from pretrain.cost.makespan import active_by_part, ideal_pipeline_ratio
-from pretrain.observe.metrics import evaluation_rows, read_rows, training_rows
+from pretrain.observe.metrics import MetricsRow, evaluation_rows, read_rows, training_rows
 from pretrain.observe.plots import draw_plots
 
 ENDS = 20
@@ -30,7 +29,7 @@ class Summary:
     """None where no step ran all layers, against which to compare."""
 
     @classmethod
-    def of(cls, run: Run, rows: list[dict[str, Any]]) -> "Summary":
+    def of(cls, run: Run, rows: list[MetricsRow]) -> "Summary":
         steps, evaluations = training_rows(rows), evaluation_rows(rows)
         shape = run.recipe.shape
         ideal = 1 / fmean(_ideal_ratios(run, steps))
@@ -76,7 +75,7 @@ def write_report(run: Run, directory: Path) -> str:
     )
 
 
-def _ideal_ratios(run: Run, rows: list[dict[str, Any]]) -> Iterator[float]:
+def _ideal_ratios(run: Run, rows: list[MetricsRow]) -> Iterator[float]:
     """Ideal time of each step over that with all layers; on a pipeline from the step's first path, whose layers spread
     unevenly."""
     layout = run.recipe.parallel
@@ -90,12 +89,12 @@ def _ideal_ratios(run: Run, rows: list[dict[str, Any]]) -> Iterator[float]:
         yield known[active]
 
 
-def _without_first_of_each_start(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _without_first_of_each_start(rows: list[MetricsRow]) -> list[MetricsRow]:
     """The first step after a start warms up caches and allocators; it says nothing about speed."""
     return [row for before, row in zip(rows, rows[1:]) if before["restart"] == row["restart"]]
 
 
-def _mean_of_medians(rows: list[dict[str, Any]]) -> float:
+def _mean_of_medians(rows: list[MetricsRow]) -> float:
     """Mean step time over the run, each length's by its median, so that a hiccup of the machine does not count."""
     lengths = sorted({row["active_layers"] for row in rows})
     groups = [[row["step_seconds"] for row in rows if row["active_layers"] == n] for n in lengths]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pretrain.config import Run
+from pretrain.cost.flops import Shape
 from pretrain.cost.makespan import active_by_part, chunk_costs, makespan
 from pretrain.subnetwork.schedule import Stage
 
@@ -60,5 +61,5 @@ def _time(run: Run, active: tuple[int, ...]) -> float:
 
 
 @lru_cache(maxsize=10_000)
-def _makespan(shape, ranks: int, chunks: int, active: tuple[int, ...], micro_batches: int, backward: float) -> float:
+def _makespan(shape: Shape, ranks: int, chunks: int, active: tuple[int, ...], micro_batches: int, backward: float) -> float:
     return makespan(chunk_costs(shape, ranks, chunks, active), micro_batches, backward)

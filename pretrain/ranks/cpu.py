@@ -6,7 +6,7 @@ accelerator is used.
 
 import contextlib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -37,11 +37,11 @@ def _on_cpu(*names: str) -> types.ModuleType:
     """The module `torch`, but with `names` ignoring a literal device="cuda"."""
 
     class Torch(types.ModuleType):
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name: str) -> object:
             return getattr(torch, name)
 
-    def on_cpu(function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
+    def on_cpu(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
             if str(kwargs.get("device", "")).startswith("cuda"):
                 kwargs["device"] = "cpu"
             return function(*args, **kwargs)

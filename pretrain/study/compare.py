@@ -258,6 +258,6 @@ def _require_alike(study: Study, rows: Sequence[Row]) -> None:
             )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 20 else text[:12] + '..."'

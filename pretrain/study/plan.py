@@ -229,7 +229,7 @@ def _decided_by(option: str) -> str | None:
     return next((key for decided, key in DECIDED.items() if option == decided or option.startswith(decided + ".")), None)
 
 
-def _pair(file: Path, where: str, name: str, value: Any) -> tuple[str, str]:
+def _pair(file: Path, where: str, name: object, value: object) -> tuple[str, str]:
     """An option as the command line has it."""
     if not isinstance(name, str):
         raise UserError(f'{file}: key "{where}": {name!r} is not the name of a setting')

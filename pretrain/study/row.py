@@ -15,7 +15,7 @@ from pretrain.checkpoint.manifest import Manifest, read_manifest
 from pretrain.config.run import Run
 from pretrain.cost.flops import TRAINING
 from pretrain.errors import UserError
-from pretrain.observe.metrics import evaluation_rows, parts_rows, read_rows, training_rows
+from pretrain.observe.metrics import MetricsRow, evaluation_rows, parts_rows, read_rows, training_rows
 from pretrain.schema import Strict
 from pretrain.study.identity import settings_of
 
@@ -223,7 +223,7 @@ def table(rows: Iterable[Row]) -> str:
     return "".join(row.model_dump_json() + "\n" for row in rows)
 
 
-def _metrics(directory: Path) -> list[dict[str, Any]]:
+def _metrics(directory: Path) -> list[MetricsRow]:
     if not (directory / "metrics.jsonl").is_file():
         raise UserError(f"{directory}: no run directory: it has no metrics.jsonl; of a study name its .yaml, or its .rows.jsonl")
     return read_rows(directory / "metrics.jsonl")
@@ -279,7 +279,7 @@ def _layer_use(run: Run, done: int) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(round(float(share), 3) for share in layer) for layer in np.transpose(columns))
 
 
-def _step_seconds(steps: list[dict[str, Any]]) -> Iterable[tuple[float, int, float]]:
+def _step_seconds(steps: list[MetricsRow]) -> Iterable[tuple[float, int, float]]:
     """The first step after a start warms up, and says nothing of the pace; it is counted at that of the others."""
     for length in sorted({row["active_layers"] for row in steps}):
         alike = [row for row in steps if row["active_layers"] == length]
