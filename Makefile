@@ -21,7 +21,7 @@ lint: .venv/installed  ## form, types, shell scripts, links of the docs
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy pretrain tokenizer bench
 	.venv/bin/shellcheck slurm/*.sh .ci/run
-	$(RUN) -m pytest tests/test_docs.py
+	$(RUN) -m pytest tests/unit/test_docs.py
 
 test: .venv/installed  ## the tests that take minutes
 	$(RUN) -m pytest -n auto --dist loadfile -m "not slow and not gpu"

@@ -1,0 +1,78 @@
+"""The benchmarks run, and write what they promise; what they measure is for a quiet machine."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.launch import torchrun
+
+SMALL = [
+    "--model.num_layers",
+    "4",
+    "--model.hidden_size",
+    "64",
+    "--model.ffn_hidden_size",
+    "128",
+    "--model.num_attention_heads",
+    "2",
+    "--data.sequence_length",
+    "32",
+    "--ds.progressive_subnetwork.path_lengths",
+    "2",
+]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("processes, layout", [(1, "one"), (2, "PP2")])
+def test_path_speed(tmp_path, processes, layout):
+    process = torchrun(
+        processes,
+        "bench.path_speed",
+        "--rounds",
+        "1",
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+        "--parallel.pipeline",
+        str(processes),
+        *SMALL,
+    )
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert (
+        "measured over ideal" in out
+        and json.loads((tmp_path / f"path_speed_cpu_{layout}.json").read_text())["facts"]["layers"] == "2 of 4"
+    )
+    assert (tmp_path / f"path_speed_cpu_{layout}.md").exists() and (tmp_path / f"path_speed_cpu_{layout}.png").exists()
+
+
+@pytest.mark.dist
+def test_collectives(tmp_path):
+    process = torchrun(2, "bench.collectives", "--out", tmp_path / "found.json", "--device", "cpu")
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert {row["operation"] for row in json.loads((tmp_path / "found.json").read_text())["rows"]} == {
+        "all_reduce",
+        "all_gather",
+        "reduce_scatter",
+    }
+
+
+@pytest.mark.parametrize("module", ["checkpoint", "data", "encode"])
+def test_the_others(tmp_path, project, module):
+    words = {
+        "checkpoint": ["--recipe", project.recipe, "--ds-config", project.ds, "--folder", tmp_path],
+        "data": ["--steps", 21],
+        "encode": ["--input", project.home / "train.jsonl", "--tokenizer", project.home / "tokenizer", "--ranks", 1, 2],
+    }[module]
+    done = subprocess.run(
+        [sys.executable, "-m", f"bench.{module}", *map(str, words), "--rounds", "1", "--out", tmp_path / "results"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.suffix for path in (tmp_path / "results").glob(f"{module}_cpu*")} == {".json", ".md"}

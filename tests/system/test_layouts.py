@@ -1,0 +1,252 @@
+"""The same losses, norms and weights on every layout, and breaks that a wrong joint would let pass.
+
+All layouts of one world size run in one launch, because starting processes takes longer than training.
+"""
+
+import json
+
+import pytest
+import torch
+
+from pretrain.config import read_run
+from pretrain.plan.memory import parameters
+from tests.support.launch import torchrun
+from tests.support.project import CLIPPING
+
+pytestmark = pytest.mark.dist
+TOLERANCE = 1e-4
+BF16_LOSS, BF16_NORM = 2e-3, 2e-2
+"""Against one process in bf16: sums of tensor ranks are rounded to bf16 in another order."""
+
+BATCH = {"ds.train_batch_size": 16, "ds.train_micro_batch_size_per_gpu": 4}
+"""Four micro-batches in a step."""
+REPLICAS = {"ds.train_micro_batch_size_per_gpu": 2}
+"""Four micro-batches for each of two replicas."""
+
+
+def layout(tensor=1, pipeline=1, virtual=1, sequence=False, zero=1, **more) -> dict[str, str]:
+    settings = {"parallel.tensor": tensor, "parallel.pipeline": pipeline, "parallel.virtual": virtual}
+    settings |= {"parallel.sequence": str(sequence).lower(), "ds.zero_optimization.stage": zero} | BATCH
+    return {key: str(value) for key, value in {**settings, **more}.items()}
+
+
+APART = {**REPLICAS, "ds.progressive_subnetwork.paths_per_step": 8}
+"""Of two replicas one runs even paths and the other odd ones, so that they skip different layers."""
+RECOMPUTE = {"model.recompute": "layer"}
+BF16 = {"ds.bf16.enabled": "true"}
+ONE = {"fp32": layout(), "apart": layout(**APART), "bf16": layout(**BF16), "apart in bf16": layout(**APART, **BF16)}
+
+
+def twice(cases: dict[str, dict]) -> dict[str, dict]:
+    """Each layout as it is and with recomputation."""
+    return {
+        name + suffix: case | more for name, case in cases.items() for suffix, more in (("", {}), (", recomputed", RECOMPUTE))
+    }
+
+
+TWO = twice(
+    {
+        "TP2": layout(tensor=2),
+        "PP2": layout(pipeline=2),
+        "PP2 with two virtual chunks": layout(pipeline=2, virtual=2),
+        "DP2, replicas on paths apart": layout(**APART),
+        "DP2 with ZeRO-2": layout(zero=2, **REPLICAS),
+        "DP2 with ZeRO-3": layout(zero=3, **REPLICAS),
+    }
+) | {
+    "TP2 with sequence parallelism": layout(tensor=2, sequence=True),
+    "DP2": layout(**REPLICAS),
+    "DP2 without ZeRO, replicas on paths apart": layout(zero=0, **APART),
+    "PP2 with two virtual chunks, without ZeRO": layout(pipeline=2, virtual=2, zero=0),
+    "bf16 DP2, replicas on paths apart": layout(**APART, **BF16),
+    "bf16 DP2 with ZeRO-2": layout(zero=2, **REPLICAS, **BF16),
+    "bf16 DP2 with ZeRO-3": layout(zero=3, **REPLICAS, **BF16),
+}
+FOUR = twice(
+    {
+        "PP4": layout(pipeline=4),
+        "TP2 x PP2 with sequence parallelism": layout(tensor=2, pipeline=2, sequence=True),
+        "DP2 x PP2 with two virtual chunks": layout(pipeline=2, virtual=2, **REPLICAS),
+        "TP2 x DP2, replicas on paths apart": layout(tensor=2, **APART),
+        "PP2 x DP2, replicas on paths apart": layout(pipeline=2, **APART),
+    }
+) | {
+    "TP2 x PP2 with sequence parallelism, without ZeRO": layout(tensor=2, pipeline=2, sequence=True, zero=0),
+    "TP2 x DP2 with ZeRO-2": layout(tensor=2, zero=2, **REPLICAS),
+    "bf16 TP2 x PP2": layout(tensor=2, pipeline=2, **BF16),
+}
+BROKEN_TWO = {
+    "no_zero_filling": layout(**APART, **{"break": "no_zero_filling"}),
+    "tied_embedding_counted_twice": layout(pipeline=2, **{"break": "tied_embedding_counted_twice"}),
+    "stale_gradient": layout(zero=3, **REPLICAS, **{"break": "stale_gradient"}),
+}
+CRASHES = {"no_zero_filling": "Received data size doesn't match expected size", "no_clone": "the gradient's norm is not finite"}
+"""Breaks that may end in a crash, and how."""
+BROKEN_FOUR = {"no_clone": layout(pipeline=4, **{"break": "no_clone"})}
+
+
+def train(project, folder, processes: int, cases: dict) -> tuple[dict, str]:
+    """Results by case, and what was written to standard error."""
+    out, file = folder / f"{processes}.pt", folder / f"{processes}.json"
+    file.write_text(json.dumps(cases))
+    process = torchrun(processes, "tests.support.worker", project.recipe, project.ds, out, file)
+    try:
+        _, errors = process.communicate(timeout=900)
+    finally:
+        process.kill()
+    return (torch.load(out) if process.returncode == 0 else {}), errors
+
+
+@pytest.fixture(scope="module")
+def one(project, tmp_path_factory):
+    results, errors = train(project, tmp_path_factory.mktemp("one"), 1, ONE)
+    assert results, errors
+    return results
+
+
+@pytest.fixture(scope="module")
+def several(project, tmp_path_factory):
+    """Results of all layouts, of two and of four processes."""
+    results = {}
+    for processes, cases in ((2, TWO), (4, FOUR)):
+        part, errors = train(project, tmp_path_factory.mktemp(f"of{processes}"), processes, cases)
+        assert part, errors
+        results |= part
+    return results
+
+
+def distances(ours: dict, theirs: dict) -> dict[str, float]:
+    a, b = torch.tensor(ours["rows"]), torch.tensor(theirs["rows"])
+    assert ours["weights"].keys() == theirs["weights"].keys()
+    return {
+        "loss": float((a[:, 0] - b[:, 0]).abs().max()),
+        "norm": float(((a[:, 1] - b[:, 1]) / b[:, 1]).abs().max()),
+        "weights": float(torch.stack([(w - theirs["weights"][name]).abs().max() for name, w in ours["weights"].items()]).max()),
+        "evaluation": abs(ours["evaluation"] - theirs["evaluation"]),
+    }
+
+
+def counterpart(name: str) -> str:
+    """The case of one process that draws the same paths in the same precision."""
+    return {(False, False): "fp32", (True, False): "apart", (False, True): "bf16", (True, True): "apart in bf16"}[
+        "apart" in name, "bf16" in name
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in [*TWO, *FOUR] if "bf16" not in name])
+def test_every_layout_trains_like_one_process(one, several, name):
+    assert min(norm for _, norm in one["fp32"]["rows"]) > CLIPPING, "clipping must act, or the test does not cover it"
+    found = distances(several[name], one[counterpart(name)])
+    assert all(value < TOLERANCE for value in found.values()), found
+
+
+@pytest.mark.parametrize("name", [*TWO, *FOUR])
+def test_plan_counts_the_parameters_of_every_rank(project, several, name):
+    cases, world = (TWO, 2) if name in TWO else (FOUR, 4)
+    run = read_run(str(project.recipe), [("--" + k, v) for k, v in cases[name].items()], str(project.ds), world)
+    ranks_per_stage = world // run.recipe.parallel.pipeline
+    assert several[name]["parameters"] == [parameters(run, rank // ranks_per_stage) for rank in range(world)]
+
+
+def test_a_skipped_layer_does_no_tensor_parallel_collective(project, tmp_path):
+    cases = {"counted": layout(tensor=2, count="0-1-3-8")}
+    results, errors = train(project, tmp_path, 2, cases)
+    assert results, errors
+    none, one_layer, three, eight = results["counted"]
+    assert one_layer - none == 4, "two in the forward pass, two in the backward pass"
+    assert (three - none, eight - none) == (3 * 4, 8 * 4)
+
+
+@pytest.mark.parametrize("name", [name for name in [*TWO, *FOUR] if "bf16" in name])
+def test_bf16_stays_within_its_bound(one, several, name):
+    found = distances(several[name], one[counterpart(name)])
+    assert found["loss"] < BF16_LOSS and found["norm"] < BF16_NORM and found["evaluation"] < BF16_LOSS, found
+
+
+def test_chunks_without_an_active_layer_occur(project):
+    """Four pipeline ranks hold two layers each; the parity above covers ranks with none of them active."""
+    paths = [path for step in range(1, 8) for path in project.run().method.paths(step)]
+    assert any(not any(path.active[2 * rank : 2 * rank + 2]) for path in paths for rank in range(4))
+
+
+def test_replicas_that_skip_different_layers_occur(project):
+    """The parity of replicas on paths apart covers layers that have a gradient on one replica and none on the other."""
+    run = project.run(*(f"{key}={value}" for key, value in layout(**APART).items()), world_size=2)
+
+    def layers_run(step: int, replica: int) -> tuple[bool, ...]:
+        paths = run.method.paths(step)
+        taken = [paths[run.path_index(index, replica, len(paths))].active for index in range(run.micro_batches)]
+        return tuple(map(any, zip(*taken)))
+
+    assert sum(layers_run(step, 0) != layers_run(step, 1) for step in range(1, 8)) >= 3
+
+
+@pytest.fixture(scope="module")
+def broken(project, tmp_path_factory):
+    """Results of each break, alone in its launch: it may end in a crash, which is noticing too."""
+    results = {}
+    for processes, cases in ((2, BROKEN_TWO), (4, BROKEN_FOUR)):
+        for name, case in cases.items():
+            results[name] = train(project, tmp_path_factory.mktemp(name), processes, {name: case})
+    return results
+
+
+@pytest.mark.parametrize("name", [*BROKEN_TWO, *BROKEN_FOUR])
+def test_a_broken_joint_is_noticed(one, broken, name):
+    results, errors = broken[name]
+    if not results:
+        assert CRASHES[name] in errors, "it must fail in the joint, not in breaking it"
+        return
+    reference = one["apart" if name == "no_zero_filling" else "fp32"]
+    assert max(distances(results[name], reference).values()) > TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "case, complaint",
+    [
+        (layout(pipeline=2), "step 1: the ranks drew different paths: 0 against 1"),
+        (layout(pipeline=2, tensor=2), "step 1: rank 1 drew other paths than the rest"),
+    ],
+)
+def test_a_rank_with_other_paths_stops_the_job_within_the_step_and_is_named(project, tmp_path, case, complaint):
+    processes = int(case["parallel.tensor"]) * int(case["parallel.pipeline"])
+    results, errors = train(project, tmp_path, processes, {"shifted": {**case, "break": "shifted_path"}})
+    assert not results and f"TrainingStopped: {complaint}" in errors
+
+
+RESUMED_TWO = {
+    "TP2": layout(tensor=2),
+    "TP2 with sequence parallelism, without ZeRO": layout(tensor=2, sequence=True, zero=0),
+    "PP2 with two virtual chunks": layout(pipeline=2, virtual=2),
+    "DP2 without ZeRO": layout(zero=0, **REPLICAS),
+    "DP2 with ZeRO-2": layout(zero=2, **REPLICAS),
+    "DP2 with ZeRO-3": layout(zero=3, **REPLICAS),
+    "bf16 DP2": layout(**REPLICAS, **BF16),
+    "bf16 PP2": layout(pipeline=2, **BF16),
+    "bf16 DP2 with ZeRO-3": layout(zero=3, **REPLICAS, **BF16),
+}
+RESUMED_FOUR = {
+    "TP2 x PP2 with sequence parallelism": layout(tensor=2, pipeline=2, sequence=True),
+    "DP2 x PP2 with two virtual chunks": layout(pipeline=2, virtual=2, **REPLICAS),
+}
+
+
+@pytest.fixture(scope="module")
+def resumed(project, tmp_path_factory):
+    results = {}
+    for processes, cases in ((2, RESUMED_TWO), (4, RESUMED_FOUR)):
+        folder = tmp_path_factory.mktemp(f"resumed{processes}")
+        with_folders = {name: {**case, "resume": str(folder / str(n))} for n, (name, case) in enumerate(cases.items())}
+        part, errors = train(project, folder, processes, with_folders)
+        assert part, errors
+        results |= part
+    return results
+
+
+@pytest.mark.parametrize("name", [*RESUMED_TWO, *RESUMED_FOUR])
+def test_every_layout_goes_on_from_its_checkpoint_bit_for_bit(resumed, name):
+    unbroken, again = resumed[name]["unbroken"], resumed[name]["resumed"]
+    assert (unbroken["from"], again["from"]) == (0, 4)
+    assert unbroken["rows"] == again["rows"] and len(again["rows"]) == 4
+    for parameter, weight in unbroken["weights"].items():
+        assert torch.equal(weight, again["weights"][parameter]), parameter

@@ -1,0 +1,102 @@
+"""The engine trains as the plainest reference does, and no way of breaking it stays unnoticed."""
+
+import pytest
+import torch
+
+from pretrain.data.loader import open_data
+from pretrain.engine import Engine, build_engine
+from pretrain.model.layer import SkippableLayer
+from pretrain.subnetwork import path_of_sample
+from tests.support.project import BERT, CLIPPING
+from tests.support.reference import Reference, cosine
+
+STEPS = 10
+TOLERANCE = 1e-4
+
+
+def train_both(run, ranks, shift_path: int = 0):
+    """Losses and norms of both over STEPS steps, and the largest difference of a weight at the end."""
+    data = open_data(run)
+    engine = build_engine(run, ranks)
+    model = run.recipe.model
+    reference = Reference(
+        dict(engine.model.named_parameters()), model.num_layers, model.num_attention_heads, model.vocab_size, model.norm_epsilon,
+        gelu=model.feed_forward == "gelu", clipping=CLIPPING,
+    )  # fmt: skip
+    ours, theirs, uneven = [], [], run.recipe.data.objective == "causal"
+    for step in range(1, STEPS + 1):
+        batches = data.batch(step)
+        uneven |= len({int(batch.targets.sum()) for batch in batches}) > 1
+        paths = run.method.paths(step)
+        per_batch = [paths[path_of_sample(index * run.micro_batch, run.batch, len(paths))] for index in range(run.micro_batches)]
+        result = engine.step(step, batches, run.method.paths(step + shift_path))
+        lr = cosine(step, run.steps, 4, 1e-3, 0.1)
+        assert result.lr == pytest.approx(lr)
+        ours.append((result.loss, result.grad_norm))
+        theirs.append(reference.step(batches, per_batch, lr))
+    data.close()
+    assert uneven, "target counts must differ between micro-batches, or the test shows nothing"
+    weights = max(float((p.detach().double() - reference.weights[n]).abs().max()) for n, p in engine.model.named_parameters())
+    return torch.tensor(ours), torch.tensor(theirs), weights
+
+
+def assert_parity(ours, theirs, weights) -> None:
+    assert (ours[:, 0] - theirs[:, 0]).abs().max() < TOLERANCE
+    assert ((ours[:, 1] - theirs[:, 1]) / theirs[:, 1]).abs().max() < TOLERANCE
+    assert theirs[:, 1].min() > CLIPPING, "clipping must act, or the test does not cover it"
+    assert weights < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("model.recompute=layer",),
+        ("model.tied_embeddings=false", "ds.progressive_subnetwork.residual_scale=1/keep"),
+        ("ds.zero_optimization.stage=0", "ds.progressive_subnetwork.residual_scale=1/sqrt(keep)", "model.recompute=layer"),
+        ("ds.progressive_subnetwork.method=full",),
+        ("data.objective=causal",),
+        ("data.denoisers=60-20-20",),
+        tuple(f"{key}={value}" for key, value in BERT.items()),
+        (
+            *(f"{key}={value}" for key, value in BERT.items()),
+            "data.whole_words=true",
+            "model.recompute=layer",
+            "ds.zero_optimization.stage=0",
+        ),
+    ],
+)
+def test_training_equals_the_plain_reference(project, ranks, settings):
+    assert_parity(*train_both(project.run(*settings), ranks))
+
+
+def assert_noticed(ours, theirs, weights) -> None:
+    """Both trained, and to something clearly else."""
+    assert torch.isfinite(ours).all() and torch.isfinite(theirs).all()
+    assert max(float((ours - theirs).abs().max()), weights) > 10 * TOLERANCE
+
+
+def test_a_path_shifted_by_one_step_is_noticed(project, ranks):
+    assert_noticed(*train_both(project.run(), ranks, shift_path=1))
+
+
+def test_a_scale_left_out_is_noticed(project, ranks, monkeypatch):
+    run = project.run("ds.progressive_subnetwork.residual_scale=1/keep")
+    compute = SkippableLayer.compute
+    monkeypatch.setattr(SkippableLayer, "compute", lambda self, x, mask, scale, attention: compute(self, x, mask, 1.0, attention))
+    assert_noticed(*train_both(run, ranks))
+
+
+def test_a_mean_of_micro_batch_means_is_noticed(project, ranks, monkeypatch):
+    """The engine divides each micro-batch by its own number of targets."""
+    forward_backward = Engine.forward_backward
+
+    def mean_of_means(self, micro_batches, scale, forward_only=False):
+        parts = []
+        for micro in micro_batches:
+            targets = int(micro.batch.targets.sum())
+            parts += forward_backward(self, [micro], 1 / (targets * len(micro_batches)), forward_only)
+        return parts
+
+    monkeypatch.setattr(Engine, "forward_backward", mean_of_means)
+    assert_noticed(*train_both(project.run(), ranks))

@@ -1,0 +1,33 @@
+"""DeepSpeed's private parts are known in one file, which lists them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+HOME = Path("pretrain/optim/deepspeed.py")
+LISTED = set(re.findall(r"`(\w+)`", HOME.read_text().split('"""')[1]))
+OWN = {"DeepSpeedEngine", "BF16_Optimizer", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3", "optimizer"}
+"""Classes, and a name that others use, too."""
+PRIVATE = sorted(LISTED - OWN)
+
+
+def test_the_list_is_what_the_file_touches():
+    code = HOME.read_text().split('"""', 2)[2]
+    unused = [name for name in PRIVATE if not re.search(rf"\b{name}\b", code) and name != "ds_pipe_replicated"]
+    assert unused == [] and len(PRIVATE) >= 20
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_no_other_file_touches_it(name):
+    """`ds_pipe_replicated` is DeepSpeed's word for a copy, which optim/model.py gives."""
+    allowed = {HOME, Path("pretrain/optim/model.py")} if name == "ds_pipe_replicated" else {HOME}
+    found = {file for file in Path("pretrain").rglob("*.py") if re.search(rf"(?<![\w\"']){name}\b", file.read_text())}
+    assert found <= allowed
+
+
+def test_nobody_else_imports_deepspeed_but_where_it_is_set_up():
+    importing = {
+        str(file) for file in Path("pretrain").rglob("*.py") if re.search(r"^\s*(import|from) deepspeed", file.read_text(), re.M)
+    }
+    assert importing == {str(HOME), "pretrain/ranks/cpu.py", "pretrain/ranks/libraries.py"}

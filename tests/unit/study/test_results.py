@@ -1,0 +1,174 @@
+"""docs/results.md says what the committed rows say: every number of its tables, worked out again from the JSON alone."""
+
+import json
+import re
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+PROJECT = Path(__file__).resolve().parents[3]
+STUDIES = PROJECT / "bench/studies/ul2_12_layers"
+TEXT = (PROJECT / "docs/results.md").read_text()
+METHOD, RATE = "ds.progressive_subnetwork.method", "ds.optimizer.params.lr"
+RATES = ("2e-3", "4e-3", "8e-3", "16e-3")
+PAIRS = ("first minus second", "mean of pairs", "standard error", "95 % interval", "")
+
+
+def rows(name: str) -> dict[str, dict[int, dict]]:
+    """By method and seed."""
+    found: dict[str, dict[int, dict]] = {}
+    for line in (STUDIES / f"{name}.rows.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault(row["method"], {})[row["seed"]] = row
+    return found
+
+
+def table(*names: str) -> list[list[str]]:
+    """The body of the table with this head, as cells."""
+    head = TEXT.splitlines().index(f"| {' | '.join(names)} |".replace("|  |", "| |"))
+    body = []
+    for line in TEXT.splitlines()[head + 2 :]:
+        if not line.startswith("|"):
+            return body
+        body.append([cell.strip().replace("`", "") for cell in line.strip("|").split("|")])
+    return body
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean, sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def interval_of(mean: float, standard_error: float) -> str:
+    """Of three seeds, 95 %."""
+    half = float(student.ppf(0.975, 2)) * standard_error
+    return f"{mean - half:+.4f} to {mean + half:+.4f}"
+
+
+@pytest.fixture(scope="module")
+def study():
+    return rows("study")
+
+
+def test_every_method_has_the_same_seeds(study):
+    assert {tuple(sorted(runs)) for runs in study.values()} == {(1, 2, 3)}
+    assert (
+        len({line for runs in study.values() for row in runs.values() for line in row["made_with"] if line.startswith("code ")})
+        == 1
+    )
+    assert len({json.dumps(row["data"], sort_keys=True) for runs in study.values() for row in runs.values()}) == 1
+
+
+def test_final_losses(study):
+    body = table(
+        "method",
+        "learning rate",
+        "steps",
+        "layer FLOPs, times fewer",
+        "model FLOPs, times fewer",
+        "held-out loss",
+        "standard error",
+    )
+    assert [line[0] for line in body] == list(study)
+    for name, rate, steps, fewer_layer, fewer_model, loss, error in body:
+        runs = study[name].values()
+        mean, standard_error = mean_and_error([row["losses"]["all"] for row in runs])
+        assert {row["settings"][RATE] for row in runs} == {float(rate)}, name
+        assert {f"{row['step']:,}" for row in runs} == {steps}
+        assert (loss, error) == (f"{mean:.4f}", f"{standard_error:.4f}"), name
+        for fewer, kind in ((fewer_layer, "layer_flops"), (fewer_model, "model_flops")):
+            theirs = sum(row["evaluations"][-1][kind] for row in study["full"].values())
+            ours = sum(row["evaluations"][-1][kind] for row in runs)
+            assert fewer == f"{theirs / ours:.2f}", name
+
+
+def test_paired_differences(study):
+    body = table(*PAIRS)
+    assert len(body) == 16
+    assert {f"raptr − {other}" for other in ("full_4e3", "full_short_4e3", "constant", "pld", "ild_dts", "stacking")} <= {
+        line[0] for line in body
+    }
+    for pair, mean, error, interval, *_ in body:
+        first, second = pair.split(" − ")
+        difference, standard_error = mean_and_error(
+            [study[first][seed]["losses"]["all"] - study[second][seed]["losses"]["all"] for seed in (1, 2, 3)]
+        )
+        assert (mean, error) == (f"{difference:+.4f}", f"{standard_error:.4f}"), pair
+        assert interval == interval_of(difference, standard_error), pair
+
+
+def test_nothing_is_claimed_beyond_its_error_bars(study):
+    """Wherever a line of the table says that one is better or worse, its interval leaves out zero; elsewhere it says that nothing
+    is shown."""
+    for pair, _, _, interval, verdict in table(*PAIRS):
+        low, high = map(float, interval.split(" to "))
+        first = pair.split(" − ")[0]
+        wanted = f"{first} is better" if high < 0 else f"{first} is worse" if low > 0 else "not shown"
+        assert verdict == wanted, pair
+
+
+def test_against_the_baseline_stopped_half_way(study):
+    kinds = ("layer_flops", "model_flops")
+    head = ("minus `full_4e3` half-way", "at equal layer FLOPs", "95 % interval", "", "at equal model FLOPs", "95 % interval", "")
+    body = table(*head)
+    assert [line[0] for line in body] == ["full_short_4e3", "raptr", "constant", "stacking", "pld", "ild_dts"]
+    for name, *cells in body:
+        for kind, (mean, interval, verdict) in zip(kinds, (cells[:3], cells[3:])):
+            differences = []
+            for seed, row in study[name].items():
+                curve = study["full_4e3"][seed]["evaluations"]
+                stopped = np.interp(row["evaluations"][-1][kind], [at[kind] for at in curve], [at["loss"] for at in curve])
+                differences.append(row["losses"]["all"] - float(stopped))
+            difference, error = mean_and_error(differences)
+            assert (mean, interval) == (f"{difference:+.4f}", interval_of(difference, error)), name
+            low, high = map(float, interval.split(" to "))
+            assert verdict == ("better" if high < 0 else "worse" if low > 0 else "not shown"), name
+
+
+def test_learning_rates(study):
+    """A pilot of 300 steps, and seed 1 in full length, of which the study has some; the best of a line is bold."""
+    pilot, late = rows("learning_rates"), rows("learning_rates_full_length")
+    in_study = {
+        (row["settings"][METHOD], row["settings"][RATE]): row
+        for runs in study.values()
+        for row in runs.values()
+        if (row["seed"], row["step"]) == (1, 900)
+    }
+    body = table("learning rate", *RATES)
+    assert [line[0] for line in body] == [
+        f"{name}, {steps} steps" for name in ("full", "raptr", "constant", "stacking") for steps in (300, 900)
+    ] + ["pld, 900 steps", "ild_dts, 900 steps"]
+    for line, *cells in body:
+        method, steps = line.split(", ")
+        losses = {}
+        for rate in RATES:
+            name = f"{method}_{rate.replace('-', '')}"
+            row = pilot[name][0] if name in pilot else None
+            if steps == "900 steps":
+                row = late[name][1] if name in late else in_study.get((method, float(rate)))
+            if row:
+                assert (row["settings"][METHOD], row["settings"][RATE], f"{row['step']} steps") == (method, float(rate), steps)
+                losses[rate] = f"{row['losses']['all']:.4f}"
+        best = min(losses.values())
+        assert cells == [
+            "–" if rate not in losses else f"**{best}**" if losses[rate] == best else losses[rate] for rate in RATES
+        ], line
+
+
+def test_parts(study):
+    body = table("held-out loss of", "first 3 layers", "first 6", "first 9", "five of twelve skipped", "more than with all")
+    assert [line[0] for line in body] == list(study)
+    for name, *cells in body:
+        parts = [
+            [row["parts"][part] for row in study[name].values()] for part in ("first_3", "first_6", "first_9", "every_other")
+        ]
+        more = [row["parts"]["every_other"] - row["losses"]["all"] for row in study[name].values()]
+        assert cells == [f"{mean_and_error(losses)[0]:.3f}" for losses in (*parts, more)], name
+
+
+def test_no_text_of_the_corpus_or_place_of_a_machine_is_committed():
+    for file in STUDIES.glob("*.rows.jsonl"):
+        assert not re.search(r'"/[a-z]', file.read_text()), f"{file}: holds a path"

@@ -1,0 +1,47 @@
+"""The form that the house promises: files of one sitting, tests that mirror the package, types where they can be named."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+LONGEST = 300
+PACKAGE = sorted(Path("pretrain").rglob("*.py"))
+VALUES = {
+    "pretrain/config/deepspeed.py", "pretrain/config/strict.py", "pretrain/subnetwork/methods/base.py",
+    "pretrain/subnetwork/methods/__init__.py", "pretrain/data/objectives/denoisers.py",
+}  # fmt: skip
+"""Files that read values of any kind, before it is known what they are."""
+
+
+@pytest.mark.parametrize("file", PACKAGE, ids=str)
+def test_a_file_is_read_in_one_sitting(file):
+    assert len(file.read_text().splitlines()) <= LONGEST
+
+
+def folders_of_tests() -> list[Path]:
+    return sorted({file.parent.relative_to("tests/unit") for file in Path("tests/unit").rglob("test_*.py")})
+
+
+@pytest.mark.parametrize("folder", folders_of_tests(), ids=str)
+def test_unit_tests_mirror_the_package(folder):
+    homes = [Path("pretrain") / folder, Path(".") / folder]  # tokenizer and bench have their own names
+    assert any(home.is_dir() for home in homes)
+
+
+def bare_any(file: Path) -> list[str]:
+    """Functions with a parameter or a result that is Any and nothing else, apart from *args and **kwargs."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            annotations = [argument.annotation for argument in arguments] + [node.returns]
+            if any(isinstance(annotation, ast.Name) and annotation.id == "Any" for annotation in annotations):
+                found.append(node.name)
+    return found
+
+
+@pytest.mark.parametrize("file", PACKAGE, ids=str)
+def test_a_signature_names_its_types(file):
+    if str(file) not in VALUES:
+        assert bare_any(file) in ([], ["_flat"])
