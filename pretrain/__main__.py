@@ -7,7 +7,7 @@ from types import FrameType
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    """Until training takes its signals over: end at once, because a KeyboardInterrupt amid an import can come out as any
+    """End at once, until training takes its signals over: a KeyboardInterrupt amid an import can come out as any
     error."""
     os.write(sys.stderr.fileno(), b"interrupted\n")
     os._exit(130)

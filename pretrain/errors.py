@@ -13,14 +13,14 @@ class UserError(ValueError):
 
 
 class TrainingStopped(RuntimeError):
-    """The run cannot go on, for a reason that is told in one line; what was saved before is good. Exit status 1."""
+    """The run cannot continue, for a reason that fits in one line; what was saved before is good. Exit status 1."""
 
     everywhere = True
-    """All ranks came to this conclusion together, so that one of them tells it."""
+    """Whether all ranks came to this conclusion together, so that one of them reports it."""
 
     @classmethod
     def on_this_rank(cls, reason: str) -> "TrainingStopped":
-        """For what the other ranks do not know of."""
+        """Make one for something that the other ranks do not know of."""
         stopped = cls(reason)
         stopped.everywhere = False
         return stopped
@@ -34,11 +34,11 @@ class NodesUnfit(TrainingStopped):
         super().__init__(f"not fit: {'; '.join(f'{node}: {why}' for node, why in sorted(complaints.items()))}")
         self.complaints = dict(complaints)
         self.told_by = next((rank for rank, node in enumerate(nodes) if node not in complaints), 0)
-        """The first rank on a fit node: one that is not may be unable to tell."""
+        """The first rank on a fit node: one that is not may be unable to report anything."""
 
 
 def lost_a_peer(error: BaseException) -> bool:
-    """Did a collective fail because another rank is gone? That one, or the launcher, tells why."""
+    """Did a collective fail because another rank is gone? That one, or the launcher, reports why."""
     is_of_torch = any(kind.__name__ == "DistError" for kind in type(error).__mro__)
     words = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
     return is_of_torch or isinstance(error, RuntimeError) and any(word in str(error) for word in words)

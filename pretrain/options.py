@@ -1,4 +1,4 @@
-"""What `train` is told on its command line beyond recipe and JSON: where, and how far."""
+"""What the command line of `train` says beyond recipe and JSON: where, and how far."""
 
 import os
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from pretrain.ranks.process import Ranks
 from pretrain.ranks.watchdog import Watchdog
 
 LOCK_SECONDS = 120.0
-"""For which a job that was queued again waits for its own earlier start to let go: a node that died holds its locks a while over
-a network."""
+"""Seconds for which a job that was queued again waits until its own earlier start lets go: a node that died holds its locks a
+while over a network."""
 
 
 @dataclass(frozen=True)

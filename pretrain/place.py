@@ -16,12 +16,12 @@ class Place:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Among the processes of its node."""
+    """Rank among the processes of its node."""
     local_world_size: int = 1
 
     @property
     def environment(self) -> dict[str, str]:
-        """As torchrun would set it, which libraries read."""
+        """Variables as torchrun would set them, which libraries read."""
         values = {
             "RANK": self.rank,
             "WORLD_SIZE": self.world_size,
@@ -37,12 +37,12 @@ class Place:
 
 
 def this_node(environment: Mapping[str, str]) -> str:
-    """As SLURM calls it, which may not be the host's own name."""
+    """Return the node's name as SLURM has it, which may not be the host's own."""
     return environment.get("SLURMD_NODENAME", socket.gethostname())
 
 
 def find_place(environment: Mapping[str, str]) -> Place:
-    """From what launchers leave in the environment.
+    """Find it out from what launchers leave in the environment.
 
     Within a job of SLURM only a step of srun makes a process one of several: the batch script has a rank of its own, which means
     nothing. mpiexec starts its processes by such steps, so that they have SLURM's numbers of the step beside its own.
@@ -68,7 +68,7 @@ def find_place(environment: Mapping[str, str]) -> Place:
 
 
 def _tasks_of_node(listed: str, node: int) -> int:
-    """Of SLURM's list, as `2(x3),1`: two tasks on each of three nodes, one on the fourth."""
+    """Read SLURM's list, as `2(x3),1`: two tasks on each of three nodes, one on the fourth."""
     counts: list[int] = []
     for part in listed.split(","):
         count, _, repeated = part.partition("(x")

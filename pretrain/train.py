@@ -15,7 +15,7 @@ from pretrain.ranks.process import Ranks
 
 
 def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
-    """Train a run from wherever it stands to its end, or until it is asked to stop; returns the last step that is done and
+    """Train a run from its newest checkpoint to its end, or until it is asked to stop; returns the last step that is done and
     saved."""
     with launch(run.recipe, ranks):  # groups, device, signals
         directory = options.claim_directory(run, ranks)
@@ -46,7 +46,7 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
                 stop = ranks.asked_to_stop()  # a signal reached some rank
                 saver.check()  # what was begun some steps ago may be done, or have failed
                 if run.saves(step) or stop or step == last:
-                    saver.begin(run.position(start, step), result.lr)  # is written while training goes on
+                    saver.begin(run.position(start, step), result.lr)  # is written while training continues
                     watch.saved(step)
                 done = step
                 if stop:

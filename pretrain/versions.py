@@ -14,7 +14,7 @@ CODE_LIST = "slurm/code_files.txt"
 
 
 def versions() -> list[str]:
-    """Of Python and the packages that decide numbers."""
+    """Return the versions of Python and of the packages that decide numbers."""
     return [f"python {platform.python_version()}", *(f"{package} {version(package)}" for package in PACKAGES)]
 
 
@@ -29,7 +29,7 @@ def listed_code(listing: str) -> list[str]:
 
 
 def commit() -> str:
-    """Of this code: of a copy in a run directory, the one that was noted when it was made."""
+    """Return the commit of this code: of a copy in a run directory, the one that was noted when it was made."""
     noted = HOME / "COMMIT"
     if noted.exists():
         return noted.read_text().strip()
@@ -38,7 +38,7 @@ def commit() -> str:
 
 
 def code_sha256(home: Path) -> str:
-    """Of all modules that train, names included; `home` is the repository or a copy of it."""
+    """Return a checksum of all modules that train, names included; `home` is the repository or a copy of it."""
     digest = hashlib.sha256()
     for file in sorted(path for package in ("pretrain", "tokenizer") for path in (home / package).rglob("*.py")):
         digest.update(f"{file.relative_to(home)}\0".encode() + file.read_bytes())
@@ -46,7 +46,7 @@ def code_sha256(home: Path) -> str:
 
 
 def device_name(device_type: str) -> str:
-    """As its maker calls it, with the number of cores where it is a CPU."""
+    """Return the device's name, with the number of cores where it is a CPU."""
     if device_type == "cuda":
         import torch
 

@@ -2,7 +2,7 @@
 # What the scripts of this folder share. They source it, having set RECIPE, PRETRAIN_HOME, MOST_FAILURES and perhaps PYTHON and LAUNCH.
 
 GRACE=600         # seconds, more than any site gives a preempted job
-ENDED_SECONDS=180 # that srun may take to end when a task has told its end
+ENDED_SECONDS=180 # that srun may take to end when a task has reported its end
 LOCK_SECONDS=120  # for which a job that was queued again waits for its own earlier start to let go of the run directory
 # What scontrol calls this job: of an array this task alone.
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
@@ -158,7 +158,7 @@ train() {
       sleep 1 &
       wait $! || true
       if [[ -z $told ]]; then
-        ! told_its_end || told=$SECONDS
+        ! reported_its_end || told=$SECONDS
       elif ((SECONDS - told > ENDED_SECONDS)); then
         give_up_on_step
       fi
@@ -168,8 +168,8 @@ train() {
   finish "$code" "$status"
 }
 
-# Has a task of this start told why it ends?
-told_its_end() {
+# Has a task of this start reported why it ends?
+reported_its_end() {
   grep -q "\"job\": \"$SLURM_JOB_ID\", \"restart\": ${SLURM_RESTART_COUNT:-0}, \"kind\": \"\(finished\|ended\|saved\|config\|stopped\|crash\|hung\|node\)\"" "$RUN_DIR/events.jsonl" 2>/dev/null
 }
 
@@ -201,7 +201,7 @@ tell_tasks() {
   ) &
 }
 
-# Steps alone are told of a preemption; this script is not.
+# Only steps are signalled at a preemption; this script is not.
 preempted() {
   scontrol show job "$JOB" | grep -q 'PreemptTime=[0-9]'
 }
@@ -211,7 +211,7 @@ job_fact() {
   scontrol show job -o "$JOB" | sed -nE "s/.* $1=([^ ]*) .*/\1/p"
 }
 
-# As `job start` and `job end` tell it; see EXIT_CODES in pretrain/job/log.py.
+# As `job start` and `job end` say; see EXIT_CODES in pretrain/job/log.py.
 exit_as() {
   case $1 in
     0) exit 0 ;;
@@ -237,11 +237,11 @@ finish() {
     75) ;; # EX_TEMPFAIL: try again
     0 | 76 | 77 | 78) exit_as "$verdict" ;;
     *) # it could not decide: its own code is gone, or Python is
-      ((${SLURM_RESTART_COUNT:-0} + 1 < MOST_FAILURES)) || fail "$RUN_DIR: what became of this start cannot be told; not queued again after ${SLURM_RESTART_COUNT:-0} restarts"
+      ((${SLURM_RESTART_COUNT:-0} + 1 < MOST_FAILURES)) || fail "$RUN_DIR: how this start ended is unknown; not queued again after ${SLURM_RESTART_COUNT:-0} restarts"
       ;;
   esac
   if ! scontrol requeue "$JOB"; then # --no-requeue, salloc, a site that forbids it
-    log "SLURM does not queue it again; the same command goes on"
+    log "SLURM does not queue it again; the same command resumes"
     exit 1
   fi
   excluded=$(cat "$RUN_DIR/bad_nodes" 2>/dev/null || true)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tokenization by many processes: the same bytes as one process writes, and a restart goes on from finished blocks.
+# Tokenization by many processes: the same bytes as one process writes, and a restart resumes from finished blocks.
 #
 #   sbatch slurm/prepare_data.sh --input 'text/*.jsonl.gz' --tokenizer data/tokenizer --out data/train
 #

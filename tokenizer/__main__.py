@@ -50,7 +50,7 @@ def main() -> int:
         return _train(args) if args.command == "train" else _encode(args)
     except KeyboardInterrupt:
         print(
-            "interrupted" + ("; finished blocks stay, and the same command goes on" if args.command == "encode" else ""),
+            "interrupted" + ("; finished blocks stay, and the same command resumes" if args.command == "encode" else ""),
             file=sys.stderr,
             flush=True,
         )

@@ -1,8 +1,8 @@
 """Documents to Megatron-Core token files: PREFIX.bin, PREFIX.idx, and PREFIX.json, which names the tokenizer.
 
-The unit of work is a block of documents. Rank 0 hands blocks to whoever is free: of a plain file it tells where they stand,
-others it reads as a stream; finished blocks lie in PREFIX.parts/ under their numbers, from which the token files are put together
-in the order of the input. So they are the same for any number of processes, and a run that was killed goes on from what is
+The unit of work is a block of documents. Rank 0 hands blocks to whoever is free: of a plain file it says where they are,
+others it reads as a stream; finished blocks are in PREFIX.parts/ under their numbers, from which the token files are put together
+in the order of the input. So they are the same for any number of processes, and a run that was killed resumes from what is
 finished.
 """
 
@@ -24,11 +24,12 @@ from tokenizer.team import ALONE, Team
 from tokenizer.text import BLOCK_BYTES, BadDocument, Block, OnError, Stretch, find_inputs, pieces, text_of
 
 BATCH_CHARACTERS = 200_000
-"""Of the documents that sentencepiece gets at a time."""
+"""Characters of the documents that sentencepiece gets at a time."""
 BLOCKS, MOST_BLOCK_BYTES = 20_000, 2**25
-"""Of a large input the blocks are larger, since three files a block are a load for a shared file system."""
+"""Blocks of a large input are larger, since three files a block are a load for a shared file system."""
 CUT = 2
-"""By which rule files are cut into blocks; changes with the rule, so that blocks of two rules are never put together."""
+"""Number of the rule by which files are cut into blocks; changes with the rule, so that blocks of two rules are never put
+together."""
 
 
 def encode(
@@ -96,7 +97,7 @@ def encode(
             return _put_together(pattern, prefix, parts, names, damaged, tokenizer, team, progress)
         except OSError as error:
             raise OSError(
-                error.errno, f"{error.strerror}; finished blocks stay, and the same command goes on", str(prefix)
+                error.errno, f"{error.strerror}; finished blocks stay, and the same command resumes", str(prefix)
             ) from None
     finally:
         for lock in held:

@@ -1,4 +1,4 @@
-"""Finished blocks on disk: what a restart goes on from, and what the token files are put together from."""
+"""Finished blocks on disk: what a restart resumes from, and what the token files are put together from."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from pretrain.files import write_whole
 
 PLAN = "plan.json"
 OURS = re.compile(r"plan\.json|\d{6,}-\d{8,}\.(bin|json|len)|\..*\.part")
-"""Names of what lies in the folder of blocks; the last is of a write that was killed."""
+"""Names of what is in the folder of blocks; the last is of a write that was killed."""
 INDEX_HEADER = struct.Struct("<9sQBQQ")
-"""Of Megatron-Core's index: magic, version, type of the tokens, sequences, documents; then 4 and 8 bytes a sequence and 8 a
-document."""
+"""Header of Megatron-Core's index: magic, version, type of the tokens, sequences, documents; then 4 and 8 bytes a sequence and 8
+a document."""
 MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
 TYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 COPY_BYTES = 2**24
@@ -37,7 +37,7 @@ class Tally:
     lines: int = 0
     """All that were read, whatever became of them."""
     bad: list[tuple[str, int, str]] = field(default_factory=list)
-    """(file, line, reason); line 0 stands for the file. Lines of a block on disk count from its beginning."""
+    """(file, line, reason); line 0 means the file. Lines of a block on disk count from its beginning."""
 
     def add(self, other: "Tally") -> None:
         self.documents += other.documents
@@ -66,13 +66,11 @@ class Parts:
         Returns the plan with the size of blocks that the earlier run chose.
 
         Raises:
-            UserError: it belongs to another plan, or holds what is not ours.
+            UserError: it belongs to another plan, or holds other files.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.folder.is_symlink():
-            raise UserError(
-                f"{self.folder}: is a link; blocks of documents are to lie there, so remove it, or choose another --out"
-            )
+            raise UserError(f"{self.folder}: is a link; blocks of documents belong there, so remove it, or choose another --out")
         strange = [file.name for file in self.folder.iterdir() if not OURS.fullmatch(file.name)]
         if strange:
             raise UserError(
@@ -126,7 +124,7 @@ class Parts:
             write_whole(self.folder / f"{name}.len", lengths.astype(np.int32).data)
         except OSError as error:
             raise OSError(
-                error.errno, f"{error.strerror}; finished blocks stay, and the same command goes on", str(self.folder)
+                error.errno, f"{error.strerror}; finished blocks stay, and the same command resumes", str(self.folder)
             ) from None
 
     def tally(self, name: str) -> Tally:

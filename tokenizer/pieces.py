@@ -21,7 +21,7 @@ SENTINELS = 100
 """Sentinels by default, as in T5. The largest number needed is derived from a recipe and checked."""
 
 PART_CHARACTERS = 100_000
-"""Of a document that sentencepiece gets at a time: its memory grows with them, by some 50 bytes each."""
+"""Characters of a document that sentencepiece gets at a time: its memory grows with them, by some 50 bytes each."""
 
 MODEL, MANIFEST = "tokenizer.model", "tokenizer.json"
 
@@ -47,7 +47,7 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """Of the model file: what token files record, so that they are never read with another tokenizer."""
+        """Checksum of the model file: what token files record, so that they are never read with another tokenizer."""
         return self.manifest["model_sha256"]
 
     @property

@@ -9,7 +9,7 @@ from tokenizer.parts import Tally
 from tokenizer.text import COMPRESSED, Block, Stretch
 
 EVERY_SECONDS = {True: 0.2, False: 15.0}
-"""Between lines, on a terminal and in a log."""
+"""Seconds between lines, on a terminal and in a log."""
 MOST_SHOWN = 10
 SEEN_PER_COMPRESSED = 3.5
 """Bytes of text from a byte of a compressed file; a guess, for the time that is left."""
@@ -45,7 +45,7 @@ class Progress:
     def _line(self, seconds: float) -> None:
         speed = self.tally.text_bytes / max(seconds, 1e-9)
         done = self.tally.text_bytes + self.before
-        left = f"about {max(self.total - done, 0) / speed / 60:.0f} min left" if speed else "passing over finished blocks"
+        left = f"about {max(self.total - done, 0) / speed / 60:.0f} min left" if speed else "skipping finished blocks"
         share = min(done / max(self.total, 1), 0.99)
         text = (
             f"{100 * share:3.0f} %  {self.tally.documents:,} documents  {speed / 1e6:.1f} MB/s  {left}  {len(self.tally.bad)} bad"

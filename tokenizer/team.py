@@ -22,7 +22,7 @@ WANTED, RESULT = "wanted", "result"
 """What a rank says to rank 0."""
 
 IDLE_SECONDS = 0.001
-"""Between two looks for a message; a block takes some hundred times longer."""
+"""Seconds between two looks for a message; a block takes some hundred times longer."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Team:
         return outcome
 
     def wait(self) -> None:
-        """Until all ranks are here. MPI would wait at full speed; a sleeping rank leaves its core to those that work."""
+        """Wait until all ranks are here. MPI would wait at full speed; a sleeping rank leaves its core to those that work."""
         if self.comm is not None:
             arrived = self.comm.Ibarrier()
             while not arrived.Test():
@@ -143,7 +143,7 @@ class Team:
         return failed
 
     def _receive(self, source: int, status: Any = None) -> Any:
-        """As `wait`, for a message."""
+        """Wait for a message, as `wait` does for ranks."""
         while not self.comm.iprobe(source=source):
             time.sleep(IDLE_SECONDS)
         return self.comm.recv(source=source, status=status)

@@ -16,11 +16,11 @@ from pretrain.errors import UserError
 from pretrain.place import this_node
 
 BLOCK_BYTES = 2 * 2**20
-"""Of a block: a fraction of a second's work."""
+"""Bytes of a block: a fraction of a second's work."""
 COMPRESSED = (".gz", ".xz", ".zst")
 KINDS = (".jsonl", ".txt")
 BOM = b"\xef\xbb\xbf"
-"""Of no meaning in UTF-8; some editors begin a file with it."""
+"""Bytes without a meaning in UTF-8; some editors begin a file with it."""
 OnError = Literal["stop", "skip"]
 READABLE = ".jsonl or .txt (each also .gz, .xz, .zst) or .parquet"
 
@@ -36,7 +36,7 @@ class Block:
     file: int
     """Number of the file among the inputs."""
     number: int
-    """Of the block within the file."""
+    """Number of the block within the file."""
     first: int
     """Line (of Parquet: row) of the first document, counted from 1."""
     is_json: bool
@@ -62,17 +62,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Where some documents of a plain file stand, in whole lines: whoever works on them reads them."""
+    """A place of some documents in a plain file, in whole lines: whoever works on them reads them."""
 
     file: int
     number: int
-    """Among the stretches of the file."""
+    """Number among the stretches of the file."""
     is_json: bool
     begin: int
     """Bytes from the beginning of the file."""
     end: int
     state: tuple[int, int]
-    """Of the file when it was cut: bytes, and when it was last written to."""
+    """Size of the file in bytes when it was cut, and when it was last written to."""
 
     @property
     def name(self) -> str:
@@ -138,7 +138,7 @@ def find_inputs(pattern: str) -> list[Path]:
     files = [Path(name) for name in sorted(set(found)) if not Path(name).is_dir()]
     broken = [file for file in files if not file.exists()]
     if broken:
-        raise UserError(f"{broken[0]}: a link to nothing; mend or remove it")
+        raise UserError(f"{broken[0]}: a broken link; fix or remove it")
     if not files:
         raise UserError(f"--input {pattern}: no such file")
     wrong = [file for file in files if kind(file) is None]

@@ -18,7 +18,7 @@ from tokenizer.pieces import CLS, EOS, MANIFEST, MASK, MODEL, MODES, PAD, SENTIN
 from tokenizer.text import OnError, documents, find_inputs
 
 LONGEST_LINE = 16_000
-"""Characters; sentencepiece passes over lines of more than max_sentence_length bytes, of which a character has four at most."""
+"""Characters; sentencepiece skips lines of more than max_sentence_length bytes, of which a character has four at most."""
 BYTES = 256
 """Pieces for single bytes, so that no text is unknown."""
 

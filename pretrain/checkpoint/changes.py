@@ -1,4 +1,4 @@
-"""What may differ between a run and the checkpoint from which it goes on."""
+"""What may differ between a run and the checkpoint that it resumes from."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ def require_allowed(ours: Run, theirs: Run, changing: Sequence[str], where: str)
     for name in changing:
         if not any(_covers(name, key) for key in keys):
             ends = sorted({part for key in keys for part in key.split(".")})
-            raise UserError(f"{COMMAND_LINE}: --resume-changing {name}: no setting is called so{did_you_mean(name, ends)}")
+            raise UserError(f"{COMMAND_LINE}: --resume-changing {name}: no setting has this name{did_you_mean(name, ends)}")
     different = [key for key in keys if mine.get(key) != other.get(key)]
     refused = [key for key in different if key.startswith(NEVER) or not any(_covers(name, key) for name in changing)]
     if not refused:
@@ -34,7 +34,7 @@ def require_allowed(ours: Run, theirs: Run, changing: Sequence[str], where: str)
     fixed = [key for key in refused if key.startswith(NEVER)]
     mend = "choose another with --run-dir"
     if not fixed:
-        mend += f", or, to go on with the change, pass --resume-changing {','.join(_shortest(key, keys) for key in refused)}"
+        mend += f", or, to resume with the change, pass --resume-changing {','.join(_shortest(key, keys) for key in refused)}"
     raise UserError(f"{where}: holds another run: {shown}; {mend}")
 
 

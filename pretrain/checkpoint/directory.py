@@ -1,4 +1,4 @@
-"""The run directory: what is in it, whether it is ours, and which checkpoint to go on from.
+"""The run directory: what is in it, whether it is this run's, and which checkpoints it holds.
 
 A checkpoint is a folder `checkpoints/step_00000200`. It gets that name only when every byte of it is on disk, together
 with a manifest of sizes and checksums; LATEST is written last.
@@ -26,7 +26,7 @@ from pretrain.files import to_disk, write_whole
 from pretrain.versions import provenance
 
 NEVER_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
-"""Of a folder that was chosen wrongly; a full disk may be emptied."""
+"""Error numbers of a folder that was chosen wrongly; a full disk may be emptied."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class RunDirectory:
         return lock
 
     def require_seen(self) -> None:
-        """To be called on every rank once rank 0 holds the lock.
+        """Check that this rank sees the folder that rank 0 has locked; called on every rank.
 
         Raises:
             UserError: this rank sees another folder than rank 0.
@@ -120,12 +120,12 @@ class RunDirectory:
             )
 
     def abandon_after(self, step: int) -> None:
-        """Put checkpoints beyond `step` aside: training goes on from there, and they belong to no run any more."""
+        """Rename checkpoints beyond `step`: training resumes there, and they belong to no run any more."""
         beyond = [folder for folder in self.steps_saved() if step_of(folder) > step]
         for folder in beyond:
             aside = _free_name(folder)
             os.replace(folder, aside)
-            print(f"{folder} is put aside as {aside.name}; remove it when it is of no more use", flush=True)
+            print(f"{folder} is renamed to {aside.name}; remove it when it is no longer needed", flush=True)
         if beyond and (left := self.steps_saved()):
             point_to(left[-1])
 

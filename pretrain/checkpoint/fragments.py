@@ -33,7 +33,7 @@ class Split:
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> "Split":
-        """Of a parameter that every tensor-parallel rank holds in full."""
+        """Return the split of a parameter that every tensor-parallel rank holds in full."""
         return cls(1, 0, prod(shape))
 
 
@@ -85,7 +85,7 @@ def common(source: Fragment, target: Fragment) -> Overlap:
 
 
 def _places(runs: tuple[np.ndarray, np.ndarray, np.ndarray], elements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where elements of the whole parameter lie in a fragment, and whether they do."""
+    """Find elements of the whole parameter in a fragment: their places, and whether it holds them."""
     starts, lengths, local = runs
     run = np.searchsorted(starts, elements, side="right") - 1
     within = elements - starts[run]

@@ -50,22 +50,22 @@ class Manifest(_Part):
     lr: float
     """Learning rate of `step`. For people: the schedule is a function of the step."""
     layout: dict[str, Any]
-    """On which it was written; any other can load it."""
+    """Layout on which it was written; any other can load it."""
     recipe: dict[str, Any]
-    """As resolved; its seed decides the order of data."""
+    """The recipe as resolved; its seed decides the order of data."""
     ds_config: dict[str, Any]
-    """As resolved; its path seed, or else the recipe's seed, decides the paths."""
+    """The DeepSpeed JSON as resolved; its path seed, or else the recipe's seed, decides the paths."""
     versions: list[str]
     tokenizer_sha256: str
-    """Of the sentencepiece model by which the data was made."""
+    """Checksum of the sentencepiece model by which the data was made."""
     parameters: dict[str, Annotated[tuple[Positive, ...], Field(strict=False)]]
     """Shapes."""
     files: dict[str, TensorFileFacts]
     sha256: str = ""
-    """Of everything above, as `sealed` makes it."""
+    """Checksum of everything above, as `sealed` makes it."""
 
     def sealed(self) -> "Manifest":
-        """With its checksum."""
+        """Return the manifest with its checksum."""
         return self.model_copy(update={"sha256": self._digest()})
 
     def _digest(self) -> str:
@@ -89,7 +89,7 @@ class Manifest(_Part):
                 parts[name].append(numbers)
         for name, shape in self.parameters.items():
             if not _tiles(parts[name], prod(shape)):
-                raise ValueError(f"the fragments of {name} do not make it up")
+                raise ValueError(f"the fragments of {name} do not cover it exactly once")
         return self
 
 

@@ -18,7 +18,7 @@ RESUMED_FROM = ".resumed_from"
 
 
 def resume(run: Run, saver: Saver, choice: str = "auto", changing: tuple[str, ...] = ()) -> Position:
-    """Load what `--resume` asks for; returns where training goes on, the start if there is nothing to load.
+    """Load what `--resume` asks for; returns where training resumes, the start if there is nothing to load.
 
     Args:
         choice: auto, never, or a checkpoint's folder.
@@ -32,7 +32,7 @@ def resume(run: Run, saver: Saver, choice: str = "auto", changing: tuple[str, ..
     if choice not in ("auto", "never") and ranks.on_main(
         lambda: _resumed_from(directory) == choice and bool(directory.steps_saved())
     ):
-        choice = "auto"  # the same command again: it goes on from what it has saved since
+        choice = "auto"  # the same command again: it resumes from what it has saved since
     found = None if choice == "never" else _newest_good(directory, ranks) if choice == "auto" else _asked_for(Path(choice), ranks)
     if found is None:
         ranks.on_main(lambda: directory.describe(run, ranks.device.type))
@@ -52,7 +52,7 @@ def resume(run: Run, saver: Saver, choice: str = "auto", changing: tuple[str, ..
     saver.state.loaded(manifest.step)
 
     def take_over() -> None:
-        directory.describe(run, ranks.device.type)  # as it goes on
+        directory.describe(run, ranks.device.type)  # as it resumes
         directory.abandon_after(manifest.step)
         if choice != "auto":
             write_whole(directory.path / RESUMED_FROM, choice + "\n")
@@ -62,7 +62,7 @@ def resume(run: Run, saver: Saver, choice: str = "auto", changing: tuple[str, ..
 
 
 def _resumed_from(directory: RunDirectory) -> str | None:
-    """The checkpoint that a person chose when the run went on last, if anyone did."""
+    """Return the checkpoint that a person chose when the run was resumed last, if anyone did."""
     file = directory.path / RESUMED_FROM
     return file.read_text().strip() if file.exists() else None
 

@@ -1,5 +1,5 @@
-"""Saving while training goes on. The loop waits for the copy out of device memory; checksums and the disk have a thread of their
-own."""
+"""Saving while training continues. The loop waits for the copy out of device memory; checksums and the disk have a thread of
+their own."""
 
 import errno
 import os
@@ -28,9 +28,9 @@ from pretrain.subnetwork.methods.base import Copies
 from pretrain.versions import provenance
 
 SLOW_SECONDS = 10.0
-"""Of waiting, after which it is told, and told again."""
+"""Seconds of waiting after which a warning is printed, and again."""
 WAIT_SECONDS = 0.01
-"""Between two looks, where there is nothing to do but wait for the disk."""
+"""Seconds between two looks, where there is nothing to do but wait for the disk."""
 
 
 class Saver:
@@ -179,12 +179,12 @@ class Saver:
         )
 
     def _give_up(self, save: "_Save") -> None:
-        """A save that failed on some rank: nothing of it stays. Each rank that failed tells why."""
+        """A save that failed on some rank: nothing of it stays. Each rank that failed reports why."""
         if self.ranks.is_main:
             shutil.rmtree(save.unfinished, ignore_errors=True)
         stops = self._ending or self.run.recipe.on_save_failure == "stop"
         if save.failure is None:
-            reason = f"checkpoint {save.folder}: another rank could not write its part, and tells why"
+            reason = f"checkpoint {save.folder}: another rank could not write its part, and reports why"
         else:
             older = self.directory.steps_saved()
             rest = f"older ones stay, the newest is {older[-1]}" if older else "there is no older one"
@@ -195,7 +195,7 @@ class Saver:
         if stops:
             raise TrainingStopped.on_this_rank(reason) from save.failure
         if save.failure is not None:
-            print(f"WARNING: rank {self.ranks.rank}: {reason}; training goes on (on_save_failure: continue)", flush=True)
+            print(f"WARNING: rank {self.ranks.rank}: {reason}; training continues (on_save_failure: continue)", flush=True)
 
 
 _Part = tuple[TensorFileFacts | None, dict[str, tuple[int, ...]]]
@@ -210,7 +210,7 @@ class _Save:
         self.unfinished = folder.with_suffix(".unfinished")
         self.sealing = False
         self.facts: TensorFileFacts | None = None
-        """Of this rank's file, if it has one, once it is written."""
+        """Facts about this rank's file, if it has one, once it is written."""
         self.failure: Exception | None = None
         self.job: Thread
 

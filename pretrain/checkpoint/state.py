@@ -59,7 +59,7 @@ class ModelState:
 
     @torch.no_grad()
     def copy_to(self, buffer: Tensor) -> None:
-        """Copy everything that this rank writes into one vector of host memory; when this returns, training may go on."""
+        """Copy everything that this rank writes into one vector of host memory; when this returns, training may continue."""
         self.optimizer.settle()
         begin, on_gpu = 0, False
         for kind in TENSORS:

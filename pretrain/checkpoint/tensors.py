@@ -22,7 +22,7 @@ GAP = 2**16
 NUMBER = np.dtype("<f4")
 """Masters and moments are fp32, always."""
 MOST_HEADER_BYTES = 10**8
-"""As in the library."""
+"""Longest header that is read, as in the library."""
 
 
 def write_tensors(path: Path, lengths: Mapping[str, int], numbers: np.ndarray) -> tuple[int, str]:

@@ -1,4 +1,5 @@
-"""Combinations that cannot run, each refused with the reason and the mend. What `plan` checks on a laptop is this."""
+"""Combinations that cannot run, each refused with the reason and what to write instead. What `plan` checks on a laptop is
+this."""
 
 from pretrain.config.run import Run
 from pretrain.errors import UserError

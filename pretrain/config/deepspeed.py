@@ -13,14 +13,14 @@ from pretrain.schema import AboveZero, NotNegative, Number, Positive, Share, Str
 from pretrain.subnetwork.methods import FullKeys, MethodKeys, ProgressiveSubnetwork, written
 
 Auto = Literal["auto"]
-"""As Hugging Face's users know it: the value follows from the run and need not be written."""
+"""A value as Hugging Face's users know it: it follows from the run and need not be written."""
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 Elements = Annotated[int, Field(gt=0), BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)]
 """A whole number that DeepSpeed's users like to write as 5e8."""
 
 
 class AdamWParams(Strict):
-    """Of torch.optim.AdamW. Norms and biases are never decayed."""
+    """Arguments of torch.optim.AdamW. Norms and biases are never decayed."""
 
     lr: AboveZero
     """Highest learning rate; the scheduler scales it."""

@@ -37,7 +37,7 @@ ZERO_KEYS = {
         REMOVED,
     ),
 }
-"""Of `zero_optimization`."""
+"""Refused keys of `zero_optimization`."""
 
 TOP_LEVEL_KEYS = {
     "fp16": "fp16 is not supported; use bf16 or leave both out for fp32",
@@ -68,4 +68,4 @@ TOP_LEVEL_KEYS = {
         NOT_PASSED_ON,
     ),
 }
-"""Of the top level."""
+"""Refused keys of the top level."""

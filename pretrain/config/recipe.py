@@ -41,7 +41,7 @@ class Model(Strict):
     position_embedding: Literal["rope", "learned"] = "rope"
     """learned positions restart with every example of a packed sample."""
     head: Literal["linear", "transform"] = "linear"
-    """What stands before the output projection. transform is BERT's: a matrix, GELU and LayerNorm; the projection then has a
+    """What comes before the output projection. transform is BERT's: a matrix, GELU and LayerNorm; the projection then has a
     bias."""
     norm_epsilon: Annotated[Number, Field(gt=0)] = 1e-6
     """Added to the mean square (rmsnorm) or variance (layernorm)."""
@@ -55,7 +55,7 @@ class Model(Strict):
 
 
 MACHINE = "machine"
-"""In place of a path: text, tokenizer and tokens that the machine makes from what is installed on it."""
+"""Value in place of a path: text, tokenizer and tokens are made from what is installed on the machine."""
 
 
 class Source(Strict):
@@ -144,10 +144,10 @@ class Parallel(Strict):
 
 
 class Recipe(Strict):
-    """Everything about a run but how to optimise, which stands in the DeepSpeed JSON."""
+    """Everything about a run but how to optimise, which is in the DeepSpeed JSON."""
 
     name: str | None = None
-    """Of the run, in titles. None: that of the recipe's file."""
+    """Name of the run, in titles. None: that of the recipe's file."""
     model: Model
     data: Data
     parallel: Parallel = Parallel()
@@ -158,10 +158,10 @@ class Recipe(Strict):
     save_every: Positive = 1000
     """Steps between checkpoints; the last step is always saved."""
     save_async: bool = True
-    """Write checkpoints while training goes on. The loop waits only for the copy out of device memory, which takes 12 bytes of
+    """Write checkpoints while training continues. The loop waits only for the copy out of device memory, which takes 12 bytes of
     host memory for every parameter that a rank keeps moments of."""
     on_save_failure: Literal["stop", "continue"] = "stop"
-    """When a checkpoint cannot be written: stop the run, or warn, keep the older ones and go on. The last
+    """When a checkpoint cannot be written: stop the run, or warn, keep the older ones and continue. The last
     one of a process must be written."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints that are kept."""

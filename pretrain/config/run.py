@@ -15,14 +15,14 @@ from pretrain.subnetwork.path import LayerPath, parts_of_model, path_of_sample
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands."""
+    """How far a run has come."""
 
     step: int = 0
     """The last one that was trained."""
     samples: int = 0
     """Packed samples consumed so far: with the seed, the whole state of the data."""
     checkpoint: Path | None = None
-    """From which the run has gone on, if it stands there."""
+    """Last checkpoint the run resumed from; None for a fresh run."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Run:
             raise UserError(f'{self.ds_file}: "progressive_subnetwork": {error}') from None
 
     def position(self, start: Position, step: int) -> Position:
-        """Where the run stands after `step`, having gone on from `start`; batches may have had another size before."""
+        """Return how far the run is after `step`, having resumed at `start`; batches may have had another size before."""
         return Position(step, start.samples + (step - start.step) * self.batch)
 
     def layout(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class Batch:
     targets: np.ndarray
     """bool: where the label counts in the loss."""
     segments: np.ndarray
-    """int32: number of the example within its sample; PADDING where nothing stands."""
+    """int32: number of the example within its sample; PADDING where there is none."""
     positions: np.ndarray
     """int64: place within the example."""
     prefix: np.ndarray
@@ -62,7 +62,7 @@ class Pieces:
     hidden: np.ndarray
     """Tokens to predict, of objectives that hide some."""
     spans: np.ndarray
-    """Stretches that these lie in."""
+    """Stretches that these form."""
     positions: np.ndarray
     """Positions that the example takes."""
     ends: np.ndarray

@@ -58,7 +58,7 @@ class Blend:
         return source, block * self._counts[source] + self._table[1][within]
 
     def document_ends(self, sample: int) -> list[bool]:
-        """Of each example in a sample, whether its document ends with it."""
+        """Return for each example of a sample whether its document ends with it."""
         source, number = self.place(sample)
         return self.sources[source].document_ends(number)
 

@@ -30,7 +30,7 @@ class RunData:
     with_text: bool = True
     """False between the first and the last pipeline rank, which need the tables of examples alone."""
     start: Position = Position()
-    """Where training goes on."""
+    """Where training resumes."""
     _ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="data"))
     _next: tuple[int, Future] | None = None
 
@@ -99,7 +99,7 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
 
 
 def sources_of(run: Run) -> tuple[Source, ...]:
-    """Where the text of a run is; what the machine makes is made."""
+    """Return where the text of a run is; what the machine makes is made."""
     sources = run.recipe.data.all_sources
     if MACHINE not in (path for source in sources for path in (source.train, source.valid)):
         return sources

@@ -34,7 +34,7 @@ class PackedSamples:
     """Positions of a sample."""
     seed: int
     vocab_size: int = np.iinfo(np.int32).max
-    """Of the tokenizer; tokens are checked against it."""
+    """Pieces of the tokenizer; tokens are checked against it."""
 
     def __post_init__(self) -> None:
         if len(self.stream) < 2 * self.length:
@@ -71,7 +71,7 @@ class PackedSamples:
         return batch
 
     def document_ends(self, sample: int) -> list[bool]:
-        """Of each example in a sample, whether its document ends with it."""
+        """Return for each example of a sample whether its document ends with it."""
         return [bool(cut[-1]) for cut in self._cut(0, sample, Draws(stable_hash(self.seed), sample))]
 
     def _require_known(self, text: np.ndarray) -> None:

@@ -74,9 +74,9 @@ class DocumentRange(Sequence[int]):
     first: int
     last: int
     at: int
-    """Where the first one begins in the whole."""
+    """Where the first document begins in the whole stream."""
     stop: int
-    """Where the last one ends there, at most."""
+    """Where the last document ends there, at most."""
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -130,7 +130,8 @@ def _check_index(index: Path) -> None:
 
 
 def _check_manifest(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> None:
-    """Token files of other tools carry no manifest; ours must name the recipe's tokenizer."""
+    """Check the manifest beside token files: those of other tools have none, those of this project must name the recipe's
+    tokenizer."""
     file = prefix.with_name(prefix.name + ".json")
     if not file.is_file():
         return

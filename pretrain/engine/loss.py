@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 Entry = dict[str, Tensor]
-"""Of one micro-batch: `sums` of losses and `counts` of targets, [kinds of examples] float64 each."""
+"""Results of one micro-batch: `sums` of losses and `counts` of targets, [kinds of examples] float64 each."""
 
 
 def reduce_losses(
@@ -15,7 +15,7 @@ def reduce_losses(
     Args:
         losses: [b, s].
         targets: [b, s] bool, where the label counts.
-        example_kinds: [b, s], which kind of example a position belongs to; below 0 where nothing stands.
+        example_kinds: [b, s], which kind of example a position belongs to; below 0 where there is none.
         scale: factor on the loss that is differentiated.
 
     Returns:

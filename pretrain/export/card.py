@@ -9,7 +9,7 @@ from pretrain.observe.metrics import evaluation_rows, read_rows, training_rows
 
 
 def model_card(run: Run, manifest: Manifest, path: Path, architecture: str) -> str:
-    """In the form that model hubs show."""
+    """Return the card in the form that model hubs show."""
     recipe, block, data = run.recipe, run.ds.progressive_subnetwork, run.recipe.data
     parameters = sum(map(prod, manifest.parameters.values()))
     facts = [
@@ -55,7 +55,7 @@ def _method(run: Run) -> str:
 
 
 def _measured(path: Path, step: int) -> list[tuple[str, str]]:
-    """From the rows of the run, where they are at hand."""
+    """Return what the rows of the run say, where they are at hand."""
     metrics = next((file for folder in (path, path.parent.parent) if (file := folder / "metrics.jsonl").is_file()), None)
     rows = [row for row in read_rows(metrics) if row["step"] <= step] if metrics else []
     facts = []

@@ -21,7 +21,7 @@ from pretrain.export.card import model_card
 from pretrain.export.tokenizer import special_pieces, write_tokenizer
 
 SHARD_BYTES = 5 * 10**9
-"""Of one file of weights, at most, as Hugging Face's libraries write them."""
+"""Most bytes of one file of weights, as Hugging Face's libraries write them."""
 
 
 def export(path: Path, to: Path, dtype: torch.dtype = torch.float32) -> Path:

@@ -98,7 +98,7 @@ def as_text(batch: Batch, row: int, example: int, tokenizer: Tokenizer, in_place
 
 
 def _shown(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:
-    """What to print for each token; a character that is spelt in bytes stands at the first of them, a dot at the others."""
+    """What to print for each token; a character that is spelt in bytes is shown at the first of them, a dot at the others."""
     ids = [int(token) for token in tokens]
     shown = [tokenizer.processor.id_to_piece(token).replace("\u2581", " ") for token in ids]
     values = [int(piece[1:-1], 16) if tokenizer.processor.is_byte(token) else None for piece, token in zip(shown, ids)]

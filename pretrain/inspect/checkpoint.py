@@ -62,7 +62,7 @@ def inspect_checkpoints(path: Path) -> None:
 
 
 def verify(path: Path) -> int:
-    """Read every byte of the checkpoints of a run and tell what is wrong; returns how many are damaged."""
+    """Read every byte of the checkpoints of a run and print what is wrong; returns how many are damaged."""
     damaged = 0
     for folder in checkpoints_of(path):
         problem = problem_of(folder)
@@ -72,7 +72,7 @@ def verify(path: Path) -> int:
 
 
 def layout_in_words(layout: dict) -> str:
-    """As `TP2 x PP2 x DP4, ZeRO-1`."""
+    """Return a layout as `TP2 x PP2 x DP4, ZeRO-1`."""
     names = {"tensor": "TP", "pipeline": "PP", "data": "DP"}
     sizes = [f"{short}{layout[name]}" for name, short in names.items() if layout.get(name, 1) != 1]
     words = " x ".join(sizes) or "one process"

@@ -1,6 +1,6 @@
 """RUN/events.jsonl: what the processes of a job say of their end, each in a line of its own.
 
-Exit codes do not tell: a launcher that kills the others when one fails may answer with the code of one that it has killed.
+Exit codes are not enough: a launcher that kills the others when one fails may answer with the code of one that it has killed.
 """
 
 import json
@@ -18,8 +18,8 @@ from pretrain.place import this_node
 
 EventKind = Literal["started", "finished", "ended", "saved", "config", "stopped", "crash", "hung", "node", "requeued", "over"]
 """started, requeued, over: of the batch script, whose words these are; the others of the processes. finished: the last step is
-done. ended: --stop-at. saved: asked to stop, and has saved. config: a mistake of the user's. stopped: cannot go on. crash: a bug,
-or the machine. hung: no step for too long. node: a node that is not fit."""
+done. ended: --stop-at. saved: asked to stop, and has saved. config: a mistake of the user's. stopped: cannot continue. crash: a
+bug, or the machine. hung: no step for too long. node: a node that is not fit."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Event:
     rank: int
     node: str
     step: int | None
-    """Of the newest step, or the newest checkpoint, as the kind may be."""
+    """The newest step, or that of the newest checkpoint, as the kind may be."""
     time: str
 
 
 def this_start(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Job and restart of a process: what tells one start of a run from another."""
+    """Return job and restart of a process, which together identify one start of a run."""
     return environment.get("SLURM_JOB_ID", "none"), int(environment.get("SLURM_RESTART_COUNT", "0"))
 
 
@@ -49,9 +49,9 @@ def report_to_job(
     it.
 
     Args:
-        node: of which it is told; this one if None.
+        node: the node that it is about; this one if None.
 
-    A run directory that is not there, or full, is not ours to complain of: something else is wrong, and told elsewhere.
+    A run directory that is not there, or full, is no failure here: something else is wrong, and reported elsewhere.
     """
     if "SLURM_JOB_ID" not in os.environ:
         return
@@ -70,7 +70,7 @@ def report_to_job(
 
 @contextmanager
 def report_failures(run_dir: Path | None) -> Iterator[None]:
-    """What ends this process, but for the loss of another one, which tells itself."""
+    """Report what ends this process, but for the loss of another one, which reports itself."""
     try:
         yield
     except Exception as error:

@@ -1,6 +1,6 @@
 """RUN/job.log, the story of a run across restarts, and the two words that the batch script asks for: start and end.
 
-What can be written is written; a full disk must not decide whether a job goes on.
+What can be written is written; a full disk must not decide whether a job continues.
 """
 
 import json
@@ -18,10 +18,10 @@ STATE = ".job.json"
 BAD_NODES = "bad_nodes"
 """Names with commas between, as SLURM takes them."""
 QUEUE_AGAIN = 75
-"""EX_TEMPFAIL of sysexits.h: what `job end` tells the batch script."""
+"""EX_TEMPFAIL of sysexits.h: what `job end` exits with for "queue it again"."""
 EXIT_CODES = {0: 0, 1: 76, 2: 77, 143: 78}
-"""Codes of the batch script, and those by which `job end` tells it: apart from 1 and 2, which Python also ends with when it
-fails."""
+"""Exit codes of the batch script, and those with which `job end` asks for them: apart from 1 and 2, which Python also ends with
+when it fails."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class State:
 
     @classmethod
     def of(cls, run_dir: Path, job: str) -> "State":
-        """A new job begins anew; so does one whose notes are damaged."""
+        """Read the notes of a job; a new job starts without any, as does one whose notes are damaged."""
         try:
             state = cls(**json.loads((run_dir / STATE).read_text()))
         except (OSError, ValueError, TypeError):
@@ -69,14 +69,14 @@ def write_line(run_dir: Path, text: str) -> None:
 
 
 def newest_step(run_dir: Path) -> int:
-    """Of the checkpoints by name; 0 if there is none."""
+    """Return the step of the newest checkpoint, by names of folders; 0 if there is none."""
     names = (re.fullmatch(r"step_(\d{8,})", folder.name) for folder in (run_dir / "checkpoints").glob("step_*"))
     return max((int(name[1]) for name in names if name), default=0)
 
 
 def started(run_dir: Path, environment: dict[str, str], most: int) -> Decision | None:
-    """Note that a start begins; a decision if it must not, because too many have ended in vain, the last of them without a
-    word."""
+    """Note that a start begins; a decision if it must not, because too many have ended without progress, the last of them without
+    a word."""
     job, restart = this_start(environment)
     state, step = State.of(run_dir, job), newest_step(run_dir)
     if state.begun is not None and state.begun < restart:
@@ -90,9 +90,7 @@ def started(run_dir: Path, environment: dict[str, str], most: int) -> Decision |
     state.write(run_dir)
     in_vain = without_progress(state.saved) if state.saved else 0
     if in_vain >= most:
-        decision = Decision(
-            False, f"not started: {in_vain} starts in a row brought no newer checkpoint than step {step}", exit_code=1
-        )
+        decision = Decision(False, f"not started: {in_vain} starts in a row saved nothing newer than step {step}", exit_code=1)
         _tell(run_dir, job, restart, decision)
         return decision
     nodes, tasks = environment.get("SLURM_JOB_NODELIST", "?"), environment.get("SLURM_NTASKS", "?")
@@ -103,7 +101,7 @@ def started(run_dir: Path, environment: dict[str, str], most: int) -> Decision |
 
 
 def ended(run_dir: Path, environment: dict[str, str], code: int, signals: tuple[str, ...], most: int) -> Decision:
-    """Decide, remember, and tell the story.
+    """Decide, remember, and log it.
 
     Args:
         code: of the launcher.
@@ -117,7 +115,7 @@ def ended(run_dir: Path, environment: dict[str, str], code: int, signals: tuple[
     failed = decision.requeue and not any(event.kind == "saved" for event in events)
     state = State(job, saved if failed else [], sorted({*state.bad_nodes, *decision.exclude}))
     if not state.write(run_dir) and failed and restart + 1 >= most:  # nobody else counts
-        decision = Decision(False, f"{decision.reason}; but start {restart} could note nothing, so it ends here", exit_code=1)
+        decision = Decision(False, f"{decision.reason}; but start {restart} could write no notes; giving up", exit_code=1)
     _tell(run_dir, job, restart, decision)
     return decision
 

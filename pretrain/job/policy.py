@@ -18,7 +18,7 @@ class Decision:
     exclude: tuple[str, ...] = ()
     """Nodes not to be used any more."""
     exit_code: int = 0
-    """Of the batch script, where the job is not queued again."""
+    """Exit code of the batch script, where the job is not queued again."""
 
 
 def decide(events: Sequence[Event], code: int, signals: Sequence[str], saved: Sequence[int], most: int) -> Decision:
@@ -37,17 +37,19 @@ def decide(events: Sequence[Event], code: int, signals: Sequence[str], saved: Se
     if asked := kinds.get("saved"):
         if asked.text == "SIGUSR1" and not terminated:
             return Decision(True, f"saved at step {asked.step} before the time limit; queued again")
-        return Decision(False, f"told to end ({asked.text}), saved at step {asked.step}; the same command goes on", exit_code=143)
+        return Decision(
+            False, f"asked to end ({asked.text}), saved at step {asked.step}; the same command resumes", exit_code=143
+        )
     if "ended" in kinds:
         return Decision(False, f"ended at step {kinds['ended'].step}, as --stop-at says")
     if terminated:
-        return Decision(False, f"told to end before it could save; goes on from step {saved[-1]}", exit_code=143)
+        return Decision(False, f"asked to end before it could save; resumes from step {saved[-1]}", exit_code=143)
     if code == 0 and not any(kind in kinds for kind in SERIOUS) and not signals:
         return Decision(False, "all tasks have ended well, and could not say at which step")
     failure = next((event for kind in SERIOUS for event in events if event.kind == kind), None)
     what = f"the launcher ended with {code} and no process said why: killed, or a node lost"
     if "USR1" in signals:
-        what = "told to save (SIGUSR1) before the first step was done; is --time longer than the seconds of --signal?"
+        what = "asked to save (SIGUSR1) before the first step was done; is --time longer than the seconds of --signal?"
     if failure:
         what = (
             f"{failure.node}: {failure.text}"
@@ -60,7 +62,7 @@ def decide(events: Sequence[Event], code: int, signals: Sequence[str], saved: Se
     if in_vain >= most:
         return Decision(
             False,
-            f"{what}; {in_vain} starts in a row brought no newer checkpoint than step {saved[-1]}, so it ends here",
+            f"{what}; {in_vain} starts in a row saved nothing newer than step {saved[-1]}; giving up",
             exit_code=1,
         )
     exclude = tuple(sorted({event.node for event in events if event.kind == "node"}))

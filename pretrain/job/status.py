@@ -1,4 +1,4 @@
-"""`status`: where runs stand, from what lies in their directories."""
+"""`status`: how far runs have come, from what is in their directories."""
 
 import time
 from collections import Counter
@@ -27,7 +27,7 @@ COLUMNS = ("run", "state", "step", "loss", "tokens/s", "ETA", "slowest rank", "r
 
 
 def print_status(runs: Sequence[Path]) -> None:
-    """A table, a line a run; what is wrong with one stands in its line."""
+    """A table, a line a run; what is wrong with one is in its line."""
     table = Table(*(Column(name, overflow="fold") for name in COLUMNS))
     for run in runs:
         try:
@@ -72,11 +72,11 @@ def status_of(run: Path) -> dict[str, str]:
             "job": job,
         }
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{run}/metrics.jsonl: a row is not one of ours ({one_line(error)})") from None
+        raise UserError(f"{run}/metrics.jsonl: a row is not of this program ({one_line(error)})") from None
 
 
 def _restarts(rows: list[dict], events: Sequence[Event]) -> int:
-    """By the rows, or, where starts came to no step, by the batch script's count."""
+    """Return the restarts by the rows, or, where starts came to no step, by the batch script's count."""
     return max([row["restart"] for row in rows[-1:]] + [event.restart for event in events[-1:]], default=0)
 
 

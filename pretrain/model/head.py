@@ -1,4 +1,4 @@
-"""BERT's head: what stands between the last layer and the output projection (arXiv 1810.04805, and its released code)."""
+"""BERT's head: what is between the last layer and the output projection (arXiv 1810.04805, and its released code)."""
 
 import torch
 from megatron.core import parallel_state

@@ -11,7 +11,7 @@ from pretrain.observe.metrics import MetricsRow
 
 @dataclass(frozen=True)
 class Line:
-    """One step, as it is told."""
+    """One step as a line of text."""
 
     run: Run
     row: MetricsRow

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a training step, and one an evaluation. Every step stands once, whatever happened."""
+"""metrics.jsonl: one JSON object a training step, and one an evaluation. Every step is there once, whatever happened."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ def evaluation_rows(rows: list[MetricsRow]) -> list[MetricsRow]:
 
 
 def parts_rows(rows: list[MetricsRow]) -> list[MetricsRow]:
-    """Of the model's parts (`eval_parts`), if they were evaluated."""
+    """Return the rows of the model's parts (`eval_parts`), if they were evaluated."""
     return [row for row in rows if "loss" not in row and "eval_loss" not in row]
 
 
@@ -40,7 +40,7 @@ class MetricsFile:
     """Appends rows; each is in the file, whole, when the step ends."""
 
     def __init__(self, path: Path, resumed_at: int) -> None:
-        """Cut what lies beyond step `resumed_at`, leaving the bytes before it alone."""
+        """Cut what is beyond step `resumed_at`, leaving the bytes before it alone."""
         found = list(_rows(path)) if path.exists() else []
         self.restarts = 1 + max((row.get("restart", 0) for row, _ in found), default=-1)
         """How often the run has been resumed: 0 for the first start."""

@@ -129,7 +129,7 @@ class Observer:
         if step >= self.run.steps:
             print(write_report(self.run, self.directory), flush=True)
         else:
-            print(f"ended after step {step} of {self.run.steps}; the same command goes on", flush=True)
+            print(f"ended after step {step} of {self.run.steps}; the same command resumes", flush=True)
 
     def _record(self, row: MetricsRow) -> None:
         self.metrics.append(row)

@@ -32,7 +32,7 @@ class Spread:
 
 
 def spread(run: Run, stage: Stage) -> Spread:
-    """Of the first path of each step. With several paths a step, micro-batches even out a part of what is seen here."""
+    """Look at the first path of each step. With several paths a step, micro-batches even out a part of what is seen here."""
     parts = run.recipe.parallel.pipeline * run.recipe.parallel.virtual
     return Spread(tuple(active_by_part(run.method.paths(step)[0].active, parts) for step in _some_steps(stage)))
 

@@ -21,7 +21,7 @@ MOST_CHUNKS = 4
 
 @dataclass(frozen=True)
 class Cluster:
-    """What `plan` is told about the machines."""
+    """What `plan` knows about the machines."""
 
     nodes: int
     gpus_per_node: int
@@ -52,7 +52,8 @@ class Speed:
 
 
 def speed(run: Run) -> Speed:
-    """From paths as the run will draw them; on one pipeline rank, where only their mean length matters, from that."""
+    """Work out speed from paths as the run will draw them; on one pipeline rank, where only their mean length matters, from
+    that."""
     p, shape = run.recipe.parallel, run.recipe.shape
     full = full_time(run)
     if p.pipeline == 1:

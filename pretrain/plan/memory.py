@@ -30,7 +30,7 @@ class RankMemory:
     buffers: float
     """DeepSpeed's: gradients on their way through a reduction, and ZeRO-3's gathered weights."""
     buffers_stay: bool
-    """From stage 2 on they exist beside the activations; before, gradients are reduced when activations are gone."""
+    """Whether they exist beside the activations, as from stage 2 on; before, gradients are reduced when activations are gone."""
 
     @property
     def total(self) -> float:

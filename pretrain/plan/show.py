@@ -15,7 +15,7 @@ def print_plan(run: Run, cluster: Cluster | None = None, suggestions: bool = Fal
     Args:
         target: how many times fewer layer operations path lengths are to be proposed for.
     """
-    proposed = [] if target is None else offers(run, target)  # what cannot be fulfilled is told first
+    proposed = [] if target is None else offers(run, target)  # what cannot be fulfilled is reported first
     console = _console()
     shown = [tables.size(run), tables.batches(run), tables.stages(run), tables.savings_table(run), tables.ranks(run)]
     warned = list(warnings(run))

@@ -16,7 +16,7 @@ from pretrain.subnetwork.methods import MethodKeys, RaptrKeys
 from pretrain.subnetwork.methods.growth import StackingKeys
 
 STAGES = 4
-"""Of the paper's schedules, where the recipe has none."""
+"""Number of stages of the paper's schedules, where the recipe has none."""
 MOST_CHOICES = 500_000
 
 

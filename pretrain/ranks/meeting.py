@@ -14,14 +14,14 @@ from pretrain.files import write_whole
 from pretrain.place import Place
 
 MEETING_SECONDS = 120
-"""Until the last process has come; nodes start at different speeds."""
+"""Seconds until the last process must have come; nodes start at different speeds."""
 
 
 def meet(place: Place, folder: Path, backend: str) -> None:
     """Have all processes know each other: torch.distributed is up when this returns.
 
     torchrun and people say where (MASTER_ADDR). Else rank 0 takes a port that is free, which no other job on the node can have,
-    and tells the others: through MPI, or through a file in `folder`, which all nodes see.
+    and announces it to the others: through MPI, or through a file in `folder`, which all nodes see.
 
     Raises:
         UserError: there are several processes, and nothing that brings them together.
@@ -42,13 +42,13 @@ def meet(place: Place, folder: Path, backend: str) -> None:
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
 
 
-def _store(place: Place, tell: Callable[[str | None], str]) -> dist.Store:
+def _store(place: Place, announce: Callable[[str | None], str]) -> dist.Store:
     waiting = timedelta(seconds=MEETING_SECONDS)
     if place.rank == 0:
         store = dist.TCPStore("0.0.0.0", 0, place.world_size, is_master=True, timeout=waiting, wait_for_workers=False)
-        tell(f"{socket.gethostname()}:{store.port}")
+        announce(f"{socket.gethostname()}:{store.port}")
         return store
-    host, port = tell(None).rsplit(":", 1)
+    host, port = announce(None).rsplit(":", 1)
     return dist.TCPStore(host, int(port), place.world_size, is_master=False, timeout=waiting)
 
 

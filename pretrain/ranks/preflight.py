@@ -26,7 +26,7 @@ LEAST_SPACE = 2**30
 
 
 def preflight(ranks: Ranks, run_dir: Path) -> None:
-    """To be called on all ranks when the groups are there.
+    """Check nodes and groups; called on all ranks when the groups exist.
 
     Raises:
         NodesUnfit: some nodes are not fit.

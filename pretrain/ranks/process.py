@@ -116,5 +116,5 @@ class Ranks:
 
 
 def _as_passed_on(error: UserError | OSError) -> UserError | TrainingStopped:
-    """Return an error as ranks pass it on; an OSError comes of the machine, and may be gone on the next try."""
+    """Return an error as ranks pass it on; an OSError comes of the machine, and may be gone at the next try."""
     return error if isinstance(error, UserError) else TrainingStopped(f"{error.filename or 'a file'}: {error.strerror}")

@@ -1,4 +1,4 @@
-"""A rank that no longer gets anywhere writes down where it stands, and ends; so the job ends, and can be started again."""
+"""A rank that no longer makes progress writes its stack to a file and ends; so the job ends, and can be started again."""
 
 import faulthandler
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 from pretrain.job.events import report_to_job, this_start
 
 OTHERS_SECONDS = 2.0
-"""For the other ranks to write down where they stand, before one that ends takes them along."""
+"""Seconds for the other ranks to write their stacks, before one that ends takes them along."""
 EXIT_CODE = 70
 
 
 class Watchdog:
-    """A thread beside the training, which must be told of every step.
+    """A thread beside the training, which must hear of every step.
 
     It runs as long as the interpreter does: PyTorch waits for collectives without holding it.
     """

@@ -1,7 +1,7 @@
 """`compare`: do the runs of a study that are missing, and keep a row of every one that has finished.
 
 RUNS/code is a copy of the code as it was when the study was begun, and all of its runs use it, whatever is edited meanwhile.
-RUNS/NAME/ has what a run was asked for, its log, and run/, its run directory. Rows stand in a file beside the study. A run whose
+RUNS/NAME/ has what a run was asked for, its log, and run/, its run directory. Rows are in a file beside the study. A run whose
 settings, data or code are not those that the study's others have is refused, not compared.
 """
 
@@ -34,14 +34,14 @@ BEFORE_LISTS = ("pretrain", "tokenizer", "ds_configs", "slurm", "requirements.tx
 
 @dataclass
 class Bench:
-    """A study where its runs lie. Made by `open_bench`, which holds its lock."""
+    """A study with its runs. Made by `open_bench`, which holds its lock."""
 
     study: Study
     runs: Path
     code: Path
     """The copy that every run uses."""
     rows: dict[tuple[str, str, int], Row]
-    """Of the runs that have finished."""
+    """Rows of the runs that have finished."""
 
     @property
     def missing(self) -> list[Planned]:
@@ -88,7 +88,7 @@ class Bench:
         folder, steps = self.folder(planned), planned.run.steps
         last = RunDirectory(self.run_dir(planned)).checkpoint(steps)
         if not (folder / "asked.json").exists() or not last.is_dir() or problem_of(last) is not None:
-            return None  # training goes on from an older checkpoint where the last one is damaged
+            return None  # training resumes from an older checkpoint where the last one is damaged
         self.prepare(planned)  # is it what the study asks for?
         try:
             row = row_of(self.run_dir(planned), planned.size, planned.method, data_of(planned.run), steps)

@@ -22,7 +22,7 @@ from pretrain.study.statistics import Group
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Of different numbers, so that no two of many methods look alike."""
+"""Lines and marks differ in number, so that no two of many methods look alike."""
 AXES: tuple[tuple[str, str, Callable[[Evaluated], float]], ...] = (
     ("loss_by_step", "step", lambda at: at.step),
     ("loss_by_layer_flops", "operations in the layers ({}FLOP)", lambda at: at.layer_flops),
@@ -49,7 +49,7 @@ def draw(groups: Sequence[Group], baseline: Group) -> list[Plot]:
 
 
 def save(plot: Plot, out: Path, prefix: str) -> Path:
-    """As a PNG."""
+    """Write a picture as PNG."""
     name, _, figure = plot
     file = out / f"{prefix}{name}.png"
     content = io.BytesIO()
@@ -71,7 +71,7 @@ def _style(groups: Sequence[Group], group: Group) -> tuple[str, str, str]:
 
 
 def _legend(axes: Axes) -> None:
-    """Beside the picture, where it hides nothing."""
+    """Put the legend beside the picture, where it hides nothing."""
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 

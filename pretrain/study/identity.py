@@ -11,7 +11,7 @@ from pretrain.errors import UserError
 
 FILES = ("train", "valid")
 PLACES = {"recipe.data.tokenizer", "recipe.data.train", "recipe.data.valid", "recipe.data.sources"}
-"""Settings that name files, which may lie anywhere; `data_of` tells what is in them."""
+"""Settings that name files, which may be anywhere; `data_of` says what is in them."""
 BLOCK, BLOCKS = 2**16, 64
 """Bytes of a block, and how many of a large token file are read."""
 
@@ -37,8 +37,8 @@ def data_of(run: Run) -> dict[str, str]:
 
 
 def checksum(prefix: Path) -> str:
-    """Of PREFIX.idx, which has the length of every document, and of blocks spread evenly over PREFIX.bin: terabytes take no time.
-    Raises UserError."""
+    """Return a checksum of PREFIX.idx, which has the length of every document, and of blocks spread evenly over PREFIX.bin:
+    terabytes take no time. Raises UserError."""
     index, data = (prefix.with_name(prefix.name + end) for end in (".idx", ".bin"))
     try:
         return _checksum(index, data, index.stat().st_mtime_ns, data.stat().st_mtime_ns, data.stat().st_size)

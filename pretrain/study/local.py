@@ -80,7 +80,7 @@ def run_here(bench: Bench, jobs: int, device: DeviceName) -> None:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if asked:
-        raise TrainingStopped(f"{asked[0]}: what was running has saved; the same command goes on")
+        raise TrainingStopped(f"{asked[0]}: what was running has saved; the same command resumes")
     if failed:
         raise TrainingStopped(
             f"{len(failed)} of {len(bench.study.planned)} runs have failed: {', '.join(one.name for one in failed)}; the same"

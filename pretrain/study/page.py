@@ -100,7 +100,7 @@ def _each(values: Iterable[str]) -> str:
 
 
 def _warnings(rows: Sequence[Row]) -> Iterable[str]:
-    """What stands in the way of an honest comparison."""
+    """Say what is in the way of an honest comparison."""
     told = [
         f"{row.name} has come to step {row.step} of {row.steps}, and counts in curves alone" for row in rows if not row.finished
     ]
@@ -127,11 +127,11 @@ def _warnings(rows: Sequence[Row]) -> Iterable[str]:
     if len({(row.of("device"), str(row.layout)) for row in rows}) > 1:
         told.append("the runs were made on different devices or layouts, so that their times are not compared")
     if told:
-        yield f'<p class="warning">Mind that {_text("; ".join(told))}.</p>'
+        yield f'<p class="warning">Note that {_text("; ".join(told))}.</p>'
 
 
 def _settings(groups: Sequence[Group]) -> str:
-    """Beside the method itself: in which settings the methods differ."""
+    """List the settings in which methods differ, beside the method itself."""
     settings = [row.settings for group in groups for row in group.rows]
     keys = [key for key in differing(settings) if not key.startswith("ds.progressive_subnetwork.") and key not in NOT_THE_METHOD]
     if not keys:
@@ -205,7 +205,7 @@ def _main_table(groups: Sequence[Group], base: Group) -> str:
     note = (
         "Held-out loss is that of all layers after the last step, a mean over the seeds that have finished. Times are those of"
         " training steps, each taken as the median of those with as many active layers; beside them, the model FLOPs are what a"
-        " perfect implementation would reach on one process. Where several runs shared a machine they tell little:"
+        " perfect implementation would reach on one process. Where several runs shared a machine they say little:"
         " bench.path_speed measures speed."
     )
     return _table(head, map(line, groups)) + f'<p class="note">{note}</p>'

@@ -19,7 +19,7 @@ from pretrain.errors import UserError
 from pretrain.schema import Count, Positive, Strict
 
 NAME = r"[A-Za-z0-9_.]+"
-"""Of methods and sizes, which go into names of folders."""
+"""Names of methods and sizes, which go into names of folders."""
 SAME_FOR_ALL = ("--data.", "--model.", "--eval_samples", "--ds.train_batch_size")
 """What all methods have in common, so that equal seeds are pairs: options that begin so."""
 DECIDED = {"--seed": "seeds", "--name": "name", "--ds.progressive_subnetwork": "methods", "--tokens": "options: {steps: N}"}
@@ -30,9 +30,9 @@ class StudyFile(Strict):
     """The keys of STUDY.yaml."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-    """Of the study: its runs lie in runs/NAME unless --runs says otherwise."""
+    """Name of the study: its runs are in runs/NAME unless --runs says otherwise."""
     recipe: str
-    """Of every run: a name in pretrain/recipes/, or a path from the study's folder."""
+    """Recipe of every run: a name in pretrain/recipes/, or a path from the study's folder."""
     ds_config: str | None = None
     """A path from the study's folder; ds_configs/RECIPE.json if left out."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
@@ -64,7 +64,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return "-".join([*([self.size] if self.size else []), self.method, f"seed{self.seed}"])
 
     @property

@@ -38,7 +38,8 @@ class Evaluated(Strict):
     model_flops: float
     """Embedding, final norm and output projection included."""
     seconds: float
-    """Of training steps, each taken as the median of those with as many active layers; evaluating and saving are not counted."""
+    """Time of training steps, each taken as the median of those with as many active layers; evaluating and saving are not
+    counted."""
 
 
 class StageBoundary(Strict):
@@ -61,7 +62,7 @@ class Row(Strict):
 
     size: str
     method: str
-    """As the study calls it."""
+    """Name of the method in the study."""
     seed: int
     step: int
     """The last one done."""
@@ -98,7 +99,7 @@ class Row(Strict):
 
     @property
     def loss(self) -> float:
-        """On held-out text, at the last evaluation: of a finished run after its last step."""
+        """Loss on held-out text at the last evaluation: of a finished run after its last step."""
         return self.losses["all"]
 
     @property
@@ -118,7 +119,7 @@ class Row(Strict):
 
     @property
     def typical_seconds(self) -> float:
-        """Of the steps done, each taken as the median of those with as many active layers: a hiccup of the machine does not
+        """Time of the steps done, each taken as the median of those with as many active layers: a hiccup of the machine does not
         count."""
         return sum(count * seconds for _, count, seconds in self.step_seconds)
 
@@ -246,7 +247,7 @@ def _checkpoint(directory: Path, step: int | None) -> tuple[Run, Manifest]:
 
 
 def _edges(count: int) -> np.ndarray:
-    """Of up to BINS stretches of nearly equal length."""
+    """Return the edges of up to BINS stretches of nearly equal length."""
     return np.linspace(0, count, min(count, BINS) + 1).round().astype(int)
 
 

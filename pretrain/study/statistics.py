@@ -29,8 +29,8 @@ class Estimate:
 
     @property
     def half_width(self) -> float | None:
-        """Of the interval that holds the true mean with CONFIDENCE, if seeds scatter as a normal distribution does (Student's t,
-        n - 1 degrees of freedom)."""
+        """Half the width of the interval that holds the true mean with CONFIDENCE, if seeds scatter as a normal distribution does
+        (Student's t, n - 1 degrees of freedom)."""
         if self.standard_error is None:
             return None
         return float(student.ppf((1 + CONFIDENCE) / 2, self.count - 1)) * self.standard_error
@@ -47,7 +47,7 @@ class Group:
 
     method: str
     rows: tuple[Row, ...]
-    """By seed."""
+    """Rows of the method, by seed."""
 
     @property
     def finished(self) -> tuple[Row, ...]:
@@ -55,7 +55,7 @@ class Group:
         return tuple(row for row in self.rows if row.finished)
 
     def over_seeds(self, of: Callable[[Row], float]) -> Estimate | None:
-        """Of the runs that have finished; None if there are none."""
+        """Return the estimate over the runs that have finished; None if there are none."""
         return Estimate.of([of(row) for row in self.finished]) if self.finished else None
 
     def pairs(self, other: "Group") -> list[tuple[Row, Row]]:
@@ -65,7 +65,7 @@ class Group:
         return [(row, theirs[row.seed]) for row in self.finished if row.seed in theirs and row.measures_as(theirs[row.seed])]
 
     def against(self, other: "Group") -> Estimate | None:
-        """Of this one's held-out loss minus the other's, seed by seed; None without pairs."""
+        """Estimate this one's held-out loss minus the other's, seed by seed; None without pairs."""
         differences = [mine.loss - its.loss for mine, its in self.pairs(other)]
         return Estimate.of(differences) if differences else None
 

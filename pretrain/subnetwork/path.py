@@ -135,7 +135,7 @@ def draw(scheme: Scheme, step: int, index: int) -> LayerPath:
     """LayerPath `index` of step `step`.
 
     `bernoulli` keeps each free layer independently, as the paper defines it (arXiv 2402.05913, section 3). `exact`
-    takes a uniform subset of k layers. `balanced` is ours (docs/paths.md): k layers, evenly spread over groups of
+    takes a uniform subset of k layers. `balanced` is this project's (docs/paths.md): k layers, evenly spread over groups of
     neighbouring layers, so that pipeline ranks that own whole groups have equal work.
     """
     if scheme.sampler == "bernoulli":

@@ -33,7 +33,7 @@ def make_stages(
 
     The first ``round(full_model_first_fraction * steps)`` steps run all layers (stage 0, the warm-up of the
     paper's UL2 runs). The rest is divided by ``stage_fractions``, equal parts if None (the paper's BERT runs).
-    A boundary lies at the rounded cumulative fraction, so that no rounding error adds up; ties round to even.
+    A boundary is at the rounded cumulative fraction, so that no rounding error adds up; ties round to even.
 
     Raises:
         ValueError: a fraction out of range, fractions that do not add up to 1, path lengths that shrink or exceed

@@ -90,7 +90,7 @@ def test_asked_to_stop_it_saves_and_leaves_no_process(project, tmp_path):
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1 and "stopped: SIGTERM: what was running has saved; the same command goes on" in errors
+    assert process.returncode == 1 and "stopped: SIGTERM: what was running has saved; the same command resumes" in errors
     assert children and not [child for child in children if child.is_running()]
     assert list((runs / "full-seed1/run/checkpoints").glob("step_*")) and not rows_file(study).exists()
 

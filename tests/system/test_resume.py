@@ -42,7 +42,7 @@ def test_changes_are_refused_with_a_list_and_the_words_that_allow_them(project, 
     done = train(project, run_dir, *CHANGES, "--resume-changing", "lr")
     assert done.returncode == 2 and "optimizer" not in done.stderr.split("pass --resume")[0] and "path_lengths is" in done.stderr
     done = train(project, run_dir, *CHANGES, "--resume-changing", "lr,path_length")
-    assert done.returncode == 2 and 'path_length: no setting is called so; did you mean "path_lengths"?' in done.stderr
+    assert done.returncode == 2 and 'path_length: no setting has this name; did you mean "path_lengths"?' in done.stderr
     done = train(project, run_dir, "--model.norm_epsilon", "1e-5", "--resume-changing", "norm_epsilon")
     assert done.returncode == 2 and "holds another run" in done.stderr and "pass --resume-changing" not in done.stderr
 

@@ -145,13 +145,13 @@ def test_an_older_checkpoint_may_be_chosen_and_the_newer_ones_are_put_aside(proj
     chosen = run_dir / "checkpoints" / "step_00000005"
     assert train(project, run_dir, "--stop-at", "10").returncode == 0
     done = train(project, run_dir, "--resume", str(chosen), "--stop-at", "7")
-    assert done.returncode == 0 and "ended after step 7 of 20; the same command goes on" in done.stdout
+    assert done.returncode == 0 and "ended after step 7 of 20; the same command resumes" in done.stdout
     names = ["step_00000005", "step_00000007", "step_00000010.abandoned0"]
     assert sorted(p.name for p in (run_dir / "checkpoints").glob("step_*")) == names
     assert [row["step"] for row in rows(run_dir)] == list(range(1, 8))
     (run_dir / "metrics.jsonl").unlink()
     done = train(project, run_dir, "--resume", str(chosen), "--stop-at", "8")
-    assert "resuming after step 7" in done.stdout, "the same command goes on from what it has saved since"
+    assert "resuming after step 7" in done.stdout, "the same command resumes from what it has saved since"
     assert train(project, run_dir).returncode == 0
     assert essence(rows(run_dir)) == essence(rows(unbroken))[7:], "what was saved so far is known without the rows"
 

@@ -25,11 +25,11 @@ class Cut(NamedTuple):
     hidden: int = 0
     spans: int = 0
     positions: int = 0
-    """0 if the text is too short to make an example of: it is passed over."""
+    """0 if the text is too short to make an example of: it is skipped."""
 
 
 def fill_runs(out: np.ndarray, begin: np.ndarray, end: np.ndarray, values: np.ndarray) -> None:
-    """out.flat[begin[i]:end[i]] = values[i]; what lies between keeps its value."""
+    """out.flat[begin[i]:end[i]] = values[i]; what is between keeps its value."""
     flat = out.reshape(-1)
     for first, last, value in zip(begin.tolist(), end.tolist(), values.tolist()):
         flat[first:last] = value

@@ -14,7 +14,7 @@ from tokenizer.pieces import EOS, PAD, Tokenizer
 
 @dataclass(frozen=True)
 class Causal:
-    """The objective `causal`. Documents in a sample do not see each other; one that the window cuts off goes on in another
+    """The objective `causal`. Documents in a sample do not see each other; one that the window cuts off continues in another
     sample."""
 
     name: ClassVar = "causal"

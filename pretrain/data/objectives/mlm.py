@@ -17,7 +17,7 @@ AROUND = 2
 SHORTEST = 2
 """Tokens of text; of a single one nothing is left to predict it from."""
 MASKED, RANDOM = 0.8, 0.1
-"""Of the chosen tokens, so many become [MASK] and so many another piece; the rest stay as they are."""
+"""Shares of the chosen tokens: so many become [MASK] and so many another piece; the rest stay as they are."""
 
 
 class MaskedWordsKeys(TextKeys):

@@ -1,6 +1,6 @@
 """UL2's denoisers for a decoder: text in, prefix and target out. Source: arXiv 2205.05131, section 3.1.
 
-An example reads `[mode] prefix target </s>`. In the prefix of a span denoiser every masked span stands as a sentinel;
+An example reads `[mode] prefix target </s>`. In the prefix of a span denoiser every masked span is replaced by a sentinel;
 the target repeats each sentinel followed by what it hides. A prefix denoiser cuts the text in two, a causal one has no prefix at
 all. The model predicts the target and `</s>`; the last token is predicted and never read, so an example takes one position less
 than it has tokens.
@@ -23,7 +23,7 @@ from pretrain.errors import UserError
 from tokenizer.pieces import EOS, PAD, Tokenizer
 
 SHORTEST = 2
-"""Tokens; a text of one token has no room for a prefix and a target. Such tails are passed over."""
+"""Tokens; a text of one token has no room for a prefix and a target. Such tails are skipped."""
 JUST_BELOW_1 = 1 - 2**-53
 
 
@@ -192,7 +192,7 @@ class Stretches:
     hidden: np.ndarray
     """bool."""
     number: np.ndarray
-    """Among the piece's kept or hidden stretches, from 0."""
+    """Number among the example's kept or hidden stretches, from 0."""
     size: np.ndarray
     """Tokens; 0 only where a whole piece is hidden."""
     before: np.ndarray

@@ -126,7 +126,7 @@ def test_cancelled_it_saves_and_is_not_queued_again(submit, unbroken):
     job.wait_for_step(12)
     job.signal("TERM")
     assert job.wait() in ("FAILED", "CANCELLED"), job.story()
-    assert job.facts()["Restarts"] == "0" and "told to end (SIGTERM)" in (job.run_dir / "job.log").read_text()
+    assert job.facts()["Restarts"] == "0" and "asked to end (SIGTERM)" in (job.run_dir / "job.log").read_text()
     newest = RunDirectory(job.run_dir).steps_saved()[-1]
     assert problem_of(newest) is None and int(newest.name[5:]) >= 12
 
@@ -204,7 +204,7 @@ def test_where_slurm_does_not_queue_it_again_the_job_says_so(submit, unbroken):
     job.wait_for_step(15)
     job.signal("USR1")
     assert job.wait() == "FAILED", job.story()
-    assert (job.run_dir / "job.log").read_text().endswith("SLURM does not queue it again; the same command goes on\n")
+    assert (job.run_dir / "job.log").read_text().endswith("SLURM does not queue it again; the same command resumes\n")
     again = submit(*TWO, "--steps", "40", "--save-every", "100", sbatch=(*ONE_EACH, "--no-requeue"))
     assert again.wait() == "COMPLETED", again.story()
     require_same(again.run_dir, unbroken)
@@ -393,7 +393,7 @@ def test_failures_without_progress_end_the_job_with_the_reason(submit):
     )
     assert job.wait(seconds=300) == "FAILED", job.story()
     story = (job.run_dir / "job.log").read_text()
-    assert story.count("queued again") == 2 and "3 starts in a row brought no newer checkpoint than step 0" in story
+    assert story.count("queued again") == 2 and "3 starts in a row saved nothing newer than step 0" in story
 
 
 @pytest.mark.slow

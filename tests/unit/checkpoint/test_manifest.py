@@ -117,11 +117,17 @@ def rename_file(manifest: dict) -> None:
         (lambda folder: edit(folder, lambda m: m.update(step=4)), "it is of step 4"),
         (
             lambda folder: fragment(folder, [1, 0, 32, 16, 16]),
-            "the fragments of decoder.final_layernorm.weight do not make it up",
+            "the fragments of decoder.final_layernorm.weight do not cover it exactly once",
         ),
-        (lambda folder: fragment(folder, [2, 0, 16, 0, 32]), "the fragments of decoder.final_layernorm.weight do not make it up"),
+        (
+            lambda folder: fragment(folder, [2, 0, 16, 0, 32]),
+            "the fragments of decoder.final_layernorm.weight do not cover it exactly once",
+        ),
         (lambda folder: fragment(folder, [1, 0, 32, 0, 2**40]), "is too small for its fragments"),
-        (lambda folder: edit(folder, lambda m: m["parameters"].update(more=[2**50])), "the fragments of more do not make it up"),
+        (
+            lambda folder: edit(folder, lambda m: m["parameters"].update(more=[2**50])),
+            "the fragments of more do not cover it exactly once",
+        ),
         (lambda folder: edit(folder, rename_file), "'../rank_00000.safetensors' is not the name of a file in the checkpoint"),
     ],
 )

@@ -21,9 +21,9 @@ def event(kind: str, text: str = "", rank: int = 0, node: str = "n1", step: int 
         ([event("finished", step=40)], 0, [], [40], False, 0, "finished at step 40"),
         ([event("ended", step=15)], 0, [], [15], False, 0, "ended at step 15, as --stop-at says"),
         ([event("saved", "SIGUSR1", step=17)], 0, [], [17], True, 0, "saved at step 17 before the time limit; queued again"),
-        ([event("saved", "SIGUSR1", step=17)], 0, ["TERM"], [17], False, 143, "told to end (SIGUSR1), saved at step 17"),
-        ([event("saved", "SIGTERM", step=17)], 0, ["TERM"], [17], False, 143, "told to end (SIGTERM), saved at step 17"),
-        ([], 143, ["TERM"], [10], False, 143, "told to end before it could save; goes on from step 10"),
+        ([event("saved", "SIGUSR1", step=17)], 0, ["TERM"], [17], False, 143, "asked to end (SIGUSR1), saved at step 17"),
+        ([event("saved", "SIGTERM", step=17)], 0, ["TERM"], [17], False, 143, "asked to end (SIGTERM), saved at step 17"),
+        ([], 143, ["TERM"], [10], False, 143, "asked to end before it could save; resumes from step 10"),
         ([event("config", "recipe x: no such thing")], 2, [], [0], False, 2, "recipe x: no such thing; not queued again"),
         (
             [event("stopped", "step 7: the loss is nan")],
@@ -42,7 +42,7 @@ def event(kind: str, text: str = "", rank: int = 0, node: str = "n1", step: int 
             [5, 5, 5],
             False,
             1,
-            "3 starts in a row brought no newer checkpoint than step 5",
+            "3 starts in a row saved nothing newer than step 5",
         ),
         ([event("stopped", "disk full")], 1, [], [5, 5, 10], True, 0, "from step 10 (failure 1 of 3"),
         (
@@ -66,9 +66,9 @@ def event(kind: str, text: str = "", rank: int = 0, node: str = "n1", step: int 
         ),
         ([], 137, [], [5], True, 0, "the launcher ended with 137 and no process said why"),
         ([], 0, [], [5], False, 0, "all tasks have ended well, and could not say at which step"),
-        ([], 138, ["USR1"], [0], True, 0, "told to save (SIGUSR1) before the first step was done; is --time longer"),
-        ([], 138, ["USR1"], [0, 0, 0], False, 1, "3 starts in a row brought no newer checkpoint"),
-        ([], 138, ["USR1", "TERM"], [0], False, 143, "told to end before it could save"),
+        ([], 138, ["USR1"], [0], True, 0, "asked to save (SIGUSR1) before the first step was done; is --time longer"),
+        ([], 138, ["USR1"], [0, 0, 0], False, 1, "3 starts in a row saved nothing newer"),
+        ([], 138, ["USR1", "TERM"], [0], False, 143, "asked to end before it could save"),
     ],
 )
 def test_every_end_has_an_outcome(events, code, signals, saved, requeue, exit_code, words):
@@ -135,7 +135,7 @@ def test_the_story_across_starts(job, tmp_path, monkeypatch):
         assert decision.requeue == (restart < 2)
     assert (tmp_path / "bad_nodes").read_text() == socket.gethostname() + "\n"
     lines = (tmp_path / "job.log").read_text().splitlines()
-    assert len(lines) == 6 and "start 0: " in lines[0] and "failure 2 of 3" in lines[3] and "so it ends here" in lines[5]
+    assert len(lines) == 6 and "start 0: " in lines[0] and "failure 2 of 3" in lines[3] and "giving up" in lines[5]
     assert [told.kind for told in read_events(tmp_path)] == [
         "started",
         "node",
@@ -157,7 +157,7 @@ def test_starts_whose_end_nobody_has_told_count(job, tmp_path, monkeypatch):
         assert log.started(tmp_path, dict(os.environ), most=3) is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     decision = log.started(tmp_path, dict(os.environ), most=3)
-    assert decision.exit_code == 1 and "not started: 3 starts in a row brought no newer checkpoint than step 0" in decision.reason
+    assert decision.exit_code == 1 and "not started: 3 starts in a row saved nothing newer than step 0" in decision.reason
     assert (tmp_path / "job.log").read_text().count("nothing is known of its end") == 3
 
 
@@ -178,4 +178,4 @@ def test_where_nothing_can_be_noted_restarts_are_counted(job, tmp_path, monkeypa
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
         decision = log.ended(run_dir, dict(os.environ), 1, (), most=3)
         assert decision.requeue == (restart < 2)
-    assert "could note nothing, so it ends here" in decision.reason and "job.log: cannot be written" in capsys.readouterr().err
+    assert "could write no notes; giving up" in decision.reason and "job.log: cannot be written" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_what_is_wrong_with_one_run_stands_in_its_line(run, tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "2.5000" in shown
     for folder, words in (
-        (damaged, "is not one of ours"),
+        (damaged, "is not of this program"),
         (none, "it has no recipe.yaml"),
         (tmp_path / "missing", "it has no recipe.yaml"),
     ):
