@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from pretrain.cli.arguments import require_nothing_else
-from pretrain.job.status import print_status
 
 HELP = "where runs stand"
 
@@ -15,5 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     require_nothing_else(rest)
+    from pretrain.job.status import print_status  # rich takes a while to load
+
     print_status(args.runs)
     return 0

@@ -39,3 +39,20 @@ def test_a_dead_link_is_found(tmp_path):
     page = tmp_path / "a.md"
     page.write_text("[x](b.md) [y](b.md#one-heading) [z](c.md) [w](b.md#two) [v](https://example.org)\n```\n[u](d.md)\n```\n")
     assert dead_links(page) == ["c.md", "b.md#two"]
+
+
+KEPT_BY = re.findall(r"`([\w/]+\.py)::(test_\w+)`", Path("docs/promises.md").read_text())
+
+
+@pytest.mark.parametrize("file, test", KEPT_BY, ids=str)
+def test_a_promise_is_kept_by_a_test_that_exists(file, test):
+    assert re.search(rf"^def {test}\(", (Path("tests") / file).read_text(), re.MULTILINE)
+
+
+def test_every_promise_names_a_test():
+    rows = [
+        line
+        for line in Path("docs/promises.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| promise")
+    ]
+    assert len(rows) > 40 and all("::test_" in row for row in rows)
