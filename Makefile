@@ -8,13 +8,13 @@ PROCESSES := $(shell n=$(GPUS); for p in 8 4 2 1; do [ $$n -ge $$p ] && break; d
 LAYOUT ?= $(if $(filter 1,$(PROCESSES)),,--parallel.pipeline 2)
 DEVICE := $(if $(filter 0,$(GPUS)),cpu,cuda)
 
-.PHONY: pretrain check lint test test-all bench clean
+.PHONY: pretrain check lint docs test test-all bench clean
 
 pretrain: .venv/installed  ## the quick start; ARGS="--steps 50" adds options of train
 	.venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) -m pretrain train ul2_tiny \
 		--run-dir runs/quickstart --device $(DEVICE) $(LAYOUT) $(ARGS)
 
-check: lint test  ## what CI runs
+check: lint docs test  ## what CI runs
 
 lint: .venv/installed  ## form, types, shell scripts, links of the docs
 	$(RUN) -m ruff format --check .
@@ -22,6 +22,9 @@ lint: .venv/installed  ## form, types, shell scripts, links of the docs
 	$(RUN) -m mypy pretrain tokenizer bench
 	.venv/bin/shellcheck slurm/*.sh .ci/run
 	$(RUN) -m pytest tests/unit/test_docs.py
+
+docs: .venv/installed  ## the documentation site, in site/; any warning fails
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
 
 test: .venv/installed  ## the tests that take minutes
 	$(RUN) -m pytest -n auto --dist loadfile -m "not slow and not gpu"
@@ -43,4 +46,4 @@ bench: .venv/installed  ## speed of skipped layers, of making batches, of saving
 	touch $@
 
 clean:  ## everything that make made, runs excepted
-	rm -rf .venv .pytest_cache .hypothesis
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache site

@@ -1,4 +1,4 @@
-"""Recipes, DeepSpeed JSON and command line, read strictly. A leaf: knows subnetwork, and nothing of torch."""
+"""Recipes, DeepSpeed JSON and command line, read strictly, without torch."""
 
 from pretrain.config.read import read_run
 from pretrain.config.recipe import Recipe

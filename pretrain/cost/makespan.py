@@ -47,7 +47,7 @@ def makespan(costs: Sequence[Sequence[float]], micro_batches: int, backward: flo
     """Time from the first forward to the last backward.
 
     Args:
-        costs: [rank][chunk], time of a forward pass. Chunk c of rank r is part c * ranks + r of the model.
+        costs: `[rank][chunk]`, time of a forward pass. Chunk c of rank r is part c * ranks + r of the model.
         backward: time of a backward pass, in forwards; 3 when layers are recomputed.
     """
     ranks, chunks = len(costs), len(costs[0])
@@ -84,7 +84,7 @@ def active_by_part(active: Sequence[bool], parts: int) -> tuple[int, ...]:
 
 
 def chunk_costs(shape: Shape, ranks: int, chunks: int, active: Sequence[float] | float) -> list[list[float]]:
-    """Forward operations a token of each chunk, [rank][chunk].
+    """Forward operations a token of each chunk, `[rank][chunk]`.
 
     Args:
         active: active layers of each part of the model in order, or their number in all, spread evenly.

@@ -1,0 +1,1 @@
+"""Text to batches: objectives, packing, blending, and the loader that makes them ahead."""

@@ -53,7 +53,9 @@ class CoreAttention(MegatronModule):
     ) -> Tensor:
         """
         Args:
-            query, key, value: [s, b, heads of this rank, d].
+            query: [s, b, heads of this rank, d].
+            key: as query.
+            value: as query.
             attention_mask: of dense_mask or block_mask.
 
         Returns:

@@ -85,7 +85,7 @@ class Row(Strict):
     """Means of the training loss over stretches of steps, each with its last step."""
     boundaries: tuple[StageBoundary, ...]
     layer_use: tuple[tuple[float, ...], ...]
-    """[layers][stretches of steps]: share of the paths that ran the layer."""
+    """`[layers][stretches of steps]`: share of the paths that ran the layer."""
     step_seconds: tuple[tuple[float, int, float], ...]
     """For each number of active layers (mean over a step's paths): how many steps, and their median time."""
 

@@ -47,7 +47,8 @@ class Objective(Protocol):
         """Say how much of the `left` tokens of a document goes into an example of at most `room` positions.
 
         Args:
-            choice, turn: uniform in [0, 1).
+            choice: uniform in [0, 1).
+            turn: uniform in [0, 1).
         """
 
     def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:

@@ -1,0 +1,1 @@
+"""What a step costs: operations and ideal step times. Pure arithmetic."""
