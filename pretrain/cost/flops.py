@@ -1,4 +1,4 @@
-"""Floating-point operations of a decoder: what skipped layers save, and what they cannot save.
+"""Floating-point operations of a decoder, a token and a step: what skipped layers save, and what they cannot save.
 
 Counted are matrix products, two operations a multiply-add, and a backward pass of twice the forward; norms and
 lookups once an element, which is next to nothing. Attention counts the full [s, s] product: packed documents and
@@ -44,14 +44,14 @@ class Shape:
         head = 2 * self.hidden**2 if self.transform else 0
         return self.hidden + 4 * self.hidden + head + 2 * self.hidden * self.vocab
 
-    def token(self, active: float) -> float:
-        """Training operations a token with `active` layers running."""
-        return TRAINING * (active * self.layer() + self.outside())
+    def training(self, active: float, tokens: int = 1) -> float:
+        """Training operations of `tokens` tokens through `active` layers: those of a step with the tokens of a global batch."""
+        return TRAINING * (active * self.layer() + self.outside()) * tokens
 
 
 def ideal_ratio(shape: Shape, active: float) -> float:
     """Ideal step time with `active` layers over that with all, in one process: the ratio of model FLOPs."""
-    return shape.token(active) / shape.token(shape.layers)
+    return shape.training(active) / shape.training(shape.layers)
 
 
 def expected_active(method: Method, stage: Stage) -> Fraction:

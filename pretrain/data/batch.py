@@ -47,7 +47,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Examples:
     """The stretches of text that the examples of a batch are made from, in the order of the samples; int64, [examples] each."""
 
     row: np.ndarray

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.data.batch import Batch, Pieces
+from pretrain.data.batch import Batch, Examples
 from pretrain.data.draws import Draws
 from pretrain.data.objectives import Objective
 from pretrain.data.objectives.base import fill_runs
@@ -60,14 +60,14 @@ class PackedSamples:
         batch = Batch.empty(len(samples), self.length, self.objective.pad)
         if not cuts:
             return batch
-        pieces = Pieces(*np.array(cuts, dtype=np.int64).T)
-        self._tables(batch, pieces)
+        examples = Examples(*np.array(cuts, dtype=np.int64).T)
+        self._tables(batch, examples)
         if with_text:
             tokens = self.stream.tokens
-            text = np.concatenate([tokens[at : at + take] for at, take in zip(pieces.at.tolist(), pieces.take.tolist())])
+            text = np.concatenate([tokens[at : at + take] for at, take in zip(examples.at.tolist(), examples.take.tolist())])
             self._require_known(text)
-            following = tokens[np.minimum(pieces.at + pieces.take, len(tokens) - 1)]
-            self.objective.fill(batch, pieces, text, following, draws)
+            following = tokens[np.minimum(examples.at + examples.take, len(tokens) - 1)]
+            self.objective.fill(batch, examples, text, following, draws)
         return batch
 
     def document_ends(self, sample: int) -> list[bool]:
@@ -84,7 +84,7 @@ class PackedSamples:
             )
 
     def _cut(self, row: int, sample: int, draws: Draws) -> list[tuple[int, ...]]:
-        """The examples of a sample, as `Pieces` lists them."""
+        """The examples of a sample, as `Examples` lists them."""
         length, ends, cut = self.length, self.stream.ends, self.objective.cut
         epoch, place = divmod(sample, self.windows)
         at = permute(place, self.windows, self.seed, epoch) * length + stable_hash(self.seed, epoch) % length
@@ -112,14 +112,14 @@ class PackedSamples:
                 end = int(ends[document])
         return out
 
-    def _tables(self, batch: Batch, pieces: Pieces) -> None:
+    def _tables(self, batch: Batch, examples: Examples) -> None:
         """Segments, positions, prefixes and kinds: runs of equal values, written at once for all samples."""
-        begin = pieces.row * self.length + pieces.used
-        end = begin + pieces.positions
-        first_of_row = np.searchsorted(pieces.row, pieces.row)
-        fill_runs(batch.segments, begin, end, np.arange(len(pieces)) - first_of_row)
-        fill_runs(batch.kinds, begin, end, pieces.kind)
-        fill_runs(batch.prefix, begin, begin + self.objective.prefix(pieces), np.ones(len(pieces), bool))
+        begin = examples.row * self.length + examples.used
+        end = begin + examples.positions
+        first_of_row = np.searchsorted(examples.row, examples.row)
+        fill_runs(batch.segments, begin, end, np.arange(len(examples)) - first_of_row)
+        fill_runs(batch.kinds, begin, end, examples.kind)
+        fill_runs(batch.prefix, begin, begin + self.objective.prefix(examples), np.ones(len(examples), bool))
         place = np.arange(batch.positions.size)
         fill_runs(batch.positions, begin, end, begin)
         flat = batch.positions.reshape(-1)

@@ -59,7 +59,7 @@ class Observer:
         run, layers = self.run, self.run.recipe.model.num_layers
         active = sum(path.length for path in paths) / len(paths)
         self.layers_run += sum(path.length for path in paths)
-        operations = self.shape.token(active) * run.tokens_per_step
+        operations = self.shape.training(active, run.tokens_per_step)
         self.pace.append(seconds / operations)
         row = {
             "step": step,
@@ -153,7 +153,7 @@ class Observer:
             first = max(step + 1, stage.first_step)
             if first <= stage.last_step:
                 active = sum(self.run.method.keep(first, stage.last_step))
-                remaining += (stage.last_step - first + 1) * self.shape.token(float(active))
+                remaining += (stage.last_step - first + 1) * self.shape.training(float(active))
         return median(self.pace) * remaining * self.run.tokens_per_step
 
 

@@ -121,7 +121,7 @@ def _step_time(axes: Axes, run: Run, rows: Rows) -> str:
     axes.plot(lengths, [median(times[n]) for n in lengths], "o-", color=BLUE, label="median")
     if lengths:
         shape, longest = run.recipe.shape, lengths[-1]
-        ideal = [median(times[longest]) * shape.token(n) / shape.token(longest) for n in lengths]
+        ideal = [median(times[longest]) * shape.training(n) / shape.training(longest) for n in lengths]
         axes.plot(lengths, ideal, "--", color=ORANGE, label="ideal: proportional to model FLOPs")
         axes.set_ylim(0, 2 * median(times[longest]))
         axes.legend(frameon=False)

@@ -1,2 +1,2 @@
-"""The optimizer behind four verbs: what is summed over replicas, sharded and updated, and how that comes back from a
+"""The optimizer behind an interface: what is summed over replicas, sharded and updated, and how that comes back from a
 checkpoint."""

@@ -1,4 +1,5 @@
-"""What the engine and checkpoints ask of an optimizer. A new way to reduce gradients is a class beside `deepspeed.py`.
+"""What the engine and checkpoints ask of an optimizer. A new way to reduce gradients is a class beside
+`deepspeed.py`, which `build_engine` (engine/engine.py) constructs.
 
 One step in order: `begin` before the first forward pass, the schedule runs what `entry` gives, `finish` when all micro-batches
 are through. `shards` and `restored` belong to checkpoints, `settle` to whoever else reads weights between two steps.

@@ -157,7 +157,7 @@ def row_of(directory: Path, size: str, method: str, data: dict[str, str], step: 
             step=row["step"],
             loss=row["eval_loss"],
             layer_flops=float(TRAINING * shape.layer() * tokens * layers[row["step"] - 1]),
-            model_flops=float(tokens * (TRAINING * shape.layer() * layers[row["step"] - 1] + row["step"] * shape.token(0))),
+            model_flops=float(tokens * (TRAINING * shape.layer() * layers[row["step"] - 1] + row["step"] * shape.training(0))),
             seconds=round(seconds[row["step"] - 1], 3),
         )
         for row in evaluations

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import Field
 
-from pretrain.data.batch import Batch, Pieces
+from pretrain.data.batch import Batch, Examples
 from pretrain.data.draws import Draws
 from pretrain.data.objectives.base import Cut
 from pretrain.data.objectives.causal import Causal
@@ -51,7 +51,7 @@ class Objective(Protocol):
             turn: uniform in [0, 1).
         """
 
-    def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
+    def fill(self, batch: Batch, examples: Examples, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
         """Write tokens, labels and targets.
 
         Args:
@@ -60,7 +60,7 @@ class Objective(Protocol):
             draws: of each sample.
         """
 
-    def prefix(self, pieces: Pieces) -> np.ndarray:
+    def prefix(self, examples: Examples) -> np.ndarray:
         """Return how many positions are read both ways, from the example's first on; [examples]."""
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from pretrain.data.batch import Batch, Pieces
+from pretrain.data.batch import Batch, Examples
 from pretrain.schema import Strict
 
 
@@ -35,7 +35,7 @@ def fill_runs(out: np.ndarray, begin: np.ndarray, end: np.ndarray, values: np.nd
         flat[first:last] = value
 
 
-def predict_next(batch: Batch, pieces: Pieces, first: np.ndarray, last: np.ndarray) -> None:
+def predict_next(batch: Batch, examples: Examples, first: np.ndarray, last: np.ndarray) -> None:
     """Labels and targets of examples whose tokens are written: every token predicts the one after it.
 
     Args:
@@ -43,7 +43,7 @@ def predict_next(batch: Batch, pieces: Pieces, first: np.ndarray, last: np.ndarr
         last: [examples], what the last position predicts.
     """
     length = batch.tokens.shape[1]
-    begin = pieces.row * length + pieces.used
+    begin = examples.row * length + examples.used
     batch.labels[:, :-1] = batch.tokens[:, 1:]
-    batch.labels.reshape(-1)[begin + pieces.positions - 1] = last
-    fill_runs(batch.targets, begin + first, begin + pieces.positions, np.ones(len(pieces), bool))
+    batch.labels.reshape(-1)[begin + examples.positions - 1] = last
+    fill_runs(batch.targets, begin + first, begin + examples.positions, np.ones(len(examples), bool))

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from pretrain.data.batch import Batch, Pieces
+from pretrain.data.batch import Batch, Examples
 from pretrain.data.draws import Draws
 from pretrain.data.objectives.base import Cut, predict_next
 from pretrain.schema import Strict
@@ -42,10 +42,10 @@ class Causal:
         take = min(left, room)
         return Cut(take, positions=take)
 
-    def prefix(self, pieces: Pieces) -> np.ndarray:
-        return np.zeros(len(pieces), np.int64)
+    def prefix(self, examples: Examples) -> np.ndarray:
+        return np.zeros(len(examples), np.int64)
 
-    def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
+    def fill(self, batch: Batch, examples: Examples, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
         """See `Objective`: the last token predicts the end of its document, or what comes after the window."""
         batch.tokens.reshape(-1)[batch.segments.reshape(-1) >= 0] = text
-        predict_next(batch, pieces, np.zeros(len(pieces), np.int64), np.where(pieces.ends > 0, self.eos, following))
+        predict_next(batch, examples, np.zeros(len(examples), np.int64), np.where(examples.ends > 0, self.eos, following))

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from pretrain.data.batch import Batch, Pieces
+from pretrain.data.batch import Batch, Examples
 from pretrain.data.draws import Draws
 from pretrain.data.objectives.base import Cut, TextKeys
 from pretrain.schema import Number
@@ -46,7 +46,7 @@ class MaskedWords:
     """Share of the text's tokens that is chosen."""
     longest: int
     """Tokens of text in one example at most."""
-    pieces: tuple[int, int]
+    text_ids: tuple[int, int]
     """First and last + 1 of the ids that stand for text: another piece is drawn from these."""
     word_starts: np.ndarray | None = None
     """[vocabulary] bool: pieces that begin a word; where given, words are chosen whole."""
@@ -76,48 +76,48 @@ class MaskedWords:
         hidden = min(max(int(take * self.rate + turn), 1), take - 1)
         return Cut(take, hidden=hidden, positions=take + AROUND)
 
-    def prefix(self, pieces: Pieces) -> np.ndarray:
-        return pieces.positions
+    def prefix(self, examples: Examples) -> np.ndarray:
+        return examples.positions
 
-    def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
+    def fill(self, batch: Batch, examples: Examples, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
         """See `Objective`. Labels are the text itself."""
-        begin = pieces.row * batch.tokens.shape[1] + pieces.used
+        begin = examples.row * batch.tokens.shape[1] + examples.used
         tokens, labels = batch.tokens.reshape(-1), batch.labels.reshape(-1)
         inside = batch.segments.reshape(-1) >= 0
-        tokens[begin], tokens[begin + pieces.positions - 1] = self.cls, self.sep
-        inside[begin] = inside[begin + pieces.positions - 1] = False
+        tokens[begin], tokens[begin + examples.positions - 1] = self.cls, self.sep
+        inside[begin] = inside[begin + examples.positions - 1] = False
         places = np.flatnonzero(inside)
-        per_row = np.bincount(pieces.row, weights=pieces.take, minlength=len(draws)).astype(int).tolist()
+        per_row = np.bincount(examples.row, weights=examples.take, minlength=len(draws)).astype(int).tolist()
         numbers = np.concatenate([row.uniform(3 * n).reshape(3, n) for row, n in zip(draws, per_row)], axis=1)
-        chosen = self._choose(pieces, text, numbers[0])
-        first, last = self.pieces
+        chosen = self._choose(examples, text, numbers[0])
+        first, last = self.text_ids
         other = first + (numbers[2] * (last - first)).astype(np.int64)
         shown = np.where(numbers[1] < MASKED, self.mask, np.where(numbers[1] < MASKED + RANDOM, other, text))
         tokens[places] = np.where(chosen, shown, text)
         labels[inside] = text
         batch.targets.reshape(-1)[places[chosen]] = True
 
-    def _choose(self, pieces: Pieces, text: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    def _choose(self, examples: Examples, text: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """[tokens] bool: the tokens to predict: those of the smallest numbers, or whole words of the smallest numbers of their
         first.
 
         A text in which no choice of words comes near the number, such as one without spaces, is masked token by token.
         """
-        owner = np.repeat(np.arange(len(pieces)), pieces.take)
-        begin = np.cumsum(pieces.take) - pieces.take
+        owner = np.repeat(np.arange(len(examples)), examples.take)
+        begin = np.cumsum(examples.take) - examples.take
         order = np.argsort(numbers + owner)
         rank = np.arange(len(text)) - begin[owner]
         chosen = np.zeros(len(text), bool)
-        chosen[order[rank < pieces.hidden[owner]]] = True
+        chosen[order[rank < examples.hidden[owner]]] = True
         if self.word_starts is None:
             return chosen
-        whole = self._choose_words(pieces, text, numbers, owner, begin)
-        count = np.bincount(owner, weights=whole, minlength=len(pieces))
-        suits = (count > 0) & (count < pieces.take) & (np.abs(count - pieces.hidden) <= np.maximum(pieces.hidden / 2, 1))
+        whole = self._choose_words(examples, text, numbers, owner, begin)
+        count = np.bincount(owner, weights=whole, minlength=len(examples))
+        suits = (count > 0) & (count < examples.take) & (np.abs(count - examples.hidden) <= np.maximum(examples.hidden / 2, 1))
         return np.where(suits[owner], whole, chosen)
 
     def _choose_words(
-        self, pieces: Pieces, text: np.ndarray, numbers: np.ndarray, owner: np.ndarray, begin: np.ndarray
+        self, examples: Examples, text: np.ndarray, numbers: np.ndarray, owner: np.ndarray, begin: np.ndarray
     ) -> np.ndarray:
         assert self.word_starts is not None, "words are chosen whole only where it is known where they begin"
         starts = self.word_starts[text]
@@ -131,5 +131,5 @@ class MaskedWords:
         taken = running - np.append(0, running)[np.searchsorted(of_piece, of_piece)]
         # A word that would go beyond the number is taken if at least half of it is within: right on average.
         picked = np.zeros(len(size), bool)
-        picked[order[taken - ordered / 2 <= pieces.hidden[of_piece]]] = True
+        picked[order[taken - ordered / 2 <= examples.hidden[of_piece]]] = True
         return picked[word]

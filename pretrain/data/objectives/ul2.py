@@ -15,10 +15,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from pretrain.data.batch import Batch, Pieces
+from pretrain.data.batch import Batch, Examples
 from pretrain.data.draws import Draws
 from pretrain.data.objectives.base import Cut, predict_next
-from pretrain.data.objectives.denoisers import Denoiser, Mode, Ul2Keys
+from pretrain.data.objectives.denoisers import Denoiser, Mode, Ul2Keys, hidden, longest_text, positions, spans
 from pretrain.errors import UserError
 from tokenizer.pieces import EOS, PAD, Tokenizer
 
@@ -47,39 +47,6 @@ class Special:
             )
         modes = {mode: tokenizer.id(mode) for mode in {d.mode for d in denoisers} if mode}
         return cls(tokenizer.id(PAD), tokenizer.id(EOS), modes, np.array(tokenizer.sentinel_ids()))
-
-
-def masked(denoiser: Denoiser, length: int) -> int:
-    """Tokens of a text of `length` tokens that a span denoiser masks: at least 1, and at least 1 stays."""
-    return min(max(round(length * denoiser.rate), 1), length - 1)
-
-
-def spans(denoiser: Denoiser, length: int, turn: float) -> int:
-    """Masked spans in a text of `length` tokens; 0 for the other denoisers.
-
-    `turn`, uniform in [0, 1), decides whether a fraction of a span becomes one, so that the mean length is right. T5
-    rounds (arXiv 1910.10683): its spans of 64 in 512 tokens are 77 long.
-    """
-    if denoiser.kind != "span":
-        return 0
-    noise = masked(denoiser, length)
-    return min(max(int(noise / denoiser.mean_span + turn), 1), noise, length - noise)
-
-
-def positions(denoiser: Denoiser, length: int, turn: float) -> int:
-    """Positions that an example made from `length` tokens takes: mode token, text, and each sentinel twice."""
-    return (denoiser.mode is not None) + length + 2 * spans(denoiser, length, turn)
-
-
-def longest_text(denoiser: Denoiser, room: int, turn: float) -> int:
-    """Most tokens whose example fits into `room` positions; `positions` grows with the length, so a guess is mended."""
-    overhead = 2 * denoiser.rate / denoiser.mean_span if denoiser.kind == "span" else 0.0
-    length = max(int((room - 1) / (1 + overhead)), 1)
-    while length > 1 and positions(denoiser, length, turn) > room:
-        length -= 1
-    while positions(denoiser, length + 1, turn) <= room:
-        length += 1
-    return length
 
 
 @dataclass(frozen=True)
@@ -123,7 +90,7 @@ class Mixture:
         return bisect_right(self._cumulative, place)
 
     def cut(self, room: int, left: int, choice: float, turn: float) -> Cut:
-        """See `Objective`. Of a prefix denoiser `hidden` is the target, uniform up to twice its mean share."""
+        """Choose a denoiser and cut the text of its example; see `Objective`."""
         kind = self.choose(choice)
         denoiser = self.denoisers[kind]
         if room < positions(denoiser, SHORTEST, turn):
@@ -133,17 +100,10 @@ class Mixture:
             take = longest_text(denoiser, room, turn)
         if take < SHORTEST:
             return Cut(take)
-        if denoiser.kind == "span":
-            count = spans(denoiser, take, turn)
-            return Cut(take, kind, masked(denoiser, take), count, (denoiser.mode is not None) + take + 2 * count)
-        if denoiser.kind == "prefix":
-            hidden = 1 + int(turn * min(max(int(2 * denoiser.rate * take) - 1, 1), take - 1))
-        else:
-            hidden = take
-        return Cut(take, kind, hidden, 0, (denoiser.mode is not None) + take)
+        return Cut(take, kind, hidden(denoiser, take, turn), spans(denoiser, take, turn), positions(denoiser, take, turn))
 
-    def prefix(self, pieces: Pieces) -> np.ndarray:
-        return self._has_mode[pieces.kind] + pieces.take - pieces.hidden + pieces.spans
+    def prefix(self, examples: Examples) -> np.ndarray:
+        return self._has_mode[examples.kind] + examples.take - examples.hidden + examples.spans
 
     @cached_property
     def _has_mode(self) -> np.ndarray:
@@ -153,26 +113,26 @@ class Mixture:
     def _modes(self) -> np.ndarray:
         return np.array([self.special.modes[d.mode] if d.mode else 0 for d in self.denoisers])
 
-    def fill(self, batch: Batch, pieces: Pieces, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
+    def fill(self, batch: Batch, examples: Examples, text: np.ndarray, following: np.ndarray, draws: list[Draws]) -> None:
         """See `Objective`."""
         out = batch.tokens.reshape(-1)
-        begin = pieces.row * batch.tokens.shape[1] + pieces.used
-        mode = self._has_mode[pieces.kind]
-        out[begin[mode > 0]] = self._modes[pieces.kind[mode > 0]]
-        stretches = Stretches.of(pieces, draws)
+        begin = examples.row * batch.tokens.shape[1] + examples.used
+        mode = self._has_mode[examples.kind]
+        out[begin[mode > 0]] = self._modes[examples.kind[mode > 0]]
+        stretches = Stretches.of(examples, draws)
         # Kept stretch s of an example moves on by the mode token and s sentinels, hidden stretch s to behind all that is kept.
-        number, spans = stretches.number, pieces.spans[stretches.piece]
+        number, spans = stretches.number, examples.spans[stretches.example]
         sentinel = spans > 0
-        start = begin[stretches.piece] + mode[stretches.piece] + stretches.before
+        start = begin[stretches.example] + mode[stretches.example] + stretches.before
         start += np.where(
-            stretches.hidden, (pieces.take - pieces.hidden)[stretches.piece] + spans + (number + 1) * sentinel, number
+            stretches.hidden, (examples.take - examples.hidden)[stretches.example] + spans + (number + 1) * sentinel, number
         )
         out[_places(start, stretches.size)] = text[_places(stretches.source, stretches.size)]
         marks = sentinel & stretches.hidden
         out[start[marks] - 1] = self.special.sentinels[number[marks]]
         marks = sentinel & ~stretches.hidden
         out[start[marks] + stretches.size[marks]] = self.special.sentinels[number[marks]]
-        predict_next(batch, pieces, np.maximum(self.prefix(pieces) - 1, 0), np.full(len(pieces), self.special.eos))
+        predict_next(batch, examples, np.maximum(self.prefix(examples) - 1, 0), np.full(len(examples), self.special.eos))
 
 
 def _places(start: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -183,45 +143,47 @@ def _places(start: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Stretches:
-    """Text cut into stretches that are kept and stretches that are hidden, of all pieces; [stretches] each.
+    """Text cut into stretches that are kept and stretches that are hidden, of all examples; [stretches] each.
 
-    The order is that of the example: all kept stretches of a piece, then its hidden ones.
+    The order is that of the example: all kept stretches of an example, then its hidden ones.
     """
 
-    piece: np.ndarray
+    example: np.ndarray
     hidden: np.ndarray
     """bool."""
     number: np.ndarray
     """Number among the example's kept or hidden stretches, from 0."""
     size: np.ndarray
-    """Tokens; 0 only where a whole piece is hidden."""
+    """Tokens; 0 only where a whole example is hidden."""
     before: np.ndarray
-    """Tokens of the piece's earlier stretches of the same sort."""
+    """Tokens of the example's earlier stretches of the same sort."""
     source: np.ndarray
-    """Where the stretch begins in the pieces' text."""
+    """Where the stretch begins in the examples' text."""
 
     @classmethod
-    def of(cls, pieces: Pieces, draws: list[Draws]) -> "Stretches":
-        """A piece with n spans falls into n kept and n hidden stretches in turn, of random sizes that are at least 1 and add up
-        to what is to be kept and hidden, all such cuts equally likely; one without spans into one kept and one hidden."""
-        count = np.maximum(pieces.spans, 1)
+    def of(cls, examples: Examples, draws: list[Draws]) -> "Stretches":
+        """An example with n spans falls into n kept and n hidden stretches in turn, of random sizes that are at least 1 and add
+        up to what is to be kept and hidden, all such cuts equally likely; one without spans into one kept and one hidden."""
+        count = np.maximum(examples.spans, 1)
         kinds = np.repeat(count, 2)  # stretches of each sort
-        totals = np.stack([pieces.take - pieces.hidden, pieces.hidden], axis=1).ravel()
-        size = _cut_at_random(pieces, totals, kinds, draws)
+        totals = np.stack([examples.take - examples.hidden, examples.hidden], axis=1).ravel()
+        size = _cut_at_random(examples, totals, kinds, draws)
         sort = np.repeat(np.arange(len(kinds)), kinds)
         first = np.cumsum(kinds) - kinds
         number = np.arange(len(size)) - first[sort]
         running = np.cumsum(size) - size
         before = running - running[first][sort]
         hidden = (sort & 1).astype(bool)
-        piece = sort >> 1
+        example = sort >> 1
         # In the text a kept stretch comes after as many hidden ones, and a hidden one after one more that is kept.
         other = first[sort ^ 1] + number
-        source = np.cumsum(pieces.take)[piece] - pieces.take[piece] + before + before[other] + np.where(hidden, size[other], 0)
-        return cls(piece, hidden, number, size, before, source)
+        source = (
+            np.cumsum(examples.take)[example] - examples.take[example] + before + before[other] + np.where(hidden, size[other], 0)
+        )
+        return cls(example, hidden, number, size, before, source)
 
 
-def _cut_at_random(pieces: Pieces, totals: np.ndarray, counts: np.ndarray, draws: list[Draws]) -> np.ndarray:
+def _cut_at_random(examples: Examples, totals: np.ndarray, counts: np.ndarray, draws: list[Draws]) -> np.ndarray:
     """Sizes of `counts[i]` stretches that add up to `totals[i]`, for each i.
 
     A stretch begins at the first token and at those of the `count - 1` smallest among random numbers of the others.
@@ -231,7 +193,7 @@ def _cut_at_random(pieces: Pieces, totals: np.ndarray, counts: np.ndarray, draws
     cut = totals * (counts > 1)
     if not cut.any():
         return totals.copy()
-    per_row = np.bincount(pieces.row, weights=cut.reshape(-1, 2).sum(1), minlength=len(draws)).astype(int)
+    per_row = np.bincount(examples.row, weights=cut.reshape(-1, 2).sum(1), minlength=len(draws)).astype(int)
     keys = np.concatenate([row.uniform(n) for row, n in zip(draws, per_row.tolist())])
     owner = np.repeat(np.arange(len(totals)), cut)
     keys += owner

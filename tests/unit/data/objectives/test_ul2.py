@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.draws import Draws
-from pretrain.data.objectives.denoisers import MIXTURES, UL2, Denoiser
-from pretrain.data.objectives.ul2 import Mixture, Special, longest_text, masked, positions, spans
+from pretrain.data.objectives.denoisers import MIXTURES, UL2, Denoiser, longest_text, masked, positions, spans
+from pretrain.data.objectives.ul2 import Mixture, Special
 from pretrain.data.packing import PackedSamples
 from pretrain.errors import UserError
 from tests.unit.data.conftest import FIRST_TEXT, stream_of
