@@ -4,15 +4,13 @@ Private parts of deepspeed 0.19.8 that are touched here, by the class that has t
 
 - `DeepSpeedEngine`: `optimizer`, `basic_optimizer`, `buffered_allreduce_fallback`, `enable_backward_allreduce`.
 - `BF16_Optimizer` (bf16, stage 1): `bf16_groups`, `fp32_groups_gradients`, `fp32_groups_has_gradients`,
-`fp32_groups_flat_partition`,
-  `update_lp_params`.
+  `fp32_groups_flat_partition`, `update_lp_params`.
 - `DeepSpeedZeroOptimizer` (stages 1 and 2): `single_partition_of_fp32_groups`, `update_lp_params`.
 - `DeepSpeedZeroOptimizer_Stage3`: `fp32_partitioned_groups_flat`, `grad_partitions_flat_buffer`,
   `grad_position`, `get_param_id`, `fp16_groups`, `persistent_parameters`, `_partition_all_parameters`,
   `_reassign_or_swap_out_partitioned_parameters`.
 - Attributes of parameters: `_hp_mapping` (stages 1 and 2), `ds_shape` and `ds_numel` (stage 3), `ds_pipe_replicated`
-(optim/model.py
-  sets it).
+  (optim/model.py sets it).
 """
 
 from collections.abc import Callable, Iterator, Mapping

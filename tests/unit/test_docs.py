@@ -56,3 +56,10 @@ def test_every_promise_names_a_test():
         if line.startswith("| ") and not line.startswith("| promise")
     ]
     assert len(rows) > 40 and all("::test_" in row for row in rows)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_prose_ends_at_the_width(page):
+    """Tables, code and pictures cannot be wrapped."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL).splitlines()
+    assert [line for line in prose if len(line) > 130 and not line.lstrip().startswith(("|", "!["))] == []
