@@ -37,7 +37,7 @@ LARGER = (
     "--model.hidden_size 2048 --model.num_attention_heads 16 --model.ffn_hidden_size 5632 --data.sequence_length 1024"
     " --ds.bf16.enabled true"
 )
-"""Of path_speed's model on GPUs, which would be waiting for the CPU otherwise."""
+"""Sizes of path_speed's model on GPUs, which would be waiting for the CPU otherwise."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Job:
     out: Path
     device: str
     rounds: int
-    """Of path_speed."""
+    """Rounds of path_speed."""
     launcher: Sequence[str]
 
     @property
@@ -274,7 +274,7 @@ def judged(part: Callable[[Job], Part], job: Job) -> Part:
 
 
 def line(job: Job, parts: Sequence[Part]) -> str:
-    """Of the table in docs/tested_on.md."""
+    """Return a row of the table in docs/tested_on.md."""
     hardware = next((part.facts["device"] for part in parts if "device" in part.facts), "unknown device")
     nccl = next((f", NCCL {part.facts['nccl']}" for part in parts if part.facts.get("nccl")), "")
     results = "; ".join(part.words if part.good else f"**{part.name}: {part.words}**" for part in parts)

@@ -31,7 +31,7 @@ def layout(tensor=1, pipeline=1, virtual=1, sequence=False, zero=1, **more) -> d
 
 
 APART = {**REPLICAS, "ds.progressive_subnetwork.paths_per_step": 8}
-"""Of two replicas one runs even paths and the other odd ones, so that they skip different layers."""
+"""Two replicas, of which one runs even paths and the other odd ones, so that they skip different layers."""
 RECOMPUTE = {"model.recompute": "layer"}
 BF16 = {"ds.bf16.enabled": "true"}
 ONE = {"fp32": layout(), "apart": layout(**APART), "bf16": layout(**BF16), "apart in bf16": layout(**APART, **BF16)}

@@ -84,7 +84,7 @@ def all_unbroken(project, unbroken):
 
 
 def second_halves(project, folder, pairs) -> dict:
-    """Of each pair, the steps that its second layout takes from the checkpoint of the first."""
+    """For each pair, the steps that its second layout takes from the checkpoint of the first."""
     cases = {}
     for source, target in pairs:
         processes, case = EVERYTHING[target]

@@ -1,4 +1,4 @@
-"""Links of README and docs lead somewhere."""
+"""Links of README and docs lead somewhere, their prose has one width, and tests keep what they promise."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ PAGES = sorted(page for pattern in ("*.md", "docs/**/*.md", "bench/**/*.md") for
 
 
 def anchors(page: Path) -> set[str]:
-    """Of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -45,3 +45,17 @@ def bare_any(file: Path) -> list[str]:
 def test_a_signature_names_its_types(file):
     if str(file) not in VALUES:
         assert bare_any(file) in ([], ["_flat"])
+
+
+def fragments_of_sentences(file: Path) -> list[str]:
+    """Docstrings, also of fields and constants, that cannot be read alone."""
+    nodes = ast.walk(ast.parse(file.read_text()))
+    texts = [node.value.value for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    return [text for text in texts if isinstance(text, str) and text.startswith(("Of ", "That ", "From which "))]
+
+
+@pytest.mark.parametrize(
+    "file", [file for home in ("pretrain", "tokenizer", "bench") for file in Path(home).rglob("*.py")], ids=str
+)
+def test_a_docstring_is_a_sentence_of_its_own(file):
+    assert fragments_of_sentences(file) == []

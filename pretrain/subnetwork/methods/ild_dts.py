@@ -38,7 +38,7 @@ class IldDtsKeys(MethodKeys):
     summary = "dropping that fades"
     method: Literal["ild_dts"]
     q_max: Number | None = None
-    """Of ild_dts: how often the last layer is dropped in the first step; 0.6 if left out."""
+    """How often the last layer is dropped in the first step (ild_dts); 0.6 if left out."""
     paths_per_step: PathsPerStep = 1
     residual_scale: ResidualScale = "1/keep"
     path_seed: PathSeed = None

@@ -43,9 +43,9 @@ class PldKeys(MethodKeys):
     summary = "progressive layer dropping"
     method: Literal["pld"]
     theta: Number | None = None
-    """Of pld: what the mean share of active layers tends to is (1 + theta) / 2; 0.5 if left out."""
+    """The mean share of active layers tends to (1 + theta) / 2 (pld); 0.5 if left out."""
     gamma: Number | None = None
-    """Of pld: how fast, a step; 0.001 if left out."""
+    """How fast the share falls, per step (pld); 0.001 if left out."""
     paths_per_step: PathsPerStep = 1
     residual_scale: ResidualScale = "1/keep"
     path_seed: PathSeed = None

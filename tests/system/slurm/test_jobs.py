@@ -33,7 +33,7 @@ def rows(run_dir) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def unbroken(project, tmp_path_factory):
-    """Of torchrun, on this machine alone."""
+    """A run of torchrun that nothing disturbs, on this machine alone."""
     run_dir = tmp_path_factory.mktemp("unbroken") / "run"
     process = pretrain(project, run_dir, 2, "--parallel.pipeline", "2", "--device", "cpu", "--steps", "40")
     _, errors = process.communicate(timeout=180)
@@ -67,7 +67,7 @@ def require_kept(job, before: bytes) -> None:
 
 
 def own_copy(tmp_path) -> Path:
-    """Of the scripts and the code, to be edited."""
+    """Copy the scripts and the code, to be edited."""
     home = tmp_path / "project"
     for name in ("pretrain", "tokenizer", "ds_configs", "slurm", "requirements"):
         shutil.copytree(PROJECT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))

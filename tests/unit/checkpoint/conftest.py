@@ -28,7 +28,7 @@ class Saved:
         return self.directory.checkpoint(STEPS)
 
     def saver(self, directory: RunDirectory | None = None, engine: Engine | None = None) -> Saver:
-        """Of the same run, by default into the same directory with the same engine."""
+        """A saver of the same run, by default into the same directory with the same engine."""
         engine = engine or self.engine
         return Saver(self.run, engine.optimizer, engine.ranks, directory or self.directory, self.tokenizer)
 

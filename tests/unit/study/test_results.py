@@ -43,7 +43,7 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def interval_of(mean: float, standard_error: float) -> str:
-    """Of three seeds, 95 %."""
+    """The 95 % interval of three seeds."""
     half = float(student.ppf(0.975, 2)) * standard_error
     return f"{mean - half:+.4f} to {mean + half:+.4f}"
 
