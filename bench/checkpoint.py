@@ -23,6 +23,11 @@ import torch
 import torch.distributed as dist
 
 from bench.path_speed import HOME
+from pretrain.ranks.device import device_type
+from pretrain.ranks.libraries import prepare_libraries
+
+prepare_libraries(device_type("auto"))  # before the imports below, which load DeepSpeed
+
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import read_manifest
 from pretrain.checkpoint.saver import Saver
@@ -32,9 +37,7 @@ from pretrain.config.run import Position
 from pretrain.engine import build_engine
 from pretrain.files import to_disk
 from pretrain.optim.names import MOMENTS, TENSORS
-from pretrain.ranks.device import device_type
 from pretrain.ranks.groups import make_groups
-from pretrain.ranks.libraries import prepare_libraries
 from pretrain.ranks.process import Ranks
 from pretrain.versions import device_name
 
@@ -55,7 +58,6 @@ def main() -> None:
     args = parser.parse_args()
     kind = device_type("auto")
     device = torch.device(kind)
-    prepare_libraries(kind)
     run = read_run(args.recipe, [("--keep-checkpoints", "1")], args.ds_config)
     dist.init_process_group("gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
     make_groups(run.recipe.parallel, run.recipe.seed, device)

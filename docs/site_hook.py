@@ -7,33 +7,14 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-# In the order of docs/layout.md.
-FOLDERS = (
-    "pretrain.subnetwork",
-    "pretrain.cost",
-    "pretrain.config",
-    "pretrain.observe",
-    "pretrain.job",
-    "pretrain.data",
-    "pretrain.model",
-    "pretrain.ranks",
-    "pretrain.optim",
-    "pretrain.engine",
-    "pretrain.checkpoint",
-    "pretrain.plan",
-    "pretrain.study",
-    "pretrain.inspect",
-    "pretrain.export",
-    "tokenizer",
-)
-
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages, which nothing on disk holds."""
     readme = Path("README.md").read_text().replace("](docs/", "](")
     files.append(File.generated(config, "index.md", content=readme))
-    for folder in FOLDERS:
-        files.append(File.generated(config, f"reference/{folder}.md", content=f"# {folder}\n\n::: {folder}\n"))
+    for page in config.nav[-1]["Code"]:
+        folder = Path(page).stem
+        files.append(File.generated(config, page, content=f"# {folder}\n\n::: {folder}\n"))
     return files
 
 
@@ -46,7 +27,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         in_site = target.startswith(("http", "#")) or files.get_file_from_path(
             str(Path("/", page.file.src_uri).parent.joinpath(target.split("#")[0]).resolve())[1:]
         )
-        exists = (here / target).exists() or Path(target).exists()
+        file = target.split("#")[0]
+        exists = (here / file).exists() or Path(file).exists()
         return text if exists and not in_site else link.group(0)
 
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", outside, markdown)

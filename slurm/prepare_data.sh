@@ -18,7 +18,7 @@
 # PRETRAIN_HOME=/path/to/this/repository         # found by itself, unless the script was copied elsewhere
 # PYTHON=/path/to/python                         # .venv/bin/python of the repository, unless given
 # LAUNCH=(apptainer exec image.sif)              # put before python: a container
-MPI=pmi2                               # how SLURM and MPI meet: pmi2 for the mpich of requirements.txt; `srun --mpi=list`
+MPI=pmi2                               # how SLURM and MPI meet: pmi2 for requirements/run.txt's mpich; `srun --mpi=list`
 # --------------------------------------------------------------------------------------------------------------------
 
 set -euo pipefail

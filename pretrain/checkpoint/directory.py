@@ -172,7 +172,7 @@ def _remove(folder: Path) -> None:
 def prune(directory: RunDirectory, newest: int, every: int | None) -> None:
     """Remove checkpoints but for the newest ones and, where `every` is given, those of steps that it divides.
 
-    Those that were put aside are for people to remove: a disk that could not be read for a moment makes good ones look damaged.
+    Those that were renamed are for people to remove: a disk that could not be read for a moment makes good ones look damaged.
     """
     for folder in directory.steps_saved()[:-newest]:
         if every is None or step_of(folder) % every:

@@ -33,13 +33,13 @@ def newest_good(
 
     Args:
         folders: the oldest first.
-        read: returns the manifest, or raises ValueError and says what is wrong with the checkpoint.
+        read: returns the manifest, or raises UserError and says what is wrong with the checkpoint.
         skip: is told what is wrong with every one that was skipped.
     """
     for folder in reversed(folders):
         try:
             return folder, read(folder)
-        except ValueError as problem:
+        except UserError as problem:
             skip(str(problem))
     return None
 

@@ -52,7 +52,7 @@ def option_pairs(words: Sequence[str], fixed: Sequence[str] = ()) -> list[tuple[
 def _settings(model: type[Strict], prefix: str) -> Iterator[tuple[str, str]]:
     for name, field in model.model_fields.items():
         section = section_of(model, name)
-        if section is None or field.annotation is not section:
+        if section is None or not (field.annotation is section or field.discriminator):
             yield prefix + name, " ".join((field.description or "").split())
         if section is not None and not _is_list(model, name):
             yield from _settings(section, f"{prefix}{name}.")

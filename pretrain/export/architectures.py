@@ -49,7 +49,8 @@ def architecture_of(recipe: Recipe, special: dict[str, int]) -> Architecture:
         "MegatronBertForMaskedLM": ("layernorm", "gelu", True, "learned", "transform"),
     }
     ours = (model.norm, model.feed_forward, model.biases, model.position_embedding, model.head)
-    if ours == wanted["LlamaForCausalLM"] and not recipe.data.made_as.labels_in_place:
+    export_as = recipe.data.made_as.export_as
+    if export_as == "LlamaForCausalLM" and ours == wanted[export_as]:
         config = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -62,7 +63,7 @@ def architecture_of(recipe: Recipe, special: dict[str, int]) -> Architecture:
             "bos_token_id": None,
         }
         return Architecture("LlamaForCausalLM", {**shared, **config}, lambda whole: _llama(model, whole))
-    if ours == wanted["MegatronBertForMaskedLM"] and recipe.data.made_as.labels_in_place and model.tied_embeddings:
+    if export_as == "MegatronBertForMaskedLM" and ours == wanted[export_as] and model.tied_embeddings:
         config = {
             "architectures": ["MegatronBertForMaskedLM"],
             "model_type": "megatron-bert",

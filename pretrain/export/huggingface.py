@@ -42,7 +42,7 @@ def export(path: Path, to: Path, dtype: torch.dtype = torch.float32) -> Path:
             f"{folder}: has {there} of its {run.recipe.model.num_layers} layers so far; export a checkpoint of the last stage,"
             f" which begins at step {run.method.stages[-1].first_step}"
         )
-    tokenizer, is_bert = tokenizer_of(run), run.recipe.data.made_as.labels_in_place
+    tokenizer, is_bert = tokenizer_of(run), run.recipe.data.made_as.export_as == "MegatronBertForMaskedLM"
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise UserError(f"{tokenizer.directory}: not the tokenizer by which {folder} was trained; restore it")
     special = {

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO behind the interface. The only file that knows DeepSpeed's insides.
+"""DeepSpeed's ZeRO behind the interface. The only file that knows DeepSpeed's insides, but for two names below.
 
 Private parts of deepspeed 0.19.8 that are touched here, by the class that has them:
 
@@ -10,7 +10,8 @@ Private parts of deepspeed 0.19.8 that are touched here, by the class that has t
   `grad_position`, `get_param_id`, `fp16_groups`, `persistent_parameters`, `_partition_all_parameters`,
   `_reassign_or_swap_out_partitioned_parameters`.
 - Attributes of parameters: `_hp_mapping` (stages 1 and 2), `ds_shape` and `ds_numel` (stage 3), `ds_pipe_replicated`
-  (optim/model.py sets it).
+  (optim/model.py sets it); `lp_fragment_address`, `hp_fragment_address` and `param_group_index` of `_hp_mapping`.
+- `__compatible_ops__` of its module deepspeed.ops (ranks/cpu.py turns one off, before optim/ is imported).
 """
 
 from collections.abc import Callable, Iterator, Mapping

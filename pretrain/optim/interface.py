@@ -7,6 +7,7 @@ are through. `shards` and `restored` belong to checkpoints, `settle` to whoever 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from torch import Tensor
@@ -28,12 +29,21 @@ class Ran:
     def of(cls, paths: Sequence[LayerPath], batching: Batching) -> "Ran":
         """Find what a step runs whose micro-batches take `paths` as `Batching.path_index` says."""
         last: list[int | None] = [None] * len(paths[0].active)
-        for micro_batch in range(batching.micro_batches):
-            for replica in range(batching.replicas):
-                for layer, active in enumerate(paths[batching.path_index(micro_batch, replica, len(paths))].active):
-                    if active:
-                        last[layer] = micro_batch
+        for path, micro_batch in zip(paths, _last_micro_batches(batching, len(paths))):
+            for layer, active in enumerate(path.active):
+                if active:
+                    last[layer] = max(last[layer] or 0, micro_batch)
         return cls(tuple(last))
+
+
+@cache
+def _last_micro_batches(batching: Batching, paths: int) -> tuple[int, ...]:
+    """For each of so many paths, the last micro-batch in which some replica takes it: the same in all steps of a stage."""
+    last = [-1] * paths
+    for micro_batch in range(batching.micro_batches):
+        for replica in range(batching.replicas):
+            last[batching.path_index(micro_batch, replica, paths)] = micro_batch
+    return tuple(last)
 
 
 class ModelOptimizer(Protocol):

@@ -228,6 +228,10 @@ def _git(*words: str) -> bytes | None:
 
 
 def _copy_this(to: Path) -> None:
+    if not (HOME / CODE_LIST).is_file():
+        raise UserError(
+            f"{HOME}: has no {CODE_LIST}; compare copies the code that it runs, so call it in a clone of the repository"
+        )
     for name in listed_code((HOME / CODE_LIST).read_text()):
         if (source := HOME / name).is_dir():
             shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))

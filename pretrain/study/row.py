@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from pretrain.checkpoint.directory import RunDirectory
-from pretrain.checkpoint.find import newest_good, run_of
-from pretrain.checkpoint.manifest import Manifest, read_manifest
+from pretrain.checkpoint.find import manifest_of, newest_good, run_of
+from pretrain.checkpoint.manifest import Manifest
 from pretrain.config.run import Run
 from pretrain.cost.flops import TRAINING
 from pretrain.errors import UserError
@@ -236,7 +236,7 @@ def _checkpoint(directory: Path, step: int | None) -> tuple[Run, Manifest]:
     problems = ["it has no checkpoint yet"]
 
     def read(folder: Path) -> Manifest:
-        manifest = read_manifest(folder)
+        manifest = manifest_of(folder)
         run_of(folder, manifest)  # raises for settings that this program does not know
         return manifest
 

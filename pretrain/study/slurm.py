@@ -40,7 +40,7 @@ def submit(bench: Bench, options: str, device: str) -> None:
     for number, planned in enumerate(new):
         bench.prepare(planned)
         (array / str(number)).symlink_to(Path("..") / planned.name)
-    script = "pretrain_bert.sh" if new[0].run.recipe.data.made_as.labels_in_place else "pretrain_ul2.sh"
+    script = new[0].run.recipe.data.made_as.script
     task = f"{array.absolute()}/%a"
     words = [
         "--recipe",

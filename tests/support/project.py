@@ -1,9 +1,11 @@
-"""The small project that tests train: a recipe, its JSON, and where its data is."""
+"""The small project that tests train: a recipe, its JSON, and where its data is; and copies of the code."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.config import Run, read_run
+from pretrain.versions import CODE_LIST, HOME, listed_code
 
 VOCABULARY = 600
 RECIPE = """
@@ -62,3 +64,12 @@ class Project:
         """The run with `key=value` settings, as the command line would change it."""
         pairs = [tuple(setting.split("=", 1)) for setting in settings]
         return read_run(str(self.recipe), [(f"--{key}", value) for key, value in pairs], str(self.ds), world_size)
+
+
+def copy_code(to: Path) -> None:
+    """Copy what a run takes along, to be edited."""
+    for name in listed_code((HOME / CODE_LIST).read_text()):
+        if (HOME / name).is_dir():
+            shutil.copytree(HOME / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(HOME / name, to / name)

@@ -17,7 +17,7 @@ from pretrain.errors import UserError
 from pretrain.study.compare import _require_alike
 from pretrain.study.plan import read_study
 from pretrain.study.row import read_table
-from pretrain.versions import HOME
+from tests.support.project import copy_code
 from tests.support.studies import METHODS, compare, compare_command, numbers, write_study
 
 
@@ -276,9 +276,7 @@ def test_the_code_is_that_of_the_beginning(one_missing):
 def test_rows_that_were_committed_are_gone_on_from_with_the_code_that_made_them(project, tmp_path):
     """In another clone, another day: the runs are gone, the code has changed, the rows and git are there."""
     clone = tmp_path / "clone"
-    for name in ("pretrain", "tokenizer", "ds_configs", "slurm", "requirements"):
-        shutil.copytree(HOME / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(HOME / "requirements.txt", clone)
+    copy_code(clone)
 
     def git(*words: str) -> None:
         subprocess.run(["git", "-C", clone, "-c", "user.name=t", "-c", "user.email=t@t", *words], check=True, capture_output=True)

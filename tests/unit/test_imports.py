@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,16 @@ def test_what_needs_no_framework_loads_none(package):
     code = f"import sys, {package}; print([m for m in ('torch', 'megatron', 'deepspeed') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_files_import_one_another_in_no_circle():
+    """Within a folder, too, and however late an import is."""
+    modules = {".".join(file.with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
+    graph = {name: (imports_of(file.read_text()) & modules.keys()) - {name} for name, file in modules.items()}
+    packages = {name for name, file in modules.items() if file.name == "__init__.py"}
+    # `from package import module` names both; the package's own file imports its modules, never the other way round.
+    graph = {
+        name: {other for other in others if not (other in packages and name.startswith(other + "."))}
+        for name, others in graph.items()
+    }
+    assert list(TopologicalSorter(graph).static_order())

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, create_model
 
 from pretrain.data.batch import Batch, Examples
 from pretrain.data.draws import Draws
@@ -12,6 +12,7 @@ from pretrain.data.objectives.causal import Causal
 from pretrain.data.objectives.denoisers import Ul2Keys
 from pretrain.data.objectives.mlm import MaskedWords, MaskedWordsKeys
 from pretrain.data.objectives.ul2 import Mixture
+from pretrain.schema import Strict
 from tokenizer.pieces import Tokenizer
 
 
@@ -22,6 +23,12 @@ class Objective(Protocol):
     """What `data.objective` calls it."""
     summary: ClassVar[str]
     """What it does, in a few words, for `--explain`."""
+    keys: ClassVar[type[Strict]]
+    """Its keys in the recipe's block `data`; `Strict` if it has none."""
+    export_as: ClassVar[str]
+    """Class of Hugging Face's transformers that an exported model is loaded as."""
+    script: ClassVar[str]
+    """Script in slurm/ that trains it."""
     labels_in_place: ClassVar[bool]
     """Whether a label belongs to its own position, as BERT's do, and not to the one before."""
     use: ClassVar[str]
@@ -73,9 +80,15 @@ else:
     ObjectiveName = Literal[tuple(OBJECTIVES)]
 
 _SUMMARIES = " ".join(f"{name}: {objective.summary}." for name, objective in OBJECTIVES.items())
+_KEYS = tuple(dict.fromkeys(objective.keys for objective in OBJECTIVES.values() if objective.keys is not Strict))
 
+if TYPE_CHECKING:
 
-class ObjectiveKeys(Ul2Keys, MaskedWordsKeys):
-    """The keys of all objectives, and which one is meant."""
+    class ObjectiveKeys(Ul2Keys, MaskedWordsKeys):
+        """The keys of all objectives, and which one is meant."""
 
-    objective: ObjectiveName = Field("ul2", description=_SUMMARIES)
+        objective: ObjectiveName
+else:
+    ObjectiveKeys = create_model(
+        "ObjectiveKeys", __base__=_KEYS, __module__=__name__, objective=(ObjectiveName, Field("ul2", description=_SUMMARIES))
+    )

@@ -19,6 +19,9 @@ class Causal:
 
     name: ClassVar = "causal"
     summary: ClassVar = "every token predicts the next"
+    keys: ClassVar = Strict
+    export_as: ClassVar = "LlamaForCausalLM"
+    script: ClassVar = "pretrain_ul2.sh"
     labels_in_place: ClassVar = False
     use: ClassVar = "Continues a text."
 

@@ -35,6 +35,9 @@ class MaskedWords:
 
     name: ClassVar = "mlm"
     summary: ClassVar = "BERT's masked words"
+    keys: ClassVar = MaskedWordsKeys
+    export_as: ClassVar = "MegatronBertForMaskedLM"
+    script: ClassVar = "pretrain_bert.sh"
     labels_in_place: ClassVar = True
     use: ClassVar = "Fills in `[MASK]`; a text stands between `[CLS]` and `[SEP]`, and positions count from 0."
 

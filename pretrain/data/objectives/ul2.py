@@ -55,6 +55,9 @@ class Mixture:
 
     name: ClassVar = "ul2"
     summary: ClassVar = "prefix and target in one decoder, loss on the target"
+    keys: ClassVar = Ul2Keys
+    export_as: ClassVar = "LlamaForCausalLM"
+    script: ClassVar = "pretrain_ul2.sh"
     labels_in_place: ClassVar = False
     use: ClassVar = (
         "A prefix language model. In training a prefix is read in both directions; this class reads everything from left to"

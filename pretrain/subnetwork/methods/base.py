@@ -1,12 +1,11 @@
 """What every method has: keys of the JSON, and the paths that follow from them and from a step's number."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from pretrain.schema import Count, Number, Positive, Strict
 from pretrain.subnetwork import path
@@ -111,11 +110,14 @@ ResidualScale = Annotated[
 PathSeed = Annotated[Count | None, Field(description="Seed of the paths; the run's seed if left out.")]
 
 
-def require_lengths(name: str, lengths: Sequence[int], example: str) -> None:
-    """Refuse a block without path lengths.
+class WithLengths(MethodKeys):
+    """Keys of a method that needs path lengths; its block is refused without them when it is read."""
 
-    Raises:
-        ValueError: there are none.
-    """
-    if not lengths:
-        raise ValueError(f'method "{name}" needs "path_lengths", as in "{example}"')
+    example_lengths: ClassVar[str] = "6-8-10-12"
+    path_lengths: PathLengths = ()
+
+    @model_validator(mode="after")
+    def _has_lengths(self) -> "WithLengths":
+        if not self.path_lengths:
+            raise ValueError(f'method "{self.method}" needs "path_lengths", as in "{self.example_lengths}"')
+        return self

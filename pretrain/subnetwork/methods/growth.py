@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from pretrain.subnetwork.methods.base import Copies, Method, MethodKeys, PathLengths, StageFractions
+from pretrain.subnetwork.methods.base import Copies, Method, StageFractions, WithLengths
 from pretrain.subnetwork.path import LayerPath
 from pretrain.subnetwork.schedule import make_stages
 
@@ -41,20 +41,20 @@ class Growth(Method):
         return self.grown[now] if step == self.stages[now].first_step else ()
 
 
-class GrowthKeys(MethodKeys):
+class GrowthKeys(WithLengths):
     """Keys that both ways to grow have."""
 
     method: str
-    path_lengths: PathLengths = ()
     stage_fractions: StageFractions = None
 
     def build(self, layers: int, steps: int, seed: int) -> Growth:
-        """
+        """Return a method that grows as the path lengths say.
+
         Raises:
             ValueError: path lengths that do not grow to all layers, or by more than there is to copy.
         """
         lengths = self.path_lengths
-        if not lengths or lengths[-1] != layers:
+        if lengths[-1] != layers:
             raise ValueError(
                 f'method "{self.method}" needs "path_lengths" that end with all {layers} layers, as in "{layers // 2}-{layers}"'
             )

@@ -9,13 +9,11 @@ from pydantic import Field
 from pretrain.schema import Count, Number, Positive
 from pretrain.subnetwork.methods.base import (
     Method,
-    MethodKeys,
-    PathLengths,
     PathSeed,
     PathsPerStep,
     ResidualScale,
     StageFractions,
-    require_lengths,
+    WithLengths,
 )
 from pretrain.subnetwork.path import LayerPath, Sampler, Scheme, draw
 from pretrain.subnetwork.schedule import Stage, make_stages
@@ -37,10 +35,9 @@ class Raptr(Method):
         return tuple(draw(scheme, step, index) for index in range(self.paths_per_step))
 
 
-class DrawnKeys(MethodKeys):
+class DrawnKeys(WithLengths):
     """How paths of a given length are drawn: the keys that `raptr` and `constant` share."""
 
-    path_lengths: PathLengths = ()
     full_model_first_fraction: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of the steps that train all layers before stage 1, as in the paper's UL2 runs."""
     fixed_layers: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
@@ -86,6 +83,5 @@ class RaptrKeys(DrawnKeys):
     stage_fractions: StageFractions = None
 
     def build(self, layers: int, steps: int, seed: int) -> Raptr:
-        require_lengths("raptr", self.path_lengths, "6-8-10-12")
         stages = make_stages(steps, layers, self.path_lengths, self.stage_fractions, self.full_model_first_fraction)
         return self.drawn("raptr", layers, stages, seed)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import problem_of
 from pretrain.study.row import read_table
 from tests.support.launch import pretrain
+from tests.support.project import copy_code
 from tests.support.studies import compare_command, write_study
 from tests.system.slurm.conftest import PROJECT, SMALL, Job
 
@@ -69,9 +69,7 @@ def require_kept(job, before: bytes) -> None:
 def own_copy(tmp_path) -> Path:
     """Copy the scripts and the code, to be edited."""
     home = tmp_path / "project"
-    for name in ("pretrain", "tokenizer", "ds_configs", "slurm", "requirements"):
-        shutil.copytree(PROJECT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PROJECT / "requirements.txt", home)
+    copy_code(home)
     return home
 
 
