@@ -79,8 +79,8 @@ class ExampleKind(NamedTuple):
     mode: str | None
 
 
-class Data(ObjectiveKeys):
-    """Token files and how batches are made from them."""
+class TokenFiles(Strict):
+    """Where token files are, and how long samples are."""
 
     tokenizer: str
     """Folder written by `python -m tokenizer train`, or "machine"."""
@@ -94,6 +94,10 @@ class Data(ObjectiveKeys):
     """Share of a source's tokens, at its end, that is held out where it has no files for that."""
     sequence_length: Annotated[int, Field(ge=16)]
     """Tokens in a packed sample."""
+
+
+class Data(ObjectiveKeys, TokenFiles):
+    """Token files and how batches are made from them."""
 
     @model_validator(mode="after")
     def _one_way_to_say_what(self) -> "Data":
