@@ -1,4 +1,5 @@
-"""DeepSpeed's ZeRO behind the interface. The only file that knows DeepSpeed's insides, but for two names below.
+"""DeepSpeed's ZeRO behind the interface (interface.py, where another way to reduce gradients begins). The only file that knows
+DeepSpeed's insides, but for two names below.
 
 Private parts of deepspeed 0.19.8 that are touched here, by the class that has them:
 

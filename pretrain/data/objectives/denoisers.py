@@ -1,7 +1,7 @@
 """UL2's denoisers, how each cuts a text, and their mixtures by name: the keys of the objective `ul2`.
 
 Another denoiser is an entry of `MIXTURES`, or a list in a recipe. Another kind is a name in `Denoiser.kind` and its answers to
-`Denoiser.name`, `hidden` and `spans`; ul2.py writes any text that is cut into kept and hidden stretches.
+`Denoiser.name`, `hidden`, `spans` and `longest_text`; ul2.py writes any text that is cut into kept and hidden stretches.
 """
 
 from typing import Annotated, Any, Literal, assert_never
