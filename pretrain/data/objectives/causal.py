@@ -19,7 +19,7 @@ class Causal:
 
     name: ClassVar = "causal"
     summary: ClassVar = "every token predicts the next"
-    keys: ClassVar = Strict
+    keys: ClassVar[type[Strict]] = Strict
     export_as: ClassVar = "LlamaForCausalLM"
     script: ClassVar = "pretrain_ul2.sh"
     labels_in_place: ClassVar = False

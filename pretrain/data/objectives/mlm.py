@@ -9,7 +9,7 @@ from pydantic import Field
 from pretrain.data.batch import Batch, Examples
 from pretrain.data.draws import Draws
 from pretrain.data.objectives.base import Cut, TextKeys
-from pretrain.schema import Number
+from pretrain.schema import Number, Strict
 from tokenizer.pieces import CLS, MASK, PAD, SEP, Tokenizer
 
 AROUND = 2
@@ -35,7 +35,7 @@ class MaskedWords:
 
     name: ClassVar = "mlm"
     summary: ClassVar = "BERT's masked words"
-    keys: ClassVar = MaskedWordsKeys
+    keys: ClassVar[type[Strict]] = MaskedWordsKeys
     export_as: ClassVar = "MegatronBertForMaskedLM"
     script: ClassVar = "pretrain_bert.sh"
     labels_in_place: ClassVar = True

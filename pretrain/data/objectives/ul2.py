@@ -20,6 +20,7 @@ from pretrain.data.draws import Draws
 from pretrain.data.objectives.base import Cut, predict_next
 from pretrain.data.objectives.denoisers import Denoiser, Mode, Ul2Keys, hidden, longest_text, positions, spans
 from pretrain.errors import UserError
+from pretrain.schema import Strict
 from tokenizer.pieces import EOS, PAD, Tokenizer
 
 SHORTEST = 2
@@ -55,7 +56,7 @@ class Mixture:
 
     name: ClassVar = "ul2"
     summary: ClassVar = "prefix and target in one decoder, loss on the target"
-    keys: ClassVar = Ul2Keys
+    keys: ClassVar[type[Strict]] = Ul2Keys
     export_as: ClassVar = "LlamaForCausalLM"
     script: ClassVar = "pretrain_ul2.sh"
     labels_in_place: ClassVar = False
