@@ -231,9 +231,8 @@ def path_speed(job: Job) -> Part:
     ratios, bars = {}, {}
     for layout in dict.fromkeys([job.layouts[0], job.layouts[-1]]):
         name = f"path_speed_{layout.name(job.tasks)}"
-        samples = (16 if layout.pipeline > 1 else 8) * (
-            job.tasks // (layout.tensor * layout.pipeline)
-        )  # a pipeline of few micro-batches is mostly empty
+        # A pipeline of few micro-batches is mostly empty.
+        samples = (16 if layout.pipeline > 1 else 8) * (job.tasks // (layout.tensor * layout.pipeline))
         batch = ["--ds.train_micro_batch_size_per_gpu", 4, "--ds.train_batch_size", samples]
         folder = job.out / name
         job.finish(

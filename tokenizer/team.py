@@ -117,9 +117,8 @@ class Team:
                 other = status.Get_source()
                 if other in sent:
                     sent[other].wait()  # it has taken that one, since it asks again
-                sent[other] = self.comm.isend(
-                    job, dest=other
-                )  # it may be sending a large result, and each would wait for the other to take what it sends
+                # It may be sending a large result, and each would wait for the other to take what it sends.
+                sent[other] = self.comm.isend(job, dest=other)
                 asking -= job is None
                 away += job is not None
                 job = None if job is None else _next(upcoming)

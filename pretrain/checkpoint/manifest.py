@@ -49,7 +49,7 @@ class Manifest(_Part):
     """Packed samples consumed: with the seed, the whole state of the data."""
     lr: float
     """Learning rate of `step`. For people: the schedule is a function of the step."""
-    layout: dict[str, Any]
+    layout: dict[str, int | bool]
     """Layout on which it was written; any other can load it."""
     recipe: dict[str, Any]
     """The recipe as resolved; its seed decides the order of data."""

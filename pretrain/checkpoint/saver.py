@@ -116,16 +116,14 @@ class Saver:
         Read from the checkpoint of that step, which every layout can: the layers may be with other ranks.
 
         Args:
-            start: from where this process went on.
+            start: where this process resumed.
 
         Raises:
             TrainingStopped: there is no such checkpoint, because it could not be written.
         """
         self.finish()
-        ranks, folder = (
-            self.ranks,
-            start.checkpoint if start.step == done and start.checkpoint else self.directory.checkpoint(done),
-        )
+        ranks = self.ranks
+        folder = start.checkpoint if start.step == done and start.checkpoint else self.directory.checkpoint(done)
 
         def manifest() -> Manifest:
             try:
@@ -232,9 +230,8 @@ def _write(folder: Path, file: str, state: ModelState, numbers: np.ndarray, writ
     folder.mkdir(parents=True, exist_ok=True)
     if not state.lengths:
         return None
-    if (
-        shutil.disk_usage(folder).free < numbers.nbytes * writers
-    ):  # others write about as much; and rows need room while this is tried
+    # Others write about as much; and rows need room while this is tried.
+    if shutil.disk_usage(folder).free < numbers.nbytes * writers:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     size, digest = write_tensors(folder / file, state.lengths, numbers)
     return as_facts(state.fragments, size, digest)

@@ -118,8 +118,8 @@ class Run:
         """Return how far the run is after `step`, having resumed at `start`; batches may have had another size before."""
         return Position(step, start.samples + (step - start.step) * self.batch)
 
-    def layout(self) -> dict[str, Any]:
-        """How the model's state is spread over the ranks."""
+    def layout(self) -> dict[str, int | bool]:
+        """Return how the model's state is spread over the ranks."""
         layout = self.recipe.parallel.model_dump()
         return {**layout, "data": self.data_parallel, "zero_stage": self.ds.zero_optimization.stage}
 

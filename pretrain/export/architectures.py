@@ -103,10 +103,8 @@ def _bert(model: Model, whole: Whole) -> Weights:
     words = whole("embedding.word_embeddings.weight")[: model.vocab_size]
     yield "bert.embeddings.word_embeddings.weight", words
     yield "bert.embeddings.position_embeddings.weight", whole("embedding.position_embeddings.weight")
-    yield (
-        "bert.embeddings.token_type_embeddings.weight",
-        np.zeros((1, model.hidden_size), dtype=np.float32),
-    )  # we have no token types
+    # There are no token types here.
+    yield "bert.embeddings.token_type_embeddings.weight", np.zeros((1, model.hidden_size), dtype=np.float32)
     for layer in range(model.num_layers):
         ours, theirs = f"decoder.layers.{layer}.", f"bert.encoder.layer.{layer}."
         same = {

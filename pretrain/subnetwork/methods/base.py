@@ -46,7 +46,7 @@ class Method(ABC):
         return ()
 
 
-class MethodKeys(Strict):
+class MethodKeys(Strict, ABC):
     """The block `progressive_subnetwork` of one method: a subclass has its keys, their defaults and their explanation."""
 
     method: str
@@ -54,6 +54,7 @@ class MethodKeys(Strict):
     summary: ClassVar[str]
     """What the method does, in a few words, for `--explain`."""
 
+    @abstractmethod
     def build(self, layers: int, steps: int, seed: int) -> Method:
         """Make the method of a run.
 
@@ -63,7 +64,6 @@ class MethodKeys(Strict):
         Raises:
             ValueError: settings that cannot run, with what to write instead.
         """
-        raise NotImplementedError
 
     @property
     def given(self) -> dict[str, Any]:

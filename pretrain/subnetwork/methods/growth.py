@@ -6,6 +6,7 @@ final place from the beginning: those that do not exist yet are skipped, and whe
 and moments, of those that they grow from.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -59,9 +60,8 @@ class GrowthKeys(WithLengths):
                 f'method "{self.method}" needs "path_lengths" that end with all {layers} layers, as in "{layers // 2}-{layers}"'
             )
         stages = make_stages(steps, layers, lengths, self.stage_fractions)
-        order: list[int] = list(
-            range(lengths[0])
-        )  # layers by the order in which they come to be, at their places from the bottom
+        # Layers, numbered as they come to be, at their places from the bottom.
+        order = list(range(lengths[0]))
         births: list[Copies] = []
         for before, after in zip(lengths, lengths[1:]):
             added = after - before
@@ -78,13 +78,13 @@ class GrowthKeys(WithLengths):
         grown = ((), *(tuple((place[new], place[old]) for new, old in pairs) for pairs in births))
         return Growth(self.method, layers, stages, existing, grown)
 
+    @abstractmethod
     def copied_from(self, before: int, added: int) -> int:
         """Return the first of the `added` layers, among the `before` that exist, that are copied.
 
         Raises:
             ValueError: they cannot be cut so.
         """
-        raise NotImplementedError
 
 
 class StackingKeys(GrowthKeys):

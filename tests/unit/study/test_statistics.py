@@ -10,9 +10,8 @@ def test_of_three_seeds():
     estimate = Estimate.of([1.0, 2.0, 6.0])
     assert estimate.mean == 3.0
     assert estimate.standard_error == pytest.approx((14 / 2) ** 0.5 / 3**0.5)  # squares of -2, -1, 3 over n - 1, and n
-    assert estimate.half_width == pytest.approx(
-        4.302653 * estimate.standard_error, rel=1e-6
-    )  # the 97.5 % point of Student's t with 2 degrees of freedom
+    # The 97.5 % point of Student's t with 2 degrees of freedom.
+    assert estimate.half_width == pytest.approx(4.302653 * estimate.standard_error, rel=1e-6)
     assert not estimate.differs and Estimate.of([1.0, 1.1, 1.2]).differs
 
 

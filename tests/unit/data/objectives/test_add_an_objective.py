@@ -1,8 +1,9 @@
 """A new objective is a file and a line."""
 
-import shutil
 import subprocess
 import sys
+
+from tests.support.project import copy_code
 
 CODE = '''
 from typing import ClassVar
@@ -27,8 +28,7 @@ class LeftOut(Causal):
 
 def test_a_file_and_a_line_are_all_that_it_takes(project, tmp_path):
     """In a copy of the package: the recipe takes the objective and its key, and both are explained."""
-    for name in ("pretrain", "tokenizer", "ds_configs"):
-        shutil.copytree(name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_code(tmp_path)
     objectives = tmp_path / "pretrain" / "data" / "objectives"
     (objectives / "left_out.py").write_text(CODE)
     registry = (objectives / "__init__.py").read_text()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import types
@@ -10,6 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+
+from tests.support.project import copy_code
 
 
 @pytest.fixture
@@ -32,8 +33,7 @@ def test_the_documents_method(code):
 
 def test_a_file_and_a_line_are_all_that_it_takes(code, tmp_path):
     """In a copy of the package: the JSON takes the method and its key, refuses another's, and the option is explained."""
-    for name in ("pretrain", "tokenizer", "ds_configs"):
-        shutil.copytree(name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_code(tmp_path)
     methods = tmp_path / "pretrain" / "subnetwork" / "methods"
     (methods / "alternate.py").write_text(code)
     registry = (methods / "__init__.py").read_text()
