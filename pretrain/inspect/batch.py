@@ -103,7 +103,7 @@ def _shown(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:
     shown = [tokenizer.processor.id_to_piece(token).replace("\u2581", " ") for token in ids]
     values = [int(piece[1:-1], 16) if tokenizer.processor.is_byte(token) else None for piece, token in zip(shown, ids)]
     for first, value in enumerate(values):
-        if value is not None and value >= 0xC0:  # UTF-8: how many bytes a character has stands in the first
+        if value is not None and value >= 0xC0:  # UTF-8: the first byte says how many a character has
             count = 2 + (value >= 0xE0) + (value >= 0xF0)
             spelt = values[first : first + count]
             try:

@@ -66,7 +66,7 @@ def speed(run: Run) -> Speed:
 
 def hours(run: Run, cluster: Cluster) -> tuple[float, float]:
     """Hours with all layers in every step, and with the run's method, at the cluster's MFU."""
-    operations = run.recipe.shape.training(run.recipe.model.num_layers) * run.tokens_per_step * run.steps
+    operations = run.recipe.shape.training(run.recipe.model.num_layers, run.tokens_per_step * run.steps)
     full = operations / (cluster.gpus * cluster.gpu.tflops(run.ds.bf16.enabled) * 1e12 * cluster.mfu) / 3600
     return full, full * speed(run).ratio
 
@@ -141,5 +141,5 @@ def _judge(run: Run, cluster: Cluster) -> Suggestion:
     p, shape = run.recipe.parallel, run.recipe.shape
     memory = max(rank_memory(run, rank).total for rank in range(p.pipeline)) / GIB
     seconds = full_time(run) * speed(run).ratio * run.micro_batch * run.recipe.data.sequence_length / p.tensor
-    normal = shape.training(shape.layers) * run.tokens_per_step / run.world_size
+    normal = shape.training(shape.layers, run.tokens_per_step) / run.world_size
     return Suggestion(run, memory, fits(memory, cluster), seconds / normal)

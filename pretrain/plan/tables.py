@@ -77,7 +77,7 @@ def savings_table(run: Run) -> Table:
     table.add_row("layer FLOPs", f"{saved.layer_factor:.2f}x", f"{100 * (1 - float(saved.layer_flops)):.1f} %")
     table.add_row("model FLOPs = ideal speed-up", f"{saved.model_factor:.2f}x", f"{100 * (1 - saved.model_flops):.1f} %")
     table.add_row(
-        "whole run", f"{shape.training(shape.layers * float(saved.layer_flops)) * run.tokens_per_step * run.steps:.2e} FLOP", ""
+        "whole run", f"{shape.training(shape.layers * float(saved.layer_flops), run.tokens_per_step * run.steps):.2e} FLOP", ""
     )
     return table
 

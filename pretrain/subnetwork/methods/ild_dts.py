@@ -1,4 +1,4 @@
-"""Layers dropped more often the later they are, and less often as training goes on. Source: "Don't Drop Dropout", arXiv
+"""Layers dropped more often the later they are, and less often as training proceeds. Source: "Don't Drop Dropout", arXiv
 2609.05275.
 
 Layer l of 0 to L - 1 is dropped in step t of 0 to T - 1 with probability q_max l / (L - 1) (1 - t / (T - 1)). Active layers are

@@ -1,4 +1,4 @@
-"""Progressive Layer Dropping: more layers are dropped as training goes on, later layers more often. Source: arXiv 2010.13369.
+"""Progressive Layer Dropping: more layers are dropped as training proceeds, later layers more often. Source: arXiv 2010.13369.
 
 theta(t) = (1 - thetabar) exp(-gamma t) + thetabar, with t = 0 in the first step; layer l of 1 to L is active with probability
 1 - (l / L) (1 - theta(t)). Active layers are scaled by 1 over their own probability. DeepSpeed's version, since removed, scaled
