@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import MANIFEST, Manifest, damage, read_manifest
@@ -10,6 +11,8 @@ from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
 from pretrain.config.strict import parse
 from pretrain.errors import UserError
+
+T = TypeVar("T")
 
 
 def checkpoints_of(path: Path) -> list[Path]:
@@ -26,14 +29,12 @@ def checkpoints_of(path: Path) -> list[Path]:
     return folders
 
 
-def newest_good(
-    folders: Sequence[Path], read: Callable[[Path], Manifest], skip: Callable[[str], None]
-) -> tuple[Path, Manifest] | None:
-    """Return the newest checkpoint that `read` accepts, with its manifest; None if it accepts none.
+def newest_good(folders: Sequence[Path], read: Callable[[Path], T], skip: Callable[[str], None]) -> tuple[Path, T] | None:
+    """Return the newest checkpoint that `read` accepts, with what it returned; None if it accepts none.
 
     Args:
         folders: the oldest first.
-        read: returns the manifest, or raises UserError and says what is wrong with the checkpoint.
+        read: returns what is wanted of a checkpoint, or raises UserError and says what is wrong with it.
         skip: is told what is wrong with every one that was skipped.
     """
     for folder in reversed(folders):

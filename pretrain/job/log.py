@@ -47,11 +47,10 @@ class State:
     def write(self, run_dir: Path) -> bool:
         try:
             write_whole(run_dir / STATE, json.dumps(asdict(self)))
-            (
+            if self.bad_nodes:
                 write_whole(run_dir / BAD_NODES, ",".join(self.bad_nodes) + "\n")
-                if self.bad_nodes
-                else (run_dir / BAD_NODES).unlink(missing_ok=True)
-            )
+            else:
+                (run_dir / BAD_NODES).unlink(missing_ok=True)
         except OSError as error:
             print(f"{run_dir}: cannot be written: {error.strerror}", file=sys.stderr)
             return False

@@ -235,15 +235,14 @@ def _checkpoint(directory: Path, step: int | None) -> tuple[Run, Manifest]:
     saved = RunDirectory(directory)
     problems = ["it has no checkpoint yet"]
 
-    def read(folder: Path) -> Manifest:
+    def read(folder: Path) -> tuple[Run, Manifest]:
         manifest = manifest_of(folder)
-        run_of(folder, manifest)  # raises for settings that this program does not know
-        return manifest
+        return run_of(folder, manifest), manifest
 
     found = newest_good(saved.steps_saved() if step is None else [saved.checkpoint(step)], read, problems.append)
     if found is None:
         raise UserError(f"{directory}: cannot be compared: {problems[-1].splitlines()[0]}")
-    return run_of(*found), found[1]
+    return found[1]
 
 
 def _edges(count: int) -> np.ndarray:
