@@ -8,7 +8,7 @@ PROCESSES := $(shell n=$(GPUS); for p in 8 4 2 1; do [ $$n -ge $$p ] && break; d
 LAYOUT ?= $(if $(filter 1,$(PROCESSES)),,--parallel.pipeline 2)
 DEVICE := $(if $(filter 0,$(GPUS)),cpu,cuda)
 
-.PHONY: pretrain check lint docs test test-all bench clean
+.PHONY: pretrain check lint docs test test-long test-all bench clean
 
 pretrain: .venv/installed  ## the quick start; ARGS="--steps 50" adds options of train
 	.venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) -m pretrain train ul2_tiny \
@@ -27,7 +27,10 @@ docs: .venv/installed  ## the documentation site, in site/; any warning fails
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
 
 test: .venv/installed  ## the tests that take minutes
-	$(RUN) -m pytest -n auto --dist loadfile -m "not slow and not gpu"
+	$(RUN) -m pytest -n auto --dist loadfile -m "not long and not slow and not gpu"
+
+test-long: .venv/installed  ## every layout, whole studies; CI runs it after `make check`
+	$(RUN) -m pytest -n auto --dist loadfile -m long
 
 test-all: .venv/installed  ## and what takes longer, and what needs a GPU where there is one
 	$(RUN) -m pytest -n auto --dist loadfile

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock
@@ -89,7 +90,7 @@ def _collect() -> Iterator[str]:
     paths = sysconfig.get_paths()
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         modules = [p for root in ("stdlib", "purelib") for p in _modules(Path(paths[root]))]
-        for group in (topics.values(), *pool.map(_docstrings, modules, chunksize=16)):
+        for group in chain([topics.values()], pool.map(_docstrings, modules, chunksize=16)):  # no more than are needed
             for text in group:
                 digest = hashlib.sha256(text.encode("utf-8", "ignore")).digest()
                 if len(text) < SHORTEST or digest in seen:

@@ -9,13 +9,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from pretrain.config import Run
 from pretrain.config.run import Position
 from pretrain.observe.console import Console, Line
 from pretrain.observe.metrics import MetricsFile, MetricsRow
-from pretrain.observe.report import write_report
 from pretrain.results import Evaluation, StepResult
 from pretrain.subnetwork import LayerPath
 
@@ -41,6 +39,8 @@ class Observer:
             return
         self.metrics = MetricsFile(directory / "metrics.jsonl", start.step)
         self.layers_run = self._layers_run_before(start.step)
+        from torch.utils.tensorboard import SummaryWriter  # takes a while to load, and other ranks do without
+
         self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start.step + 1)
         self.console = Console(run, start.step + 1)
 
@@ -127,6 +127,8 @@ class Observer:
             return
         self.console.close()
         if step >= self.run.steps:
+            from pretrain.observe.report import write_report  # loads matplotlib, which nothing else here needs
+
             print(write_report(self.run, self.directory), flush=True)
         else:
             print(f"ended after step {step} of {self.run.steps}; the same command resumes", flush=True)

@@ -3,6 +3,12 @@
 import logging
 import os
 import warnings
+from collections.abc import Callable
+from functools import partial, wraps
+from types import FunctionType
+from typing import Any
+
+import torch
 
 from pretrain.ranks.caches import prepare_caches
 from pretrain.ranks.device import DeviceType
@@ -17,6 +23,36 @@ def prepare_libraries(device: DeviceType) -> None:
     warnings.filterwarnings("ignore", module=r"megatron\.")
     # Megatron-Core and DeepSpeed use these; the new names came with torch 2.13, and this program supports 2.11.
     warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
+    _compile_when_called()
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+
+
+def _compile_when_called() -> None:
+    """Have torch.compile load the compiler when a function is called, not when it is defined.
+
+    Megatron-Core decorates functions with it that are never called here, and to load the compiler is a fifth of the time in which
+    a process starts.
+    """
+    compile_now = torch.compile
+    if getattr(compile_now, "waits", False):
+        return
+
+    def compile_later(model: Any = None, **options: Any) -> Any:
+        if model is None:
+            return partial(compile_later, **options)
+        if not isinstance(model, FunctionType):
+            return compile_now(model, **options)
+        compiled: list[Callable] = []
+
+        @wraps(model)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not compiled:
+                compiled.append(compile_now(model, **options))
+            return compiled[0](*args, **kwargs)
+
+        return call
+
+    compile_later.waits = True  # type: ignore[attr-defined]
+    torch.compile = compile_later

@@ -61,7 +61,7 @@ def test_collectives(tmp_path):
     }
 
 
-@pytest.mark.parametrize("module", ["checkpoint", "data", "encode"])
+@pytest.mark.parametrize("module", ["checkpoint", pytest.param("data", marks=pytest.mark.long), "encode"])
 def test_the_others(tmp_path, project, module):
     words = {
         "checkpoint": ["--recipe", project.recipe, "--ds-config", project.ds, "--folder", tmp_path],

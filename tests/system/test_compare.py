@@ -54,7 +54,10 @@ def test_the_same_seed_begins_alike_and_sees_the_same_data(finished):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)],
+)
 def test_killed_at_random_and_started_again_it_ends_with_the_same_numbers(finished, project, tmp_path, seed):
     study, runs = write_study(project, tmp_path), tmp_path / "runs"
     dice, kills = random.Random(seed), 0

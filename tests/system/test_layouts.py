@@ -4,6 +4,7 @@ All layouts of one world size run in one launch, because starting processes take
 """
 
 import json
+from collections.abc import Collection, Iterable, Mapping
 
 import pytest
 import torch
@@ -75,6 +76,23 @@ FOUR = twice(
     "TP2 x DP2 with ZeRO-2": layout(tensor=2, zero=2, **REPLICAS),
     "bf16 TP2 x PP2": layout(tensor=2, pipeline=2, **BF16),
 }
+QUICK = {
+    "TP2 with sequence parallelism",
+    "PP2 with two virtual chunks, recomputed",
+    "DP2, replicas on paths apart",
+    "DP2 with ZeRO-2",
+    "DP2 with ZeRO-3, recomputed",
+    "bf16 DP2, replicas on paths apart",
+    "TP2 x PP2 with sequence parallelism, recomputed",
+}
+"""Layouts that have each joint once, for `make test`; the others are long."""
+
+
+def marked(names: Iterable[str], quick: Collection[str]) -> list:
+    """The names as parameters, of which all but the quick ones are long."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
 BROKEN_TWO = {
     "no_zero_filling": layout(**APART, **{"break": "no_zero_filling"}),
     "tied_embedding_counted_twice": layout(pipeline=2, **{"break": "tied_embedding_counted_twice"}),
@@ -104,15 +122,35 @@ def one(project, tmp_path_factory):
     return results
 
 
-@pytest.fixture(scope="module")
-def several(project, tmp_path_factory):
-    """Results of all layouts, of two and of four processes."""
+def train_all(project, factory, families: Mapping[int, dict]) -> dict:
+    """Results of cases, by their number of processes."""
     results = {}
-    for processes, cases in ((2, TWO), (4, FOUR)):
-        part, errors = train(project, tmp_path_factory.mktemp(f"of{processes}"), processes, cases)
+    for processes, cases in families.items():
+        part, errors = train(project, factory.mktemp(f"of{processes}"), processes, cases)
         assert part, errors
         results |= part
     return results
+
+
+def chosen(names: Collection[str]) -> dict[int, dict]:
+    """The layouts of these names, by their number of processes."""
+    return {n: {name: case for name, case in cases.items() if name in names} for n, cases in ((2, TWO), (4, FOUR))}
+
+
+@pytest.fixture(scope="module")
+def quick(project, tmp_path_factory):
+    return train_all(project, tmp_path_factory, chosen(QUICK))
+
+
+@pytest.fixture(scope="module")
+def others(project, tmp_path_factory):
+    return train_all(project, tmp_path_factory, chosen({*TWO, *FOUR} - QUICK))
+
+
+@pytest.fixture
+def result(request, name):
+    """What the layout `name` came to."""
+    return request.getfixturevalue("quick" if name in QUICK else "others")[name]
 
 
 def distances(ours: dict, theirs: dict) -> dict[str, float]:
@@ -133,19 +171,19 @@ def counterpart(name: str) -> str:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in [*TWO, *FOUR] if "bf16" not in name])
-def test_every_layout_trains_like_one_process(one, several, name):
+@pytest.mark.parametrize("name", marked([name for name in [*TWO, *FOUR] if "bf16" not in name], QUICK))
+def test_every_layout_trains_like_one_process(one, result, name):
     assert min(norm for _, norm in one["fp32"]["rows"]) > CLIPPING, "clipping must act, or the test does not cover it"
-    found = distances(several[name], one[counterpart(name)])
+    found = distances(result, one[counterpart(name)])
     assert all(value < TOLERANCE for value in found.values()), found
 
 
-@pytest.mark.parametrize("name", [*TWO, *FOUR])
-def test_plan_counts_the_parameters_of_every_rank(project, several, name):
+@pytest.mark.parametrize("name", marked([*TWO, *FOUR], QUICK))
+def test_plan_counts_the_parameters_of_every_rank(project, result, name):
     cases, world = (TWO, 2) if name in TWO else (FOUR, 4)
     run = read_run(str(project.recipe), [("--" + k, v) for k, v in cases[name].items()], str(project.ds), world)
     ranks_per_stage = world // run.recipe.parallel.pipeline
-    assert several[name]["parameters"] == [parameters(run, rank // ranks_per_stage) for rank in range(world)]
+    assert result["parameters"] == [parameters(run, rank // ranks_per_stage) for rank in range(world)]
 
 
 def test_a_skipped_layer_does_no_tensor_parallel_collective(project, tmp_path):
@@ -157,9 +195,9 @@ def test_a_skipped_layer_does_no_tensor_parallel_collective(project, tmp_path):
     assert (three - none, eight - none) == (3 * 4, 8 * 4)
 
 
-@pytest.mark.parametrize("name", [name for name in [*TWO, *FOUR] if "bf16" in name])
-def test_bf16_stays_within_its_bound(one, several, name):
-    found = distances(several[name], one[counterpart(name)])
+@pytest.mark.parametrize("name", marked([name for name in [*TWO, *FOUR] if "bf16" in name], QUICK))
+def test_bf16_stays_within_its_bound(one, result, name):
+    found = distances(result, one[counterpart(name)])
     assert found["loss"] < BF16_LOSS and found["norm"] < BF16_NORM and found["evaluation"] < BF16_LOSS, found
 
 
@@ -191,6 +229,7 @@ def broken(project, tmp_path_factory):
     return results
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*BROKEN_TWO, *BROKEN_FOUR])
 def test_a_broken_joint_is_noticed(one, broken, name):
     results, errors = broken[name]
@@ -205,8 +244,9 @@ def test_a_broken_joint_is_noticed(one, broken, name):
     "case, complaint",
     [
         (layout(pipeline=2), "step 1: the ranks drew different paths: 0 against 1"),
-        (layout(pipeline=2, tensor=2), "step 1: rank 1 drew other paths than the rest"),
+        pytest.param(layout(pipeline=2, tensor=2), "step 1: rank 1 drew other paths than the rest", marks=pytest.mark.long),
     ],
+    ids=["PP2", "TP2 x PP2"],
 )
 def test_a_rank_with_other_paths_stops_the_job_within_the_step_and_is_named(project, tmp_path, case, complaint):
     processes = int(case["parallel.tensor"]) * int(case["parallel.pipeline"])
@@ -231,21 +271,31 @@ RESUMED_FOUR = {
 }
 
 
-@pytest.fixture(scope="module")
-def resumed(project, tmp_path_factory):
-    results = {}
+QUICKLY_RESUMED = {"PP2 with two virtual chunks", "DP2 with ZeRO-2", "bf16 DP2"}
+
+
+def resume_all(project, factory, names: Collection[str]) -> dict:
+    folder, families = factory.mktemp("resumed"), {}
     for processes, cases in ((2, RESUMED_TWO), (4, RESUMED_FOUR)):
-        folder = tmp_path_factory.mktemp(f"resumed{processes}")
-        with_folders = {name: {**case, "resume": str(folder / str(n))} for n, (name, case) in enumerate(cases.items())}
-        part, errors = train(project, folder, processes, with_folders)
-        assert part, errors
-        results |= part
-    return results
+        own = {name: {**case, "resume": str(folder / name)} for name, case in cases.items() if name in names}
+        families |= {processes: own} if own else {}
+    return train_all(project, factory, families)
 
 
-@pytest.mark.parametrize("name", [*RESUMED_TWO, *RESUMED_FOUR])
-def test_every_layout_goes_on_from_its_checkpoint_bit_for_bit(resumed, name):
-    unbroken, again = resumed[name]["unbroken"], resumed[name]["resumed"]
+@pytest.fixture(scope="module")
+def quickly_resumed(project, tmp_path_factory):
+    return resume_all(project, tmp_path_factory, QUICKLY_RESUMED)
+
+
+@pytest.fixture(scope="module")
+def others_resumed(project, tmp_path_factory):
+    return resume_all(project, tmp_path_factory, {*RESUMED_TWO, *RESUMED_FOUR} - QUICKLY_RESUMED)
+
+
+@pytest.mark.parametrize("name", marked([*RESUMED_TWO, *RESUMED_FOUR], QUICKLY_RESUMED))
+def test_every_layout_goes_on_from_its_checkpoint_bit_for_bit(request, name):
+    resumed = request.getfixturevalue("quickly_resumed" if name in QUICKLY_RESUMED else "others_resumed")[name]
+    unbroken, again = resumed["unbroken"], resumed["resumed"]
     assert (unbroken["from"], again["from"]) == (0, 4)
     assert unbroken["rows"] == again["rows"] and len(again["rows"]) == 4
     for parameter, weight in unbroken["weights"].items():

@@ -5,7 +5,7 @@ import pytest
 from tests.support.project import BERT
 from tests.system.test_layouts import APART, RECOMPUTE, REPLICAS, TOLERANCE, distances, layout, train
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.long]
 CAUSAL = {"data.objective": "causal"}
 OBJECTIVES = {"bert": BERT, "gpt": CAUSAL}
 ONE = {

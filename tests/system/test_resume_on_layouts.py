@@ -46,7 +46,10 @@ SAMPLE = {
 }
 """A tour of all layouts, to fewer ranks and to more. The others are for `make test-all`; test_layouts.py has some of the
 diagonal."""
+QUICK = {("TP2", "DP2"), ("DP2", "PP2"), ("PP2", "one")}
+"""Its part for `make test`."""
 SOURCES = {source for source, _ in SAMPLE}
+QUICK_SOURCES = {source for source, _ in QUICK}
 OTHERS = {pair for family in (LAYOUTS, BF16_LAYOUTS) for pair in itertools.permutations(family, 2)} - SAMPLE
 
 
@@ -74,12 +77,18 @@ def whole_runs(project, folder, names) -> dict:
 @pytest.fixture(scope="module")
 def unbroken(project, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
-    return whole_runs(project, folder, [name for name in EVERYTHING if name in SOURCES]), folder
+    return whole_runs(project, folder, [name for name in EVERYTHING if name in QUICK_SOURCES]), folder
 
 
 @pytest.fixture(scope="module")
-def all_unbroken(project, unbroken):
+def sample_unbroken(project, unbroken):
     results, folder = unbroken
+    return results | whole_runs(project, folder, [name for name in EVERYTHING if name in SOURCES - QUICK_SOURCES])
+
+
+@pytest.fixture(scope="module")
+def all_unbroken(project, unbroken, sample_unbroken):
+    results, folder = sample_unbroken, unbroken[1]
     return results | whole_runs(project, folder, [name for name in EVERYTHING if name not in SOURCES])
 
 
@@ -113,8 +122,13 @@ def require_close(unbroken: dict, resumed: dict, in_bf16: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def sample(project, unbroken):
-    return second_halves(project, unbroken[1], SAMPLE)
+def quick(project, unbroken):
+    return second_halves(project, unbroken[1], QUICK)
+
+
+@pytest.fixture(scope="module")
+def sample(project, unbroken, sample_unbroken):
+    return second_halves(project, unbroken[1], SAMPLE - QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +144,15 @@ def test_on_the_same_layout_a_run_goes_on_bit_for_bit(all_unbroken, others, name
     assert all(torch.equal(weight, resumed["weights"][parameter]) for parameter, weight in whole["weights"].items())
 
 
-@pytest.mark.parametrize("source, target", sorted(SAMPLE))
-def test_a_run_goes_on_on_another_layout(unbroken, sample, source, target):
-    require_close(unbroken[0][source], sample[f"{source} -> {target}"], "bf16" in source)
+@pytest.mark.parametrize("source, target", sorted(QUICK))
+def test_a_run_goes_on_on_another_layout(unbroken, quick, source, target):
+    require_close(unbroken[0][source], quick[f"{source} -> {target}"], "bf16" in source)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("source, target", sorted(SAMPLE - QUICK))
+def test_a_run_goes_on_on_a_tour_of_layouts(sample_unbroken, sample, source, target):
+    require_close(sample_unbroken[source], sample[f"{source} -> {target}"], "bf16" in source)
 
 
 @pytest.mark.slow
@@ -141,6 +161,7 @@ def test_a_run_goes_on_on_every_other_layout(all_unbroken, others, source, targe
     require_close(all_unbroken[source], others[f"{source} -> {target}"], "bf16" in source)
 
 
+@pytest.mark.long
 def test_the_comparison_notices_moments_that_were_lost(project, unbroken, tmp_path):
     """The same resume with AdamW's moments forgotten is no longer close."""
     processes, case = LAYOUTS["DP2"]

@@ -90,6 +90,7 @@ def test_a_launcher_that_is_killed_while_its_ranks_start_leaves_none(project, tm
     process.communicate(timeout=60)
 
 
+@pytest.mark.long
 def test_the_slowest_rank_is_named(project, tmp_path):
     """Two replicas, one of which is stopped for most of the time."""
     run_dir = tmp_path / "run"

@@ -143,6 +143,7 @@ def test_data_is_prepared_on_two_nodes_as_by_one_process(submit, cluster, home, 
         assert (tmp_path / "two" / f"x{end}").read_bytes() == (tmp_path / "one" / f"x{end}").read_bytes()
 
 
+@pytest.mark.long
 def test_by_hand_from_an_edited_script_it_is_checked_and_submitted(cluster, project, unbroken, tmp_path):
     """As a user does it: a few lines at the top are edited. Nothing of the environment goes along."""
     home = own_copy(tmp_path)
@@ -279,6 +280,7 @@ def test_tasks_of_an_array_are_queued_again_one_by_one(submit, cluster, unbroken
     assert [part.facts()["Restarts"] for part in parts] == ["1", "0"]
 
 
+@pytest.mark.long
 def test_a_study_is_one_array_and_its_rows_are_kept_by_the_same_command(cluster, project, tmp_path):
     study = write_study(project, tmp_path / "study", seeds=[1])
     words = [*compare_command(study, tmp_path / "runs"), "--slurm", " ".join([*SMALL, "--nodes=1"])]
