@@ -34,6 +34,7 @@ from pretrain.checkpoint.saver import Saver
 from pretrain.checkpoint.state import ModelState
 from pretrain.config import Run, read_run
 from pretrain.config.run import Position
+from pretrain.data.identity import TOKENIZER
 from pretrain.engine import build_engine
 from pretrain.files import to_disk
 from pretrain.optim.names import MOMENTS, TENSORS
@@ -76,7 +77,7 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
             engine.optimizer,
             ranks,
             directory,
-            "",
+            {TOKENIZER: ""},
         )
         for later in (False, True)
     ]

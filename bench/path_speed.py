@@ -159,7 +159,7 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
 
 
 def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
-    """The peer: the same chunks and schedule, PyTorch's AdamW, nothing else."""
+    """The peer: the same chunks and schedule in the run's precision, PyTorch's AdamW on fp32 masters, nothing else."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from pretrain.model.attention import dense_mask
@@ -167,15 +167,17 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
     from pretrain.model.layer import LayerInputs
     from pretrain.model.weights import initialize
 
-    config = transformer_config(run.recipe, torch.float32, on_gpu=ranks.device.type == "cuda")
+    dtype = torch.bfloat16 if run.ds.bf16.enabled else torch.float32
+    config = transformer_config(run.recipe, dtype, on_gpu=ranks.device.type == "cuda")
     (chunk,) = build_chunks(run.recipe, config)
     initialize([chunk], run.recipe)
     chunk.to(ranks.device)
     whole = LayerPath.full(run.recipe.model.num_layers)
     params = run.ds.optimizer.params
-    optimizer = torch.optim.AdamW(
-        chunk.parameters(), lr=params.lr, betas=params.betas, weight_decay=params.weight_decay, fused=params.fused
-    )
+    chunk.to(dtype)
+    weights = list(chunk.parameters())
+    masters = weights if dtype == torch.float32 else [weight.detach().float().requires_grad_() for weight in weights]
+    optimizer = torch.optim.AdamW(masters, lr=params.lr, betas=params.betas, weight_decay=params.weight_decay, fused=params.fused)
 
     def forward(iterator: Iterator, model: Decoder) -> tuple[torch.Tensor, Callable]:
         batch = next(iterator)
@@ -183,7 +185,7 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
             torch.from_numpy(a).to(ranks.device)
             for a in (batch.tokens, batch.labels, batch.targets, batch.segments, batch.prefix)
         )
-        inputs = LayerInputs(dense_mask(segments, prefix, torch.float32), whole)
+        inputs = LayerInputs(dense_mask(segments, prefix, dtype), whole)
         output = model(tokens, None, inputs, labels=labels)
         return output, lambda losses: ((losses * targets).sum() / 1e6, targets.sum(dtype=torch.int), {})
 
@@ -196,8 +198,17 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
             seq_length=run.recipe.data.sequence_length,
             micro_batch_size=run.micro_batch,
         )
+        update()
+
+    def update() -> None:
+        if masters is not weights:
+            for master, weight in zip(masters, weights):
+                master.grad, weight.grad = None if weight.grad is None else weight.grad.float(), None
         optimizer.step()
         optimizer.zero_grad()
+        if masters is not weights:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, masters)
 
     return step
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 
 
@@ -13,8 +14,30 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     os._exit(130)
 
 
-if __name__ == "__main__":
+def _end(code: int) -> None:
+    """End the process, at once if it still has groups of ranks: it has failed, and to take them down it would wait for others."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        from pretrain.ranks.caches import remove_caches
+
+        remove_caches()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def main() -> None:
     signal.signal(signal.SIGINT, _interrupted)
     from pretrain.cli.main import main
 
-    sys.exit(main())
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    _end(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """The two ways in which the program ends other than well."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 
@@ -42,3 +43,20 @@ def lost_a_peer(error: BaseException) -> bool:
     is_of_torch = any(kind.__name__ == "DistError" for kind in type(error).__mro__)
     words = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
     return is_of_torch or isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def reason(error: BaseException) -> str:
+    """Return why something failed, in one line: of an OSError its words without number and file, where it has such."""
+    if not isinstance(error, OSError):
+        return one_line(error)
+    return error.strerror or (os.strerror(error.errno) if error.errno else one_line(error))
+
+
+def with_file(error: OSError) -> str:
+    """Return the file that an OSError names, and why it failed; the reason alone where it names none."""
+    return f"{error.filename}: {reason(error)}" if error.filename else reason(error)

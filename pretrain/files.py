@@ -2,7 +2,10 @@
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
+
+from pretrain.errors import with_file
 
 
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:
@@ -15,6 +18,24 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove(path: Path) -> str | None:
+    """Remove a file, a link, or a folder with all that can go of it; return what is left and why, None if nothing is.
+
+    What a link leads to stays. A file may be busy (a network file system keeps it under another name), somebody else's, or not to
+    be written: that is for a person to look at, and no reason to stop.
+    """
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(path)  # says why
+    except OSError as error:
+        return f"{path}: cannot be removed ({with_file(error)}); remove it by hand"
+    return None
 
 
 def to_disk(path: Path) -> None:

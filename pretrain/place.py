@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from pretrain.errors import UserError
+
+OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 Launcher = Literal["torchrun", "srun", "mpiexec", "python"]
 
 
@@ -46,31 +50,57 @@ def find_place(environment: Mapping[str, str]) -> Place:
 
     Within a job of SLURM only a step of srun makes a process one of several: the batch script has a rank of its own, which means
     nothing. mpiexec starts its processes by such steps, so that they have SLURM's numbers of the step beside its own.
+
+    Raises:
+        UserError: a variable is no number, or they contradict one another.
     """
 
     def numbers(*names: str) -> list[int] | None:
-        return [int(environment[name]) for name in names] if all(name in environment for name in names) else None
+        return [_number(environment, name) for name in names] if all(name in environment for name in names) else None
 
     if found := numbers("RANK", "WORLD_SIZE"):
         local = numbers("LOCAL_RANK", "LOCAL_WORLD_SIZE") or [0, 1]
-        return Place("torchrun" if "TORCHELASTIC_RUN_ID" in environment else "python", *found, *local)
-    if found := numbers(
-        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"
-    ):
-        return Place("mpiexec", *found)
-    if found := numbers("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"):
-        return Place("mpiexec", *found)
+        place = Place("torchrun" if "TORCHELASTIC_RUN_ID" in environment else "python", *found, *local)
+        return _sensible(place, "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE")
+    if found := numbers(*OPEN_MPI):
+        return _sensible(Place("mpiexec", *found), ", ".join(OPEN_MPI))
+    if found := numbers(*MPICH):
+        return _sensible(Place("mpiexec", *found), ", ".join(MPICH))
     if "SLURM_STEP_ID" in environment and (found := numbers("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
-        per_node = _tasks_of_node(environment["SLURM_STEP_TASKS_PER_NODE"], int(environment["SLURM_NODEID"]))
         rank, world_size, local_rank = found
-        return Place("srun", rank, world_size, local_rank, per_node)
+        return _sensible(Place("srun", rank, world_size, local_rank, _tasks_of_this_node(environment)), "SLURM's of the step")
     return Place("python")
 
 
-def _tasks_of_node(listed: str, node: int) -> int:
+def _number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise UserError(
+            f"environment: {name} is {environment[name]!r}, not a number; unset it, or start with torchrun, srun or mpiexec"
+        ) from None
+
+
+def _sensible(place: Place, names: str) -> Place:
+    """Check that a place can be; `names` are the variables that it comes from."""
+    if 0 <= place.rank < place.world_size and 0 <= place.local_rank < place.local_world_size <= place.world_size:
+        return place
+    raise UserError(
+        f"environment: rank {place.rank} of {place.world_size} processes, {place.local_rank} of {place.local_world_size} on this"
+        f" node, cannot be (variables {names}); unset them to start one process, or start with torchrun, srun or mpiexec"
+    )
+
+
+def _tasks_of_this_node(environment: Mapping[str, str]) -> int:
     """Read SLURM's list, as `2(x3),1`: two tasks on each of three nodes, one on the fourth."""
-    counts: list[int] = []
-    for part in listed.split(","):
-        count, _, repeated = part.partition("(x")
-        counts += [int(count)] * int(repeated.rstrip(")") or 1)
-    return counts[node]
+    listed, counts = environment.get("SLURM_STEP_TASKS_PER_NODE", ""), []
+    try:
+        for part in listed.split(","):
+            count, _, repeated = part.partition("(x")
+            counts += [int(count)] * int(repeated.rstrip(")") or 1)
+        return counts[int(environment["SLURM_NODEID"])]
+    except (ValueError, KeyError, IndexError):
+        raise UserError(
+            "environment: SLURM_STEP_ID is set, but SLURM_STEP_TASKS_PER_NODE and SLURM_NODEID do not say how many tasks this"
+            " node has; start with srun, or unset SLURM_STEP_ID to start one process"
+        ) from None

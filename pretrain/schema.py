@@ -15,6 +15,8 @@ class Strict(BaseModel):
 
 
 Positive = Annotated[int, Field(gt=0, lt=2**53)]
+Width = Annotated[int, Field(gt=0, le=2**24)]
+"""Size of a matrix in one direction; the largest there are are far below."""
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[Number, Field(ge=0)]

@@ -7,8 +7,12 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from pretrain.errors import UserError
+
 PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece")
 HOME = Path(__file__).parent.parent
+TORCH = ((2, 11), (2, 13))
+"""The first and the last torch with which this program has been tested."""
 CODE_LIST = "slurm/code_files.txt"
 """Names of what a run takes along, one a line, from the top of the repository."""
 
@@ -16,6 +20,20 @@ CODE_LIST = "slurm/code_files.txt"
 def versions() -> list[str]:
     """Return the versions of Python and of the packages that decide numbers."""
     return [f"python {platform.python_version()}", *(f"{package} {version(package)}" for package in PACKAGES)]
+
+
+def require_tested_torch(found: str) -> None:
+    """Refuse a torch that nobody has tried, as one that a container brings.
+
+    Raises:
+        UserError: it is older or newer than those that were tested.
+    """
+    first, last = TORCH
+    if not first <= tuple(map(int, found.split(".")[:2])) <= last:
+        raise UserError(
+            f"torch {found}: this program is tested with torch {'.'.join(map(str, first))} to {'.'.join(map(str, last))}; install"
+            " one of these, as requirements.txt does"
+        )
 
 
 def provenance(device_type: str) -> list[str]:

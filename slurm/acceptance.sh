@@ -20,7 +20,7 @@
 # PYTHON=/path/to/python                         # .venv/bin/python of the repository, unless given
 # LAUNCH=(apptainer exec --nv image.sif)         # put before python: a container that brings its own torch
 # module load cuda                               # what the site asks for
-# export NCCL_SOCKET_IFNAME=hsn0                 # the interconnect, where NCCL does not find it
+# export NCCL_SOCKET_IFNAME=hsn0 GLOO_SOCKET_IFNAME=hsn0   # the interconnect, where NCCL or gloo does not find it
 # --------------------------------------------------------------------------------------------------------------------
 
 set -euo pipefail

@@ -147,8 +147,7 @@ copy_code() {
 train() {
   local code=$1 status=0 told=""
   unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT # of whoever submitted; srun's tasks have their own
-  export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-20000} TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
-  export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=${TORCH_NCCL_DEBUG_INFO_TEMP_FILE:-$RUN_DIR/nccl_trace_rank_}
+  export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-20000} # the watchdog writes what they say
   if ((${#SIGNALS[@]} == 0)); then
     # Until Python takes USR1 it would end a task; tell_tasks sends it again.
     PYTHONPATH=$code "${SRUN[@]}" --job-name="train-$SLURM_JOB_ID" sh -c 'trap "" USR1; exec "$@"' sh \

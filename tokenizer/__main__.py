@@ -4,13 +4,13 @@
 """
 
 import argparse
-import io
 import os
 import sys
 import warnings
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, with_file
+from pretrain.streams import accept_any_text
 from tokenizer.text import READABLE
 
 
@@ -20,7 +20,7 @@ def main() -> int:
 
     train = commands.add_parser("train", help="train a sentencepiece model", allow_abbrev=False)
     train.add_argument(
-        "--input", required=True, metavar="GLOB", help=f'{READABLE}; a document a line, of JSON and Parquet its "text"'
+        "--input", required=True, nargs="+", metavar="GLOB", help=f'{READABLE}; a document a line, of JSON and Parquet its "text"'
     )
     train.add_argument("--vocab-size", required=True, type=int, help="pieces, reserved ones included")
     train.add_argument("--out", required=True, type=Path, help="folder to write")
@@ -30,7 +30,7 @@ def main() -> int:
     )
 
     encode = commands.add_parser("encode", help="encode documents into PREFIX.bin and PREFIX.idx", allow_abbrev=False)
-    encode.add_argument("--input", required=True, metavar="GLOB", help="as for train")
+    encode.add_argument("--input", required=True, nargs="+", metavar="GLOB", help="as for train")
     encode.add_argument("--tokenizer", required=True, type=Path, help="folder written by train")
     encode.add_argument("--out", required=True, type=Path, metavar="PREFIX")
     for command in (train, encode):
@@ -42,9 +42,7 @@ def main() -> int:
         )
 
     args = parser.parse_args()
-    for stream in (sys.stdout, sys.stderr):
-        assert isinstance(stream, io.TextIOWrapper)
-        stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    accept_any_text()  # names of files may be any bytes
     warnings.filterwarnings("ignore", module=r"megatron\.")  # notices about extensions that play no part here
     try:
         return _train(args) if args.command == "train" else _encode(args)
@@ -69,7 +67,7 @@ def _train(args: argparse.Namespace) -> int:
             raise UserError(f"--sample-mb {args.sample_mb:g}: must be above 0")
         sample_bytes = None if args.sample_mb is None else round(args.sample_mb * 1e6)
         manifest = train(
-            args.input, args.vocab_size, args.out, args.model_type, sample_bytes=sample_bytes, on_error=args.on_error
+            args.input, args.vocab_size, args.out, args.model_type, sample_bytes=sample_bytes, on_error=args.on_error, quiet=False
         )
         bad = manifest["bad_documents"]
         print(
@@ -102,10 +100,15 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 def _tell(error: UserError | OSError) -> int:
-    text = str(error) if isinstance(error, UserError) else f"{error.filename or 'a file'}: {error.strerror}"
+    text = str(error) if isinstance(error, UserError) else with_file(error)
     print(f"error: {text}", file=sys.stderr, flush=True)
     return 2
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Start `pretrain-tokenizer`, as an installed package has it."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

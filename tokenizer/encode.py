@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, reason
 from tokenizer.parts import Parts, Tally
 from tokenizer.pieces import PART_CHARACTERS, Tokenizer
 from tokenizer.progress import Progress
@@ -27,20 +27,20 @@ BATCH_CHARACTERS = 200_000
 """Characters of the documents that sentencepiece gets at a time."""
 BLOCKS, MOST_BLOCK_BYTES = 20_000, 2**25
 """Blocks of a large input are larger, since three files a block are a load for a shared file system."""
-CUT = 2
+CUT = 3
 """Number of the rule by which files are cut into blocks; changes with the rule, so that blocks of two rules are never put
 together."""
 
 
 def encode(
-    pattern: str,
+    inputs: str | Sequence[str],
     tokenizer: Tokenizer,
     prefix: Path,
     on_error: OnError = "stop",
     team: Team = ALONE,
     quiet: bool = True,
 ) -> dict:
-    """Encode all documents of a glob, one sequence a document, in order; returns the manifest, on every rank.
+    """Encode all documents of a glob, or of several, one sequence a document, in order; returns the manifest, on every rank.
 
     The three files get their names only when they are complete, the index last: a reader never sees a part.
 
@@ -57,7 +57,7 @@ def encode(
     def begin() -> tuple[list[Path], int, set[str]]:
         if prefix.name in ("", ".."):
             raise UserError(f"--out {prefix}: give a folder and the beginning of a name, as data/train")
-        files = find_inputs(pattern)
+        files = find_inputs(inputs)
         prefix.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(prefix.with_name(f".{prefix.name}.lock"))
         try:
@@ -94,10 +94,10 @@ def encode(
         progress.finish()
         names = team.on_main(lambda: names)
         try:
-            return _put_together(pattern, prefix, parts, names, damaged, tokenizer, team, progress)
+            return _put_together(inputs, prefix, parts, names, damaged, tokenizer, team, progress)
         except OSError as error:
             raise OSError(
-                error.errno, f"{error.strerror}; finished blocks stay, and the same command resumes", str(prefix)
+                error.errno, f"{reason(error)}; finished blocks stay, and the same command resumes", str(prefix)
             ) from None
     finally:
         for lock in held:
@@ -187,7 +187,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _put_together(
-    pattern: str,
+    inputs: str | Sequence[str],
     prefix: Path,
     parts: Parts,
     names: list[str],
@@ -210,7 +210,7 @@ def _put_together(
             total.add(tally)
         if total.tokens == 0:
             parts.remove()
-            raise UserError(f"--input {pattern}: holds no text")
+            raise UserError(f"--input {inputs if isinstance(inputs, str) else ' '.join(inputs)}: holds no text")
         with whole[".bin"].open("wb") as tokens:
             tokens.truncate(parts.size(names))
         return {

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.errors import UserError
-from pretrain.files import write_whole
+from pretrain.errors import UserError, reason
+from pretrain.files import remove, write_whole
 
 PLAN = "plan.json"
 OURS = re.compile(r"plan\.json|\d{6,}-\d{8,}\.(bin|json|len)|\..*\.part")
@@ -124,7 +125,7 @@ class Parts:
             write_whole(self.folder / f"{name}.len", lengths.astype(np.int32).data)
         except OSError as error:
             raise OSError(
-                error.errno, f"{error.strerror}; finished blocks stay, and the same command resumes", str(self.folder)
+                error.errno, f"{reason(error)}; finished blocks stay, and the same command resumes", str(self.folder)
             ) from None
 
     def tally(self, name: str) -> Tally:
@@ -172,14 +173,19 @@ class Parts:
                 yield lengths
 
     def remove(self) -> None:
-        """Gone at once, so that no later run finds a part of it."""
-        os.replace(self.folder, self._going)
+        """Gone at once, so that no later run finds a part of it. The token files are whole by then: what cannot be removed is for
+        a person."""
+        self.forget()
+        try:
+            os.replace(self.folder, self._going)
+        except OSError as error:
+            print(f"WARNING: {self.folder}: cannot be removed ({reason(error)}); remove it by hand", file=sys.stderr, flush=True)
         self.forget()
 
     def forget(self) -> None:
-        """What a removal that was killed has left, if anything."""
-        if self._going.exists():
-            shutil.rmtree(self._going)
+        """Remove what a removal that was killed has left, if anything."""
+        if problem := remove(self._going):
+            print(f"WARNING: {problem}", file=sys.stderr, flush=True)
 
     @property
     def _going(self) -> Path:

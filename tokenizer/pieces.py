@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, one_line
 from pretrain.files import sha256
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -39,7 +39,12 @@ class Tokenizer:
 
     @cached_property
     def processor(self) -> sentencepiece.SentencePieceProcessor:
-        return sentencepiece.SentencePieceProcessor(model_file=str(self.directory / MODEL))
+        try:
+            return sentencepiece.SentencePieceProcessor(model_file=str(self.directory / MODEL))
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"{self.directory / MODEL}: not a model of sentencepiece ({one_line(error)}); train it again"
+            ) from None
 
     @property
     def vocab_size(self) -> int:
@@ -121,4 +126,10 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         ) from None
     if digest != manifest["model_sha256"]:
         raise UserError(f"{directory / MODEL}: not the model that {MANIFEST} describes; train it again")
-    return Tokenizer(directory, manifest)
+    tokenizer = Tokenizer(directory, manifest)
+    if tokenizer.processor.vocab_size() != tokenizer.vocab_size:
+        raise UserError(
+            f"{directory / MANIFEST}: says {tokenizer.vocab_size} pieces, and {MODEL} has {tokenizer.processor.vocab_size()};"
+            " train it again"
+        )
+    return tokenizer

@@ -18,6 +18,9 @@ R = TypeVar("R")
 LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")
 """Variables that an MPI launcher sets for its processes."""
 
+SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+"""Variables in which it says how many they are."""
+
 WANTED, RESULT = "wanted", "result"
 """What a rank says to rank 0."""
 
@@ -174,6 +177,7 @@ def join() -> Team:
         UserError: there is a launcher and no MPI, or srun started tasks that know nothing of each other.
     """
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
+    launched = max((int(size) for name in SIZES if (size := os.environ.get(name, "")).isdecimal()), default=1)
     if not any(name in os.environ for name in LAUNCHED) and tasks == 1:
         return ALONE
     try:
@@ -187,6 +191,11 @@ def join() -> Team:
         raise UserError(
             f"srun started {tasks} tasks that do not know of each other; srun --mpi=list shows what to pass as --mpi, as pmi2 or"
             " pmix"
+        )
+    if comm.size == 1 and launched > 1:
+        raise UserError(
+            f"mpiexec started {launched} processes, and mpi4py ({MPI.get_vendor()[0]}) sees one: it is another MPI than"
+            " mpiexec's; use the mpiexec of the same one"
         )
     if comm.size > 1:
         sys.excepthook = _abort

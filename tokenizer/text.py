@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, Literal, cast
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, reason
 from pretrain.place import this_node
 
 BLOCK_BYTES = 2 * 2**20
 """Bytes of a block: a fraction of a second's work."""
 COMPRESSED = (".gz", ".xz", ".zst")
 KINDS = (".jsonl", ".txt")
+SAMPLE_BYTES, READ_BYTES = 2**20, 2**16
+"""Bytes of a file from which it is told how its lines end, and that are read at a time."""
 BOM = b"\xef\xbb\xbf"
 """Bytes without a meaning in UTF-8; some editors begin a file with it."""
 OnError = Literal["stop", "skip"]
@@ -113,7 +115,7 @@ class Stretch:
                     return
         except OSError as error:
             raise UserError(
-                f"{file}: cannot be read on {this_node(os.environ)} ({error.strerror}); every rank reads files that are not"
+                f"{file}: cannot be read on {this_node(os.environ)} ({reason(error)}); every rank reads files that are not"
                 " compressed"
             ) from None
         raise UserError(f"{file}: was changed while it was read; encode it when it is complete")
@@ -128,19 +130,25 @@ def name_of(block: "Block | Stretch") -> str:
     return f"{block.file:06d}-{block.number:08d}"
 
 
-def find_inputs(pattern: str) -> list[Path]:
-    """Files of a glob, sorted.
+def find_inputs(patterns: str | Sequence[str]) -> list[Path]:
+    """Files of a glob, or of several, as a shell makes of one that was not quoted; sorted.
 
     Raises:
         UserError: no file, or one of a kind that cannot be read.
     """
-    found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    found: list[str] = []
+    for pattern in patterns:
+        matching = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        if not matching:
+            raise UserError(f"--input {pattern}: no such file")
+        found += matching
     files = [Path(name) for name in sorted(set(found)) if not Path(name).is_dir()]
     broken = [file for file in files if not file.exists()]
     if broken:
         raise UserError(f"{broken[0]}: a broken link; fix or remove it")
     if not files:
-        raise UserError(f"--input {pattern}: no such file")
+        raise UserError(f"--input {' '.join(patterns)}: no such file")
     wrong = [file for file in files if kind(file) is None]
     if wrong:
         raise UserError(f"{wrong[0]}: cannot be read; expected {READABLE}")
@@ -165,6 +173,10 @@ def pieces(index: int, file: Path, block_bytes: int = BLOCK_BYTES) -> Iterator["
     if not file.is_file() or file.stat().st_size == 0 or file.suffix in COMPRESSED or kind(file) == ".parquet":
         yield from blocks(index, file, block_bytes)
         return
+    with file.open("rb") as stream:
+        if _line_end(stream.read(SAMPLE_BYTES)) != b"\n":
+            yield from blocks(index, file, block_bytes)
+            return
     with file.open("rb") as stream:
         begin, number, state = 0, 0, state_of(os.fstat(stream.fileno()))
         size, _ = state
@@ -194,7 +206,7 @@ def blocks(index: int, file: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[B
             if size >= block_bytes:
                 yield Block(index, number, first, is_json, tuple(held))
                 first, number, held, size = first + len(held), number + 1, [], 0
-    except (UserError, FileNotFoundError, PermissionError, MemoryError):
+    except (UserError, BadDocument, FileNotFoundError, PermissionError, MemoryError):
         raise
     except Exception as error:  # every compression has exceptions of its own for what is damaged
         if held:
@@ -264,9 +276,36 @@ def documents(files: Iterable[Path], passed_over: list[str] | None = None) -> It
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    with _open(file) as stream:
-        for line in stream:
-            yield line.rstrip(b"\r\n")
+    """Lines of a file, without their ends; those before a place where it is damaged, and then the error."""
+    with _open(file) as opened:
+        stream, begin, damage = cast(io.BufferedReader, opened), b"", None
+        try:
+            while len(begin) < SAMPLE_BYTES and (more := stream.read1(READ_BYTES)):
+                begin += more
+        except Exception as error:
+            damage = error
+        end = _line_end(begin)
+        *lines, rest = begin.split(end)
+        yield from (line.rstrip(b"\r\n") for line in lines)
+        if damage is not None:
+            raise damage
+        while more := stream.read1(READ_BYTES):
+            *lines, rest = (rest + more).split(end)
+            yield from (line.rstrip(b"\r\n") for line in lines)
+        if rest:
+            yield rest.rstrip(b"\r\n")
+
+
+def _line_end(begin: bytes) -> bytes:
+    """Return what lines end with in a file that begins so: a line feed, or a carriage return alone, as old Macs wrote.
+
+    Raises:
+        BadDocument: it is UTF-16, every second byte of which is NUL in many languages.
+    """
+    even, odd = begin[0::2].count(0), begin[1::2].count(0)
+    if begin.startswith((b"\xff\xfe", b"\xfe\xff")) or max(even, odd) > len(begin) / 8:
+        raise BadDocument("UTF-16 text, and UTF-8 is expected; iconv -f UTF-16 -t UTF-8 IN > OUT converts it")
+    return b"\r" if b"\r" in begin and b"\n" not in begin else b"\n"
 
 
 def _open(file: Path) -> IO[bytes]:

@@ -5,8 +5,10 @@ import heapq
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,21 @@ from tokenizer.text import OnError, documents, find_inputs
 
 LONGEST_LINE = 16_000
 """Characters; sentencepiece skips lines of more than max_sentence_length bytes, of which a character has four at most."""
+SIGN_SECONDS = 15.0
+"""Seconds between lines that say how much has been read."""
 BYTES = 256
 """Pieces for single bytes, so that no text is unknown."""
 
 
 def train(
-    pattern: str,
+    inputs: str | Sequence[str],
     vocab_size: int,
     out: Path,
     model_type: str = "unigram",
     sentinels: int = SENTINELS,
     sample_bytes: int | None = None,
     on_error: OnError = "stop",
+    quiet: bool = True,
 ) -> dict:
     """Write a tokenizer folder, which appears whole or not at all; returns its manifest.
 
@@ -39,6 +44,7 @@ def train(
     Args:
         sample_bytes: learn from a random part of the documents; from all if None. sentencepiece takes some 20 times as much
             memory.
+        quiet: without lines that say how far it is.
         on_error: whether a document that cannot be read ends the training or is listed in the manifest and left out.
 
     Raises:
@@ -46,10 +52,10 @@ def train(
     """
     if out.exists():
         raise UserError(f"--out {out}: exists; remove it or choose another folder")
-    files = find_inputs(pattern)
+    files = find_inputs(inputs)
     bad: list[str] | None = [] if on_error == "skip" else None
     if next(documents(files, None if bad is None else []), None) is None:
-        raise UserError(f"--input {pattern}: holds no text")
+        raise UserError(f"--input {inputs if isinstance(inputs, str) else ' '.join(inputs)}: holds no text")
     if sample_bytes is not None and sample_bytes < 1:
         raise UserError(f"--sample-mb {sample_bytes / 1e6:g}: must be above 0")
     reserved = [*MODES, CLS, SEP, MASK, *(sentinel(i) for i in range(sentinels))]
@@ -77,7 +83,7 @@ def train(
             num_threads=len(os.sched_getaffinity(0)),
         )
         problems: list[UserError] = []
-        texts = documents(files, bad)
+        texts = documents(files, bad) if quiet else _counted(documents(files, bad), vocab_size)
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=_keeping(problems, _lines(texts if sample_bytes is None else sample(texts, sample_bytes))),
@@ -109,6 +115,23 @@ def train(
         return manifest
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _counted(texts: Iterable[str], vocab_size: int) -> Iterator[str]:
+    """The same texts; says how many have been read, and when the learning begins, which is silent for minutes."""
+    count, size, told = 0, 0, time.monotonic()
+    for text in texts:
+        count, size = count + 1, size + len(text)
+        if time.monotonic() - told > SIGN_SECONDS:
+            told = time.monotonic()
+            print(f"{count:,} documents read, {size / 1e6:,.0f} million characters", file=sys.stderr, flush=True)
+        yield text
+    print(
+        f"{count:,} documents read, {size / 1e6:,.1f} million characters; sentencepiece learns {vocab_size} pieces from them,"
+        " which may take minutes",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def sample(texts: Iterable[str], most_bytes: int) -> list[str]:

@@ -10,27 +10,34 @@ NEVER = "recipe.model."
 """Keys that no name lets change: the weights have that shape."""
 
 
-def require_allowed(ours: Run, theirs: Run, changing: Sequence[str], where: str) -> None:
+def require_allowed(ours: Run, theirs: Run, changing: Sequence[str], where: str, other_content: Sequence[str] = ()) -> None:
     """Two runs are the same but for what was named.
 
     Args:
         changing: names of settings, as lr, path_lengths or ds.scheduler.
         where: `theirs` come from, for the message.
+        other_content: settings that name files which hold something else than they did for `theirs`, as data.train.
 
     Raises:
         UserError: a name that no setting has, or a list of the differences that none of the names covers.
     """
     mine, other = ours.identity(), theirs.identity()
-    keys = sorted(mine.keys() | other.keys())
+    replaced = {f"recipe.{name}" for name in other_content}
+    keys = sorted(mine.keys() | other.keys() | replaced)
     for name in changing:
         if not any(_covers(name, key) for key in keys):
             ends = sorted({part for key in keys for part in key.split(".")})
             raise UserError(f"{COMMAND_LINE}: --resume-changing {name}: no setting has this name{did_you_mean(name, ends)}")
-    different = [key for key in keys if mine.get(key) != other.get(key)]
+    different = [key for key in keys if key in replaced or mine.get(key) != other.get(key)]
     refused = [key for key in different if key.startswith(NEVER) or not any(_covers(name, key) for name in changing)]
     if not refused:
         return
-    shown = "; ".join(f"{key} is {other.get(key)!r} there, {mine.get(key)!r} here" for key in refused)
+    shown = "; ".join(
+        f"{key} is {other.get(key)!r} there, {mine.get(key)!r} here"
+        if mine.get(key) != other.get(key)
+        else f"{key} holds other tokens than it did then"
+        for key in refused
+    )
     fixed = [key for key in refused if key.startswith(NEVER)]
     mend = "choose another with --run-dir"
     if not fixed:

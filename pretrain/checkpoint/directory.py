@@ -7,8 +7,8 @@ with a manifest of sizes and checksums; LATEST is written last.
 import errno
 import json
 import os
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from pretrain.config import Run
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
 from pretrain.config.strict import parse, read_json, read_yaml
-from pretrain.errors import UserError
-from pretrain.files import to_disk, write_whole
+from pretrain.errors import UserError, reason, with_file
+from pretrain.files import remove, to_disk, write_whole
 from pretrain.versions import provenance
 
+A_RECORD = "A record, written at every start: edits change nothing. Settings come from the recipe and the command line."
 NEVER_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 """Error numbers of a folder that was chosen wrongly; a full disk may be emptied."""
 
@@ -72,7 +73,7 @@ class RunDirectory:
     def describe(self, run: Run, device_type: str) -> None:
         """Write down the configuration as run, and what it is run with."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_settings(run, self.recipe, self.ds_config, [f"{run.name}, as run", *provenance(device_type)])
+        write_settings(run, self.recipe, self.ds_config, [f"{run.name}, as run", A_RECORD, *provenance(device_type)])
 
     def _require_same(self, run: Run, changing: Sequence[str]) -> None:
         recipe = parse(Recipe, read_yaml(self.recipe), str(self.recipe))
@@ -90,6 +91,7 @@ class RunDirectory:
             UserError: another process holds it, or the folder cannot be made.
             OSError: one of an earlier start holds it still, or the disk is full: what may be gone on the next try.
         """
+        self._require_no_dangling_link()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
@@ -105,8 +107,21 @@ class RunDirectory:
         except OSError as error:
             if error.errno not in NEVER_WRITABLE:
                 raise
-            raise UserError(f"run directory {self.path}: cannot be written: {error.strerror}") from None
+            raise UserError(f"run directory {self.path}: cannot be written: {reason(error)}") from None
         return lock
+
+    def _require_no_dangling_link(self) -> None:
+        """
+        Raises:
+            UserError: the run directory, its folder of checkpoints or a folder above them is a link to nothing, or a file.
+        """
+        for place in (*reversed(self.path.absolute().parents), self.path, self.checkpoints):
+            if place.is_symlink() and not place.exists():
+                raise UserError(
+                    f"{place}: is a link to {os.readlink(place)}, which is not there; make that folder, or remove the link"
+                )
+        if self.checkpoints.exists() and not self.checkpoints.is_dir():
+            raise UserError(f"{self.checkpoints}: is a file, where the folder of checkpoints belongs; move it")
 
     def require_seen(self) -> None:
         """Check that this rank sees the folder that rank 0 has locked; called on every rank.
@@ -123,7 +138,7 @@ class RunDirectory:
         """Rename checkpoints beyond `step`: training resumes there, and they belong to no run any more."""
         beyond = [folder for folder in self.steps_saved() if step_of(folder) > step]
         for folder in beyond:
-            aside = _free_name(folder)
+            aside = _free_name(folder, "abandoned")
             os.replace(folder, aside)
             print(f"{folder} is renamed to {aside.name}; remove it when it is no longer needed", flush=True)
         if beyond and (left := self.steps_saved()):
@@ -143,8 +158,10 @@ def seal(unfinished: Path, folder: Path, manifest: Manifest) -> None:
                 errno.EIO, f"rank 0 does not see what another rank wrote, {name}; do all nodes share this file system?", str(file)
             )
     write_whole(unfinished / MANIFEST, manifest.sealed().model_dump_json() + "\n")
+    for part in unfinished.glob("rank_*.json"):
+        part.unlink()
     to_disk(unfinished)
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         _remove(folder)
     os.replace(unfinished, folder)
     to_disk(folder.parent)
@@ -157,32 +174,48 @@ def point_to(folder: Path) -> None:
         write_whole(folder.parent / "LATEST", folder.name + "\n")
     except OSError as error:
         print(
-            f"WARNING: {folder.parent / 'LATEST'}: cannot be written ({error.strerror}); {folder.name} is good all the same",
+            f"WARNING: {folder.parent / 'LATEST'}: cannot be written ({reason(error)}); {folder.name} is good all the same",
             flush=True,
         )
 
 
-def _remove(folder: Path) -> None:
-    """A checkpoint that is going is none from the first moment on."""
-    going = folder.with_suffix(".removed")
-    os.replace(folder, going)
-    shutil.rmtree(going)
+def _remove(folder: Path) -> str | None:
+    """Remove a checkpoint, which is none from the first moment on; return what is left and why, None if nothing is."""
+    if folder.is_symlink():
+        return remove(folder)
+    going = _free_name(folder, "removed")
+    try:
+        os.replace(folder, going)
+    except OSError as error:
+        return f"{folder}: cannot be removed ({with_file(error)}); remove it by hand"
+    return remove(going)
 
 
-def prune(directory: RunDirectory, newest: int, every: int | None) -> None:
+def prune(directory: RunDirectory, newest: int, every: int | None) -> list[str]:
     """Remove checkpoints but for the newest ones and, where `every` is given, those of steps that it divides.
 
     Those that were renamed are for people to remove: a disk that could not be read for a moment makes good ones look damaged.
+
+    Returns what could not be removed and why. One that is not to be written to stays whole, under its name: somebody wants it.
     """
+    problems: list[str | None] = []
     for folder in directory.steps_saved()[:-newest]:
         if every is None or step_of(folder) % every:
-            _remove(folder)
+            kept = not folder.is_symlink() and not os.access(folder, os.W_OK)
+            problems.append(f"{folder}: is read-only, so it is kept" if kept else _remove(folder))
+    return [problem for problem in problems if problem is not None]
 
 
 def prune_leftovers(directory: RunDirectory) -> None:
-    """Remove what killed saves and killed removals left behind."""
-    for folder in [*directory.checkpoints.glob("*.unfinished"), *directory.checkpoints.glob("*.removed")]:
-        shutil.rmtree(folder)
+    """Remove what killed saves and killed removals left behind. What cannot be removed is out of the way of the next save."""
+    unfinished = list(directory.checkpoints.glob("*.unfinished"))
+    for folder in [*unfinished, *directory.checkpoints.glob("*.removed*")]:
+        problem = remove(folder)
+        if problem is not None:
+            print(f"WARNING: {problem}", flush=True)
+            if folder in unfinished:
+                with suppress(OSError):
+                    os.replace(folder, _free_name(folder, "removed"))
 
 
 def step_of(folder: Path) -> int:
@@ -190,9 +223,9 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def _free_name(folder: Path) -> Path:
+def _free_name(folder: Path, what: str) -> Path:
     number = 0
-    while (name := folder.with_name(f"{folder.name}.abandoned{number}")).exists():
+    while (name := folder.with_name(f"{folder.name}.{what}{number}")).exists() or name.is_symlink():
         number += 1
     return name
 

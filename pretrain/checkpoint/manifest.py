@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pretrain.checkpoint.fragments import Fragment, Split
 from pretrain.checkpoint.tensors import NUMBER
-from pretrain.config.strict import one_line
+from pretrain.errors import one_line, reason
 from pretrain.files import sha256
 from pretrain.optim.names import TENSORS
 
@@ -39,6 +39,20 @@ class TensorFileFacts(_Part):
         return Fragment(Split(ranks, rank, block), start, length)
 
 
+class RankPart(_Part):
+    """What one rank has written of a checkpoint, in a file beside it until the manifest is there."""
+
+    file: TensorFileFacts | None
+    """None where other ranks write all that it holds."""
+    shapes: dict[str, Annotated[tuple[Positive, ...], Field(strict=False)]]
+    """Shapes of the whole parameters that it has numbers of."""
+
+    @staticmethod
+    def name(rank: int) -> str:
+        """Return the name of its file."""
+        return f"rank_{rank:05d}.json"
+
+
 class Manifest(_Part):
     """What a checkpoint says of itself."""
 
@@ -58,6 +72,8 @@ class Manifest(_Part):
     versions: list[str]
     tokenizer_sha256: str
     """Checksum of the sentencepiece model by which the data was made."""
+    data: dict[str, str] | None = None
+    """Checksums of the token files, by the setting that names them; None in a checkpoint of a program that took none."""
     parameters: dict[str, Annotated[tuple[Positive, ...], Field(strict=False)]]
     """Shapes."""
     files: dict[str, TensorFileFacts]
@@ -69,7 +85,8 @@ class Manifest(_Part):
         return self.model_copy(update={"sha256": self._digest()})
 
     def _digest(self) -> str:
-        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
+        left_out = {"sha256"} if self.data is not None else {"sha256", "data"}
+        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Manifest":
@@ -161,5 +178,5 @@ def damage(folder: Path, manifest: Manifest, share: slice = slice(None)) -> str 
             if sha256(file) != facts.sha256:
                 return f"{name} is not what was written (checksum)"
         except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+            return f"{name} cannot be read ({reason(error)})"
     return None

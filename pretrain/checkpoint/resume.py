@@ -9,6 +9,7 @@ from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.saver import Saver
 from pretrain.config import Run
 from pretrain.config.run import Position
+from pretrain.data.identity import TOKENIZER
 from pretrain.errors import UserError
 from pretrain.files import write_whole
 from pretrain.ranks.process import Ranks
@@ -38,8 +39,9 @@ def resume(run: Run, saver: Saver, choice: str = "auto", changing: tuple[str, ..
         ranks.on_main(lambda: directory.describe(run, ranks.device.type))
         return Position()
     folder, manifest = found
-    ranks.on_main(lambda: require_allowed(run, run_of(folder, manifest), changing, str(folder)))
-    if manifest.tokenizer_sha256 != saver.tokenizer_sha256 and "tokenizer" not in changing:
+    replaced = [name for name, checksum in (manifest.data or {}).items() if saver.data.get(name, checksum) != checksum]
+    ranks.on_main(lambda: require_allowed(run, run_of(folder, manifest), changing, str(folder), replaced))
+    if manifest.tokenizer_sha256 != saver.data[TOKENIZER] and "tokenizer" not in changing:
         raise UserError(
             f"{folder}: its data was made with another tokenizer than {run.recipe.data.tokenizer} has now; restore it, or pass"
             " --resume-changing tokenizer"

@@ -11,6 +11,7 @@ HELP = "write a folder for Hugging Face's libraries"
 def arguments(parser: argparse.ArgumentParser) -> None:
     checkpoint_argument(parser)
     parser.add_argument("--to", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights; masters are float32")
 
 
@@ -23,5 +24,5 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     from pretrain.export.huggingface import export
 
-    print(f"{args.to}: written from {export(args.run, args.to, getattr(torch, args.dtype))}")
+    print(f"{args.to}: written from {export(args.run, args.to, getattr(torch, args.dtype), args.force)}")
     return 0

@@ -10,7 +10,7 @@ from pretrain.config.strict import COMMAND_LINE
 from pretrain.errors import UserError
 
 HELP, EPILOG = "look at what the model will see, or at checkpoints", SETTINGS
-OPTIONS = ("step", "out", "ds-config")
+OPTIONS = ("step", "out", "ds-config", "short")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "recipe", metavar="RECIPE|RUN", help="of a batch the recipe; of checkpoints the run directory, or a checkpoint's folder"
     )
     parser.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
+    parser.add_argument("--short", action="store_true", help="of checkpoints: without the parameters")
     parser.add_argument("--step", type=int, default=1, help="whose batch")
     parser.add_argument(
         "--out", type=Path, default=Path("batch.png"), metavar="FILE.png", help="picture of which position reads which"
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         require_nothing_else(rest)
         from pretrain.inspect.checkpoint import inspect_checkpoints
 
-        inspect_checkpoints(Path(args.recipe))
+        inspect_checkpoints(Path(args.recipe), args.short)
         return 0
     run = read_run(args.recipe, option_pairs(rest, OPTIONS), args.ds_config, None)
     if args.out.suffix not in (".png", ".pdf", ".svg"):

@@ -9,8 +9,8 @@ from types import ModuleType
 
 from pretrain.cli import compare, export, inspect, job, plan, report, status, train, verify
 from pretrain.cli.arguments import Parser
-from pretrain.config.strict import one_line
-from pretrain.errors import TrainingStopped, UserError, lost_a_peer
+from pretrain.errors import TrainingStopped, UserError, lost_a_peer, one_line, reason
+from pretrain.streams import accept_any_text
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
@@ -30,6 +30,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it ended well, 2 for a mistake of the user's, 1 for a run that could not continue."""
+    accept_any_text()
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     try:
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        _report(f"stopped: {error.filename or 'a file'} cannot be written: {error.strerror}", everywhere=False)
+        _report(f"stopped: {error.filename or 'a file'} cannot be written: {reason(error)}", everywhere=False)
         return 1
 
 

@@ -25,5 +25,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from pretrain.study.page import write_page
 
     rows, baseline = gather(args.runs)
+    if args.baseline is None and baseline not in {row.method for row in rows}:
+        if baseline is not None:
+            print(f"no run of the study's baseline, {baseline}, is done yet")
+        baseline = None
     print(write_page(rows, args.out, args.baseline or baseline))
     return 0

@@ -1,11 +1,20 @@
 """Options of the command line that stand for settings: which there are, and pairs of name and value."""
 
 from collections.abc import Iterator, Sequence
+from types import UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
 from pretrain.config.strict import COMMAND_LINE, Strict, did_you_mean, section_of
 from pretrain.errors import UserError
+
+OF_LAUNCHERS = {
+    "local-rank": "torch.distributed.launch passes it; start with torchrun, which says it in the environment",
+    "deepspeed": "DeepSpeed is always used; its JSON is named by --ds-config",
+    "deepspeed-config": "write --ds-config FILE.json",
+}
+"""Options that launchers and other programs are used to."""
 
 
 def all_settings() -> Iterator[tuple[str, str]]:
@@ -32,6 +41,8 @@ def option_pairs(words: Sequence[str], fixed: Sequence[str] = ()) -> list[tuple[
             raise UserError(f'{COMMAND_LINE}: unexpected "{word}"; options are written --name value')
         top, *deeper = option.removeprefix("--").split(".")
         top = top.replace("_", "-")
+        if top in OF_LAUNCHERS:
+            raise UserError(f'{COMMAND_LINE}: option "{option}": {OF_LAUNCHERS[top]}')
         if top not in known:
             full = [key for key, _ in all_settings() if key.endswith("." + top.replace("-", "_"))]
             hint = f'; did you mean "{full[0]}"?' if full and not deeper else did_you_mean(top, known, "--", deeper)
@@ -53,9 +64,34 @@ def _settings(model: type[Strict], prefix: str) -> Iterator[tuple[str, str]]:
     for name, field in model.model_fields.items():
         section = section_of(model, name)
         if section is None or not (field.annotation is section or field.discriminator):
-            yield prefix + name, " ".join((field.description or "").split())
+            default = "" if field.is_required() else f"; default {_in_words(field.get_default(call_default_factory=True))}"
+            yield prefix + name, f"{' '.join((field.description or '').split())} [{_kind(field.annotation)}{default}]"
         if section is not None and not _is_list(model, name):
             yield from _settings(section, f"{prefix}{name}.")
+
+
+def _kind(annotation: object) -> str:
+    """Return what a field takes, in words: choices, a type, or several."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, inner))
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is tuple:
+        return "list"
+    if origin in (Union, UnionType):
+        return " | ".join(dict.fromkeys(_kind(part) for part in inner if part is not type(None)))
+    names: dict[object, str] = {bool: "true | false", int: "whole number", float: "number", str: "text"}
+    return names.get(annotation, "section")
+
+
+def _in_words(value: object) -> str:
+    """Return a default as a file or the command line would say it."""
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_in_words, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _is_list(model: type[Strict], name: str) -> bool:

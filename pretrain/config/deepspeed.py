@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, FieldSerializationInfo, field_serializer, model_validator
 
-from pretrain.config.foreign import FORMER, TOP_LEVEL_KEYS, ZERO_KEYS
+from pretrain.config.foreign import FORMER, TOP_LEVEL_KEYS, ZERO_KEYS, asks_for_nothing
 from pretrain.schema import AboveZero, NotNegative, Number, Positive, Share, Strict
 from pretrain.subnetwork.methods import FullKeys, MethodKeys, ProgressiveSubnetwork, written
 
@@ -96,7 +96,12 @@ class DataTypes(Strict):
     """Types of what DeepSpeed keeps."""
 
     grad_accum_dtype: Literal["fp32"] = "fp32"
-    """Gradients are summed in fp32, always."""
+    """A rank sums the gradients of its micro-batches in fp32, always. With bf16, DeepSpeed sums over replicas in bf16."""
+
+
+def _without_what_is_off(data: Any) -> Any:
+    """Drop keys that ask for nothing."""
+    return {k: v for k, v in data.items() if not asks_for_nothing(k, v)} if isinstance(data, dict) else data
 
 
 class Zero(Strict):
@@ -121,6 +126,8 @@ class Zero(Strict):
     """Must be false: gradients are reduced after the pipeline's schedule."""
 
     foreign: ClassVar[dict[str, str]] = ZERO_KEYS
+
+    _switched_off = model_validator(mode="before")(_without_what_is_off)
 
 
 class DeepSpeedConfig(Strict):
@@ -152,6 +159,8 @@ class DeepSpeedConfig(Strict):
     def _with_all_keys(self, block: MethodKeys, info: FieldSerializationInfo) -> dict[str, Any]:
         keys = written(block, info.mode)
         return {key: value for key, value in keys.items() if value is not None} if info.exclude_none else keys
+
+    _switched_off = model_validator(mode="before")(_without_what_is_off)
 
     @model_validator(mode="before")
     @classmethod

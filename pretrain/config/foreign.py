@@ -39,6 +39,24 @@ ZERO_KEYS = {
 }
 """Refused keys of `zero_optimization`."""
 
+OFF = {
+    "fp16": {"enabled": False},
+    "amp": {"enabled": False},
+    "bfloat16": {"enabled": False},
+    "offload_optimizer": {"device": "none"},
+    "offload_param": {"device": "none"},
+    "flops_profiler": {"enabled": False},
+    "wall_clock_breakdown": False,
+}
+"""Keys with what says that they ask for nothing, as many files have them; so they may stand."""
+
+
+def asks_for_nothing(key: str, value: object) -> bool:
+    """Whether a key that is refused otherwise is switched off here."""
+    off = OFF.get(key)
+    return value == off if not isinstance(off, dict) else isinstance(value, dict) and off.items() <= value.items()
+
+
 TOP_LEVEL_KEYS = {
     "fp16": "fp16 is not supported; use bf16 or leave both out for fp32",
     FORMER: 'write "progressive_subnetwork.method" pld',  # in a file it is understood

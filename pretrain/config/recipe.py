@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pretrain.cost.flops import Shape
 from pretrain.data.objectives import OBJECTIVES, Objective, ObjectiveKeys
 from pretrain.errors import UserError
-from pretrain.schema import Count, Number, Positive, Strict
+from pretrain.schema import Count, Number, Positive, Strict, Width
 
 
 class Model(Strict):
@@ -17,15 +17,15 @@ class Model(Strict):
 
     num_layers: Annotated[int, Field(gt=0, le=10_000)]
     """Transformer layers, all of which exist during the whole run."""
-    hidden_size: Positive
+    hidden_size: Width
     """Width of the residual stream."""
-    num_attention_heads: Positive
+    num_attention_heads: Width
     """Must divide hidden_size."""
-    ffn_hidden_size: Positive
+    ffn_hidden_size: Width
     """Width of the feed-forward block."""
-    vocab_size: Positive
+    vocab_size: Width
     """Pieces of the tokenizer, reserved ones included; checked against it."""
-    padded_vocab_size: Positive
+    padded_vocab_size: Width
     """Rows of the embedding. A constant of the recipe, so that no layout changes the model; rows beyond vocab_size
     get no probability."""
     tied_embeddings: bool = True
@@ -92,7 +92,7 @@ class TokenFiles(Strict):
     """Several bodies of text, blended by weight, in place of `train`."""
     valid_share: Annotated[Number, Field(gt=0, lt=0.5)] = 0.005
     """Share of a source's tokens, at its end, that is held out where it has no files for that."""
-    sequence_length: Annotated[int, Field(ge=16)]
+    sequence_length: Annotated[int, Field(ge=16, le=2**24)]
     """Tokens in a packed sample."""
 
 
@@ -183,9 +183,12 @@ class Recipe(Strict):
     watchdog_seconds: Annotated[Number, Field(gt=0)] = 600.0
     """With several ranks: the longest that a step or an evaluation may take. Then every rank writes its stack to RUN/stacks/ and
     ends."""
+    deterministic: bool = False
+    """On GPUs: use only kernels that give the same bits every time, so that a run that was interrupted has the losses of one that
+    was not, bit for bit; slower. On a CPU it is so in any case."""
     threads: Positive | None = None
-    """CPU threads of a rank; on CPU they decide the order of sums. None: the cores divided among the ranks of a node, or what
-    SLURM gives a task."""
+    """CPU threads of a rank; on CPU they decide the order of sums. None: OMP_NUM_THREADS if it is set; else the cores
+    divided among the ranks of a node, or what SLURM gives a task."""
 
     @property
     def shape(self) -> Shape:

@@ -151,6 +151,7 @@ class Run:
             "recipe.eval_every",
             "recipe.eval_parts",
             "recipe.threads",
+            "recipe.deterministic",
             "recipe.watchdog_seconds",
             "recipe.name",
             "recipe.model.recompute",

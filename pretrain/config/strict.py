@@ -5,15 +5,18 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, one_line, reason
 from pretrain.schema import Strict
 
 COMMAND_LINE = "command line"
+MOST_DIGITS = 100
+"""Digits of a whole number in JSON; Python refuses some thousand, with another word for it."""
 
 
 M = TypeVar("M", bound=Strict)
@@ -45,14 +48,20 @@ def read_json(path: Path) -> dict[str, Any]:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
                 raise UserError(f'{path}: key "{key}" is written twice; keep one')
-        return dict(pairs)
+            found[key] = value
+        return found
+
+    def integer(digits: str) -> int:
+        if len(digits) > MOST_DIGITS:
+            raise UserError(f"{path}: a number of {len(digits)} digits, {digits[:12]}...; no setting is that large")
+        return int(digits)
 
     try:
-        data = json.loads(_text(path), object_pairs_hook=unique)
+        data = json.loads(_text(path), object_pairs_hook=unique, parse_int=integer)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except UserError:
@@ -95,7 +104,13 @@ def set_key(data: dict[str, Any], model: type[Strict], key: str, value: str, opt
         if not isinstance(data, dict):
             raise UserError(f'{COMMAND_LINE}: option "{option}": "{name}" is a value in the file, not a section')
     leaf = parent.model_fields[names[-1]].annotation
-    data[names[-1]] = value if leaf is str else _value(value, option)
+    data[names[-1]] = _value(value, option) if value == "null" or not _is_text(leaf) else value
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a field takes text, and nothing else but perhaps None: a name of digits is no number."""
+    kinds = set(get_args(annotation)) if isinstance(annotation, UnionType) else {annotation}
+    return str in kinds and kinds <= {str, type(None)}
 
 
 def _value(text: str, option: str) -> Any:
@@ -128,11 +143,6 @@ def did_you_mean(key: str, valid: Iterable[str], prefix: str = "", deeper: Seque
     if close:
         return f'; did you mean "{prefix}{".".join([close[0], *deeper])}"?'
     return f"; valid here: {', '.join(sorted(valid))}"
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _unknown(key: str, section: type[Strict], prefix: str = "") -> str:
@@ -170,9 +180,9 @@ _UniqueKeys.add_implicit_resolver(
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark that means nothing
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
 
 
 def _mapping(path: Path, data: Any) -> dict[str, Any]:
@@ -198,7 +208,8 @@ def _explain(error: ValidationError, model: type[Strict], source: str) -> str:
         problem["input"] = problem["ctx"]["tag"]
     if not names:
         return f"{source}: {message}"
-    got = "" if isinstance(problem["input"], (dict, list, Strict)) else f", got {problem['input']!r}"
+    value = "null" if problem["input"] is None else repr(problem["input"])
+    got = "" if isinstance(problem["input"], (dict, list, Strict)) else f", got {value}"
     return f'{source}: key "{".".join(names)}": {message[0].lower() + message[1:]}{got}'
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, reason
 from tokenizer.encode import encode
 from tokenizer.pieces import load_tokenizer
 from tokenizer.train import train
@@ -56,7 +56,7 @@ def machine_data(vocab_size: int) -> MachineData:
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{home}: cannot be made ({error.strerror}); set PRETRAIN_CACHE to a folder that can") from None
+        raise UserError(f"{home}: cannot be made ({reason(error)}); set PRETRAIN_CACHE to a folder that can") from None
     with FileLock(home / "lock"):
         if not done.exists():
             print(f"Reading this machine's documentation into {home} ...", flush=True)

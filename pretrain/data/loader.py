@@ -9,6 +9,7 @@ from pretrain.config.recipe import MACHINE, Source
 from pretrain.config.run import Position
 from pretrain.data.batch import Batch
 from pretrain.data.blend import Blend
+from pretrain.data.identity import TOKENIZER, checksum
 from pretrain.data.installed_docs import machine_data
 from pretrain.data.packing import PackedSamples
 from pretrain.data.tokens import TokenStream, open_tokens
@@ -56,6 +57,16 @@ class RunData:
             count = -(-count // layout.pipeline) * layout.pipeline  # interleaving takes them in groups
         return [self._held_out(self.run.batching.first_sample(index, self.rank), total) for index in range(count)]
 
+    def checksums(self) -> dict[str, str]:
+        """Return checksums of the tokenizer and of every token file, by the setting that names it."""
+        found, data = {TOKENIZER: self.tokenizer.sha256}, self.run.recipe.data
+        for source in sources_of(self.run):
+            where = f"data.sources.{source.name}" if data.sources else "data"
+            for part, prefix in (("train", source.train), ("valid", source.valid)):
+                if prefix is not None:
+                    found[f"{where}.{part}"] = checksum(Path(prefix))
+        return found
+
     def _step(self, step: int) -> list[Batch]:
         run = self.run
         first = run.position(self.start, step - 1).samples
@@ -95,7 +106,10 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
 
     valid = blend(1, 0)
     _require_enough(run, valid)
-    return RunData(run, rank, blend(0, run.recipe.seed), valid, tokenizer, with_text)
+    train = blend(0, run.recipe.seed)
+    _require_targets(run, "held-out text", valid, run.recipe.eval_samples)
+    _require_targets(run, "text to train on", train, run.batching.batch_size)
+    return RunData(run, rank, train, valid, tokenizer, with_text)
 
 
 def sources_of(run: Run) -> tuple[Source, ...]:
@@ -149,3 +163,13 @@ def _require_enough(run: Run, valid: Blend) -> None:
                 f"recipe {run.name}: of eval_samples {run.recipe.eval_samples}, {count} exceed the {samples.windows} samples held"
                 f" out in {samples.stream.prefix}.bin; lower it or hold out more text"
             )
+
+
+def _require_targets(run: Run, what: str, blend: Blend, samples: int) -> None:
+    """Check that something is to be predicted in the first samples; documents of one token have nothing."""
+    if not any(blend.batch(sample, 1).targets.any() for sample in range(samples)):
+        files = ", ".join(f"{source.stream.prefix}.bin" for source in blend.sources)
+        raise UserError(
+            f"recipe {run.name}: the {what} in {files} has no token to predict in its first {samples} samples; are its documents"
+            " too short? Encode whole texts as documents"
+        )

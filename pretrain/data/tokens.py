@@ -12,6 +12,11 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from pretrain.errors import UserError
 from tokenizer.parts import INDEX_HEADER, MAGIC, VERSION
 
+WHOLE_NUMBERS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}
+"""Codes of types of tokens in Megatron-Core's index (indexed_dataset.py, DType) that are whole numbers, and their bytes."""
+STRETCH, STRETCHES = 2**12, 2**7
+"""Entries of an index that are looked at in a row, and how often, where it has more."""
+
 
 @dataclass(frozen=True)
 class TokenStream:
@@ -117,15 +122,59 @@ def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenSt
     )
 
 
+def contradiction(lengths: np.ndarray, pointers: np.ndarray, documents: np.ndarray, size: int) -> str | None:
+    """Say how the parts of an index contradict each other; None if they do not. Of a large one, stretches are looked at.
+
+    Args:
+        lengths: [sequences] tokens of each.
+        pointers: [sequences] first byte of each.
+        documents: [documents + 1] first sequence of each, and the end.
+        size: bytes of a token.
+    """
+    if len(pointers) and pointers[0] != 0:
+        return f"its first sequence begins at byte {pointers[0]}"
+    for first, last in _stretches(len(lengths)):
+        some = lengths[first:last].astype(np.int64)
+        if some.min() < 0:
+            return f"sequence {first + int(some.argmin())} has {some.min()} tokens"
+        ends, following = pointers[first:last] + some * size, pointers[first + 1 : last + 1]
+        if len(wrong := np.flatnonzero(ends[: len(following)] != following)):
+            return f"sequence {first + int(wrong[0])} does not end where the next one begins"
+    if len(documents) == 0 or documents[0] != 0 or documents[-1] != len(lengths):
+        return f"its documents do not hold its {len(lengths)} sequences"
+    for first, last in _stretches(len(documents)):
+        if (np.diff(documents[first : last + 1]) < 0).any():
+            return "its documents are not in order"
+    return None
+
+
+def _stretches(count: int) -> list[tuple[int, int]]:
+    """Return stretches of 0 to count - 1: one of all, or some that are spread evenly."""
+    if count <= STRETCH * STRETCHES:
+        return [(0, count)] if count else []
+    begins = [(count - STRETCH) * number // (STRETCHES - 1) for number in range(STRETCHES)]
+    return [(begin, begin + STRETCH) for begin in begins]
+
+
 def _check_index(index: Path) -> None:
-    """Megatron-Core reads an index of the wrong size without a word, or fails with somebody else's."""
+    """Check what Megatron-Core does not, or fails at with somebody else's words: size, type of the tokens, parts that agree."""
     with index.open("rb") as file:
         header = file.read(INDEX_HEADER.size)
     if len(header) == INDEX_HEADER.size:
-        magic, version, _, sequences, documents = INDEX_HEADER.unpack(header)
+        magic, version, code, sequences, documents = INDEX_HEADER.unpack(header)
         expected = INDEX_HEADER.size + 12 * sequences + 8 * documents
         if (magic, version) == (MAGIC, VERSION) and index.stat().st_size == expected:
-            return
+            if code in WHOLE_NUMBERS:
+                parts = np.memmap(index, np.uint8, "r", INDEX_HEADER.size)
+                lengths, pointers, bounds = np.split(parts, [4 * sequences, 12 * sequences])
+                problem = contradiction(
+                    lengths.view(np.int32), pointers.view(np.int64), bounds.view(np.int64), WHOLE_NUMBERS[code]
+                )
+                if problem is None:
+                    return
+                raise UserError(f"{index}: damaged: {problem}; encode again")
+            kind = "floating-point numbers" if code in (6, 7) else f"numbers of a type that Megatron-Core does not know ({code})"
+            raise UserError(f"{index}: its tokens are {kind}; encode again")
     raise UserError(f"{index}: damaged, truncated or not an index of Megatron-Core's; encode again")
 
 

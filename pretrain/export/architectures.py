@@ -11,6 +11,8 @@ from pretrain.errors import UserError
 
 Whole = Callable[[str], np.ndarray]
 """A parameter in full, by our name."""
+TOKEN_TYPES = 2
+"""Texts of a pair, in BERT."""
 Weights = Iterator[tuple[str, np.ndarray]]
 
 
@@ -69,7 +71,7 @@ def architecture_of(recipe: Recipe, special: dict[str, int]) -> Architecture:
             "model_type": "megatron-bert",
             "hidden_act": "gelu",
             "layer_norm_eps": model.norm_epsilon,
-            "type_vocab_size": 1,
+            "type_vocab_size": TOKEN_TYPES,
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
         }
@@ -103,8 +105,8 @@ def _bert(model: Model, whole: Whole) -> Weights:
     words = whole("embedding.word_embeddings.weight")[: model.vocab_size]
     yield "bert.embeddings.word_embeddings.weight", words
     yield "bert.embeddings.position_embeddings.weight", whole("embedding.position_embeddings.weight")
-    # There are no token types here.
-    yield "bert.embeddings.token_type_embeddings.weight", np.zeros((1, model.hidden_size), dtype=np.float32)
+    # There are none here. Rows of zeros change nothing, and two can learn to differ where pairs of texts are to be told apart.
+    yield "bert.embeddings.token_type_embeddings.weight", np.zeros((TOKEN_TYPES, model.hidden_size), dtype=np.float32)
     for layer in range(model.num_layers):
         ours, theirs = f"decoder.layers.{layer}.", f"bert.encoder.layer.{layer}."
         same = {

@@ -24,16 +24,18 @@ SHARD_BYTES = 5 * 10**9
 """Most bytes of one file of weights, as Hugging Face's libraries write them."""
 
 
-def export(path: Path, to: Path, dtype: torch.dtype = torch.float32) -> Path:
+def export(path: Path, to: Path, dtype: torch.dtype = torch.float32, force: bool = False) -> Path:
     """Write the newest good checkpoint of a run, or the one that `path` is; returns the checkpoint's folder.
 
     The folder appears whole or not at all.
 
+    Args:
+        force: replace an earlier export.
+
     Raises:
         UserError: no good checkpoint, `to` exists, or transformers has no class for the model.
     """
-    if to.exists():
-        raise UserError(f"--to {to}: exists; remove it or choose another folder")
+    _require_room(to, force)
     folder, manifest = _newest_good(path)
     run = run_of(folder, manifest)
     there = run.method.whole(manifest.step).length
@@ -58,12 +60,35 @@ def export(path: Path, to: Path, dtype: torch.dtype = torch.float32) -> Path:
             _write_weights(architecture.weights(reader.whole), work, dtype)
         (work / "README.md").write_text(model_card(run, manifest, path, architecture.name))
         os.chmod(work, 0o755)
-        os.replace(work, to)
+        if force and to.is_dir():
+            former = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
+            os.replace(to, former)
+            os.replace(work, to)
+            shutil.rmtree(former, ignore_errors=True)
+        else:
+            os.replace(work, to)
     except ValueError as error:
         raise error if isinstance(error, UserError) else UserError(f"{folder}: {error}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _require_room(to: Path, force: bool) -> None:
+    """
+    Raises:
+        UserError: there is something at `to` that must not be replaced, or it cannot be a folder.
+    """
+    if any(parent.exists() and not parent.is_dir() for parent in to.absolute().parents):
+        raise UserError(f"--to {to}: lies below a file; choose another folder")
+    if to.is_symlink() or (to.exists() and not to.is_dir()):
+        raise UserError(f"--to {to}: is no folder; remove it or choose another")
+    if not to.is_dir() or not any(to.iterdir()):
+        return
+    if not (to / "config.json").is_file():
+        raise UserError(f"--to {to}: holds other files than an export's; choose another folder")
+    if not force:
+        raise UserError(f"--to {to}: exists; remove it, choose another folder, or replace it with --force")
 
 
 def _newest_good(path: Path) -> tuple[Path, Manifest]:

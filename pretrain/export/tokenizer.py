@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as HuggingFaceTokenizer
@@ -40,9 +41,17 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int, is_bert: b
     out.add_special_tokens([AddedToken(piece, normalized=False, special=True, lstrip=True, rstrip=True) for piece in reserved])
     if is_bert:
         ends = [(piece, tokenizer.id(piece)) for piece in (CLS, SEP)]
-        out.post_processor = processors.TemplateProcessing(single=f"{CLS} $A {SEP}", special_tokens=ends)
+        out.post_processor = processors.TemplateProcessing(
+            single=f"{CLS} $A {SEP}", pair=f"{CLS} $A {SEP} $B:1 {SEP}:1", special_tokens=ends
+        )
     out.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest, "clean_up_tokenization_spaces": False}
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": longest,
+        "clean_up_tokenization_spaces": False,
+    }
+    if is_bert:
+        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, **special_pieces(is_bert)}, indent=2) + "\n")
     (folder / "tokenizer.model").write_bytes((tokenizer.directory / "tokenizer.model").read_bytes())
 

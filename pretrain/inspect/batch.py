@@ -23,6 +23,8 @@ LEGEND = {
 }
 IN_LOSS = "underline"
 """Added to the style of what counts in the loss."""
+MARKS = ("\u00ab", "\u00bb")
+"""What stands around it where there are no colours, as in a file."""
 MOST_SHOWN = 4
 """Samples in the picture."""
 
@@ -39,9 +41,13 @@ def inspect_batch(run: Run, step: int, out: Path) -> None:
     document_ends = [data.train.document_ends(first + row) for row in range(run.micro_batch)]
     data.close()
     in_place, kinds, console = run.recipe.data.made_as.labels_in_place, run.recipe.data.kinds, Console(highlight=False)
-    console.print(
-        Text("  ").join([*(Text(LEGEND[name], style) for name, style in STYLES.items()), Text("counts in the loss", IN_LOSS)])
-    )
+    marked = not console.is_terminal
+    if marked:
+        console.print(f"{MARKS[0]}between these marks{MARKS[1]}: counts in the loss")
+    else:
+        console.print(
+            Text("  ").join([*(Text(LEGEND[name], style) for name, style in STYLES.items()), Text("counts in the loss", IN_LOSS)])
+        )
     for row in range(len(batch.tokens)):
         filled, wanted = int((batch.segments[row] >= 0).sum()), int(batch.targets[row].sum())
         console.rule(
@@ -54,7 +60,7 @@ def inspect_batch(run: Run, step: int, out: Path) -> None:
             console.print(
                 f"example {example}: {kind.denoiser} of {kind.source}, positions {places[0]} to {places[-1]}{ends}", style="dim"
             )
-            console.print(as_text(batch, row, example, tokenizer, in_place))
+            console.print(as_text(batch, row, example, tokenizer, in_place, marked))
     draw(batch, out)
     console.print(f"who sees whom: {out}")
 
@@ -80,20 +86,29 @@ def roles(batch: Batch, row: int, example: int, tokenizer: Tokenizer, in_place: 
     return found
 
 
-def as_text(batch: Batch, row: int, example: int, tokenizer: Tokenizer, in_place: bool) -> Text:
-    """One example, piece by piece, each in the colour of its role, and the token after the last one, which is never read."""
+def as_text(batch: Batch, row: int, example: int, tokenizer: Tokenizer, in_place: bool, marked: bool = False) -> Text:
+    """One example, piece by piece, each in the colour of its role, and the token after the last one, which is never read.
+
+    Args:
+        marked: put MARKS around what counts in the loss, for where there are no colours.
+    """
     text, places = Text(), np.flatnonzero(batch.segments[row] == example)
+
+    def add(words: str, style: str, counts: bool) -> None:
+        opens, closes = MARKS if marked and counts else ("", "")
+        if opens and text.plain.endswith(closes):  # one pair around neighbours
+            text.right_crop(len(closes))
+            opens = ""
+        text.append(opens + words + closes, f"{style} {IN_LOSS}" if counts else style)
+
     shown = _shown(tokenizer, batch.tokens[row, places])
     for index, role in enumerate(roles(batch, row, example, tokenizer, in_place)):
         if role == "masked":
-            text.append(
-                f"{shown[index]}→{_shown(tokenizer, batch.labels[row, places[index], None])[0]}", f"{STYLES[role]} {IN_LOSS}"
-            )
+            add(f"{shown[index]}→{_shown(tokenizer, batch.labels[row, places[index], None])[0]}", STYLES[role], True)
         else:
-            counts = not in_place and index > 0 and batch.targets[row, places[index - 1]]
-            text.append(shown[index], STYLES[role] + f" {IN_LOSS}" * bool(counts))
+            add(shown[index], STYLES[role], bool(not in_place and index > 0 and batch.targets[row, places[index - 1]]))
     if not in_place and batch.targets[row, places[-1]]:
-        text.append(_shown(tokenizer, batch.labels[row, places[-1:]])[0], f"dim {STYLES['target']} {IN_LOSS}")
+        add(_shown(tokenizer, batch.labels[row, places[-1:]])[0], f"dim {STYLES['target']}", True)
     return text
 
 

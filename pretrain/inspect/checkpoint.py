@@ -16,8 +16,8 @@ FILE_WIDTH = 160
 """Columns, where no terminal says how many there are."""
 
 
-def inspect_checkpoints(path: Path) -> None:
-    """Print a table of the checkpoints of a run, and of the parameters in the newest one that can be read."""
+def inspect_checkpoints(path: Path, short: bool = False) -> None:
+    """Print a table of the checkpoints of a run and, unless `short`, of the parameters in the newest one that can be read."""
     console = Console(markup=False)
     console = console if console.is_terminal else Console(markup=False, width=FILE_WIDTH)
     runs = Table(
@@ -43,7 +43,7 @@ def inspect_checkpoints(path: Path) -> None:
             f"{manifest.lr:.3g}",
         )
     console.print(runs)
-    if newest is None:
+    if newest is None or short:
         return
     parameters = Table(
         Column("parameter", overflow="fold"),

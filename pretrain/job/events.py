@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pretrain.config.strict import one_line
-from pretrain.errors import NodesUnfit, TrainingStopped, UserError, lost_a_peer
+from pretrain.errors import NodesUnfit, TrainingStopped, UserError, lost_a_peer, one_line
 from pretrain.place import this_node
 
 EventKind = Literal["started", "finished", "ended", "saved", "config", "stopped", "crash", "hung", "node", "requeued", "over"]

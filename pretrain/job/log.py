@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pretrain.errors import reason
 from pretrain.files import write_whole
 from pretrain.job.events import read_events, report_to_job, this_start
 from pretrain.job.policy import Decision, decide, without_progress
@@ -52,7 +53,7 @@ class State:
             else:
                 (run_dir / BAD_NODES).unlink(missing_ok=True)
         except OSError as error:
-            print(f"{run_dir}: cannot be written: {error.strerror}", file=sys.stderr)
+            print(f"{run_dir}: cannot be written: {reason(error)}", file=sys.stderr)
             return False
         return True
 
@@ -64,7 +65,7 @@ def write_line(run_dir: Path, text: str) -> None:
         with (run_dir / "job.log").open("a") as file:
             file.write(f"{now}  {text}\n")
     except OSError as error:
-        print(f"{run_dir}/job.log: cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"{run_dir}/job.log: cannot be written: {reason(error)}", file=sys.stderr)
 
 
 def newest_step(run_dir: Path) -> int:

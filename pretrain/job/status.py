@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from pretrain.config.recipe import Recipe
-from pretrain.config.strict import one_line, parse, read_yaml
-from pretrain.errors import UserError
+from pretrain.config.strict import parse, read_yaml
+from pretrain.errors import UserError, one_line
 from pretrain.job.events import Event, read_events
 from pretrain.job.log import newest_step
 from pretrain.observe.metrics import read_rows, training_rows
@@ -29,7 +29,7 @@ COLUMNS = ("run", "state", "step", "loss", "tokens/s", "ETA", "slowest rank", "r
 def print_status(runs: Sequence[Path]) -> None:
     """A table, a line a run; what is wrong with one is in its line."""
     table = Table(*(Column(name, overflow="fold") for name in COLUMNS))
-    for run in runs:
+    for run in (inner for folder in runs for inner in runs_in(folder)):
         try:
             columns = status_of(run)
         except UserError as error:
@@ -37,6 +37,14 @@ def print_status(runs: Sequence[Path]) -> None:
         table.add_row(*(columns.get(name, "") for name in COLUMNS))
     console = Console()
     (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return a run directory itself, or those in a folder of runs; the folder if it is neither, so that its line says so."""
+    marks = ("recipe.yaml", "job.log")
+    if any((folder / mark).exists() for mark in marks):
+        return [folder]
+    return sorted({file.parent for mark in marks for file in folder.glob(f"*/{mark}")}) or [folder]
 
 
 def status_of(run: Path) -> dict[str, str]:
@@ -49,7 +57,7 @@ def status_of(run: Path) -> dict[str, str]:
     job = events[-1].job if events else ""
     if not (run / "recipe.yaml").is_file():
         if not (run / "job.log").is_file():
-            raise UserError(f"{run}: no run directory: it has no recipe.yaml")
+            raise UserError(f"{run}: neither a run directory (it has no recipe.yaml) nor a folder of some")
         lines = (run / "job.log").read_text(errors="replace").splitlines()
         return {"run": str(run), "state": lines[-1].partition("  ")[2] if lines else "not started", "job": job}
     steps_wanted = parse(Recipe, read_yaml(run / "recipe.yaml"), str(run / "recipe.yaml")).steps

@@ -8,7 +8,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import TrainingStopped, UserError
+from pretrain.errors import TrainingStopped, UserError, reason
+from pretrain.files import write_whole
 
 MetricsRow = dict[str, Any]
 """A line of metrics.jsonl: a training step, an evaluation, or the evaluation of parts of the model."""
@@ -40,13 +41,15 @@ class MetricsFile:
     """Appends rows; each is in the file, whole, when the step ends."""
 
     def __init__(self, path: Path, resumed_at: int) -> None:
-        """Cut what is beyond step `resumed_at`, leaving the bytes before it alone."""
-        found = list(_rows(path)) if path.exists() else []
+        """Cut what is beyond step `resumed_at`, leaving the bytes before it alone; rows from a damaged one on are put aside."""
+        found = _without_damage(path) if path.exists() else []
         self.restarts = 1 + max((row.get("restart", 0) for row, _ in found), default=-1)
         """How often the run has been resumed: 0 for the first start."""
         kept = [(row, end) for row, end in found if row["step"] <= resumed_at]
         self.last_row: MetricsRow | None = next((row for row, _ in reversed(kept) if "loss" in row), None)
         """The newest training row that stays."""
+        self.evaluated = sum("loss" not in row for row, _ in kept if row["step"] == resumed_at)
+        """Number of rows of step `resumed_at` with losses on held-out text."""
         self._file: FileIO = path.open("ab", buffering=0)
         os.truncate(path, kept[-1][1] if kept else 0)
 
@@ -57,10 +60,27 @@ class MetricsFile:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise TrainingStopped.on_this_rank(f"{self._file.name}: cannot be written ({error.strerror})") from error
+            raise TrainingStopped.on_this_rank(f"{self._file.name}: cannot be written ({reason(error)})") from error
 
     def close(self) -> None:
         self._file.close()
+
+
+def _without_damage(path: Path) -> list[tuple[MetricsRow, int]]:
+    """Return the rows as `_rows`; if one is damaged, those before it, and move the rest into a file beside."""
+    found = []
+    try:
+        for pair in _rows(path):
+            found.append(pair)
+    except UserError as damage:
+        number = 0
+        while (aside := path.with_name(f"{path.name}.damaged{number}")).exists():
+            number += 1
+        end = found[-1][1] if found else 0
+        write_whole(aside, path.read_bytes()[end:])
+        os.truncate(path, end)
+        print(f"WARNING: {str(damage).partition(';')[0]}; it and what follows is now in {aside.name}", flush=True)
+    return found
 
 
 def _rows(path: Path) -> Iterator[tuple[MetricsRow, int]]:

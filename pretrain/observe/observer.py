@@ -44,6 +44,13 @@ class Observer:
         self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start.step + 1)
         self.console = Console(run, start.step + 1)
 
+    def lacks_evaluation(self) -> bool:
+        """Whether the step that the run resumes after was to be evaluated, and has no row of that; asked on rank 0."""
+        step, last = self.start.step, self.metrics.last_row
+        if last is None or last["step"] != step or not self.run.evaluates(step):
+            return False
+        return self.metrics.evaluated < (2 if self.run.evaluates_parts(step) else 1)
+
     def data_ready(self) -> None:
         """Called when a step's batch has arrived; a step begins where the one before ended."""
         self._data_seconds = time.perf_counter() - self._mark
@@ -86,7 +93,7 @@ class Observer:
     def evaluation(self, step: int, result: Evaluation) -> None:
         """Called with the loss on held-out text, all layers active; its time belongs to no step."""
         self._mark = time.perf_counter()
-        if not self.is_main:
+        if not self.is_main or (step == self.start.step and self.metrics.evaluated):  # each row is there once
             return
         modes = {f"eval_loss_{mode.strip('[]').lower()}": value for mode, value in result.by_mode.items()}
         denoisers = {f"eval_loss_{name}": value for name, value in result.by_denoiser.items()}
@@ -130,6 +137,12 @@ class Observer:
             from pretrain.observe.report import write_report  # loads matplotlib, which nothing else here needs
 
             print(write_report(self.run, self.directory), flush=True)
+        elif step == self.start.step:
+            print(
+                f"nothing to do: the run already stands at step {step} of {self.run.steps}, where --stop-at ends it; give a"
+                " later step, or leave it out, to train on",
+                flush=True,
+            )
         else:
             print(f"ended after step {step} of {self.run.steps}; the same command resumes", flush=True)
 

@@ -63,7 +63,7 @@ def _losses(axes: Axes, rows: Rows, x: dict[int, float]) -> None:
     losses = np.array([row["loss"] for row in steps])
     width = max(1, len(losses) // 50)
     places = [x[row["step"]] for row in steps]
-    axes.plot(places, losses, color=BLUE, alpha=0.25, linewidth=0.8)
+    axes.plot(places, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="training (subnetwork), each step")
     if width > 1:
         smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
         axes.plot(places[width - 1 :], smooth, color=BLUE, label=f"training (subnetwork), mean of {width} steps")

@@ -1,6 +1,7 @@
 """The closing summary and RUN/report/: numbers, plots and a page that shows them."""
 
 import html
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,44 +14,49 @@ from pretrain.observe.metrics import MetricsRow, evaluation_rows, read_rows, tra
 from pretrain.observe.plots import draw_plots
 
 ENDS = 20
-"""Steps at either end over which losses are averaged."""
+"""Most steps at either end over which losses are averaged."""
 
 
 @dataclass(frozen=True)
 class Summary:
     """A finished run in numbers."""
 
+    ends: int
+    """Steps at either end over which losses are averaged; the two do not overlap."""
     first_loss: float
     last_loss: float
     eval_loss: float | None
     layer_flops_saved: float
     ideal_speedup: float
     realised_speedup: float | None
-    """None where no step ran all layers, against which to compare."""
+    """None where no start of the run had steps of all layers beside those of every length."""
 
     @classmethod
     def of(cls, run: Run, rows: list[MetricsRow]) -> "Summary":
         steps, evaluations = training_rows(rows), evaluation_rows(rows)
         shape = run.recipe.shape
         ideal = 1 / fmean(_ideal_ratios(run, steps))
-        timed = _without_first_of_each_start(steps)
-        full = [row["step_seconds"] for row in timed if row["active_layers"] == shape.layers]
-        realised = median(full) / _mean_of_medians(timed) if full else None
+        ends = max(1, min(ENDS, len(steps) // 2))
         return cls(
-            first_loss=fmean(row["loss"] for row in steps[:ENDS]),
-            last_loss=fmean(row["loss"] for row in steps[-ENDS:]),
+            ends=ends,
+            first_loss=fmean(row["loss"] for row in steps[:ends]),
+            last_loss=fmean(row["loss"] for row in steps[-ends:]),
             eval_loss=evaluations[-1]["eval_loss"] if evaluations else None,
             layer_flops_saved=steps[-1]["layer_flops_saved"],
             ideal_speedup=ideal,
-            realised_speedup=realised,
+            realised_speedup=_realised(steps, shape.layers),
         )
 
     def lines(self, run: Run) -> list[tuple[str, str]]:
         expected = savings(run.method, run.recipe.shape)
-        realised = "no step ran all layers to compare with" if self.realised_speedup is None else f"{self.realised_speedup:.2f}x"
+        realised = (
+            "not known: no one start ran steps of every length, all layers included"
+            if self.realised_speedup is None
+            else f"{self.realised_speedup:.2f}x"
+        )
         held_out = "not evaluated" if self.eval_loss is None else f"{self.eval_loss:.4f} (all layers)"
         return [
-            ("training loss", f"{self.first_loss:.4f} in the first {ENDS} steps, {self.last_loss:.4f} in the last"),
+            ("training loss", f"{self.first_loss:.4f} in the first {self.ends} steps, {self.last_loss:.4f} in the last"),
             ("held-out loss", held_out),
             ("layer FLOPs saved", f"{100 * self.layer_flops_saved:.1f} % (expected {expected.layer_factor:.2f}x fewer)"),
             ("speed-up, ideal", f"{self.ideal_speedup:.2f}x (embedding and output projection are never skipped)"),
@@ -94,11 +100,25 @@ def _without_first_of_each_start(rows: list[MetricsRow]) -> list[MetricsRow]:
     return [row for before, row in zip(rows, rows[1:]) if before["restart"] == row["restart"]]
 
 
-def _mean_of_medians(rows: list[MetricsRow]) -> float:
-    """Mean step time over the run, each length's by its median, so that a hiccup of the machine does not count."""
-    lengths = sorted({row["active_layers"] for row in rows})
-    groups = [[row["step_seconds"] for row in rows if row["active_layers"] == n] for n in lengths]
-    return sum(median(group) * len(group) for group in groups) / len(rows)
+def _realised(steps: list[MetricsRow], layers: int) -> float | None:
+    """Return the time of a step of all layers over the mean step's, each length by its median, so that a hiccup does not count.
+
+    Only steps of one start are compared with each other: another may have run on another layout, or another machine.
+    """
+    ratios: dict[float, list[tuple[float, int]]] = defaultdict(list)
+    timed = _without_first_of_each_start(steps)
+    for start in {row["restart"] for row in timed}:
+        times: dict[float, list[float]] = defaultdict(list)
+        for row in timed:
+            if row["restart"] == start:
+                times[row["active_layers"]].append(row["step_seconds"])
+        if layers in times:
+            for length, seconds in times.items():
+                ratios[length].append((median(seconds) / median(times[layers]), len(seconds)))
+    if not ratios or any(row["active_layers"] not in ratios for row in steps):
+        return None
+    mean = {length: sum(r * n for r, n in found) / sum(n for _, n in found) for length, found in ratios.items()}
+    return 1 / fmean(mean[row["active_layers"]] for row in steps)
 
 
 def _page(run: Run, lines: list[tuple[str, str]], plots: list[tuple[str, str]]) -> str:

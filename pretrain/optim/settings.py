@@ -38,6 +38,7 @@ def deepspeed_json(ds: DeepSpeedConfig) -> dict[str, Any]:
         "bf16": {"enabled": bf16, "immediate_grad_update": bf16},
         "data_types": ds.data_types.model_dump(mode="json"),
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU before every micro-batch
     }
 
 

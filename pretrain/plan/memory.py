@@ -68,8 +68,14 @@ def rank_memory(run: Run, rank: int) -> RankMemory:
 
 
 def _buffers(run: Run, count: int, stage: int, element: int) -> float:
-    """Stages 0 and 1 flatten gradients a bucket at a time; 2 and 3 keep a bucket of full size; 3 gathers weights in advance."""
+    """Stages 0 and 1 flatten gradients a bucket at a time; 2 and 3 keep a bucket of full size; 3 gathers weights in advance.
+
+    With bf16 in stage 1 DeepSpeed puts all gradients into one fp32 buffer, also on one rank, unless there are so many that it
+    reduces them where they are (engine.py, allreduce_no_retain).
+    """
     zero = run.ds.zero_optimization
+    if stage == 1 and run.ds.bf16.enabled:
+        return count * FP32 if count <= DENSE_BUCKET else 0.0
     if stage < 2:
         return min(count, zero.reduce_bucket_size if stage else DENSE_BUCKET) * FP32 if run.data_parallel > 1 else 0.0
     contiguous = zero.contiguous_gradients is not False

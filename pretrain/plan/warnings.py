@@ -1,9 +1,12 @@
 """What `plan` warns of: what can run, but probably should not."""
 
+import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
 
 from pretrain.config import Run
+from pretrain.job.log import write_line
 from pretrain.plan.balance import spread
 from pretrain.plan.cost import USABLE, Cluster, fits
 from pretrain.plan.memory import GIB, rank_memory
@@ -40,9 +43,26 @@ def warnings(run: Run) -> Iterator[str]:
     yield from _balance(run)
     warm_up = run.ds.scheduler.params.warmup_num_steps if run.ds.scheduler else 0
     if warm_up >= run.steps:
-        yield f"the learning rate warms up for {warm_up} steps, longer than the run; lower scheduler.params.warmup_num_steps"
+        yield (
+            f"the learning rate warms up for {warm_up} steps, and the run has {run.steps}, so that it never reaches its top;"
+            " lower scheduler.params.warmup_num_steps"
+        )
     if method.name == "raptr" and method.stages[-1].path_length < layers:
         yield f"the last stage runs {method.stages[-1].path_length} of {layers} layers; RaPTr ends with the full model"
+
+
+def report_warnings(run: Run, run_dir: Path) -> None:
+    """Print what `plan` warns of, and note it in the story of a job that has one, once for all its starts."""
+    log = run_dir / "job.log"
+    noted = log.read_text(errors="replace") if log.is_file() else ""
+    for text in warnings(run):
+        if text in run.notices:
+            continue
+        line = f"warning: {text}"
+        if "SLURM_JOB_ID" in os.environ and line not in noted:
+            write_line(run_dir, line)
+        else:
+            print(line, flush=True)
 
 
 def room_warnings(run: Run, cluster: Cluster) -> Iterator[str]:

@@ -27,7 +27,18 @@ def prepare_caches() -> None:
     for name in missing:
         os.environ[name] = str(folder / CACHES[name])
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        _OWN.append(folder)
+        atexit.register(remove_caches)
+
+
+_OWN: list[Path] = []
+"""The folder that this process removes."""
+
+
+def remove_caches() -> None:
+    """Remove the folder of this launch on this node, if it is for this process to do."""
+    for folder in _OWN:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder() -> Path:

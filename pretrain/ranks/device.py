@@ -28,6 +28,9 @@ def choose_device(name: DeviceName) -> torch.device:
     if torch.version.cuda is None:
         raise UserError("--device cuda: this torch is a CPU build; install a CUDA build, or pass --device cpu")
     local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if count == 1 and local:  # the site shows each task its own GPU alone; preflight finds ranks that share one
+        os.environ["LOCAL_RANK"] = "0"  # by which DeepSpeed chooses, too
+        return torch.device("cuda", 0)
     if local >= count:
         seen = (
             f"{count} GPUs are visible, and this is local rank {local}"
@@ -39,8 +42,13 @@ def choose_device(name: DeviceName) -> torch.device:
 
 
 def cpus_of_this_rank() -> int:
-    """Count this rank's share of the CPUs, and no more than SLURM was asked for: not every site binds tasks to theirs."""
-    share = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Return what OMP_NUM_THREADS says, or this rank's share of the CPUs, and no more than SLURM was asked for: not every site
+    binds tasks to theirs."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    asked, by_torchrun = os.environ.get("OMP_NUM_THREADS", ""), "TORCHELASTIC_RUN_ID" in os.environ and local_ranks > 1
+    if asked.isdecimal() and int(asked) and not (by_torchrun and asked == "1"):  # 1 is what torchrun sets where nobody has
+        return int(asked)
+    share = max(1, len(os.sched_getaffinity(0)) // local_ranks)
     under_srun = "SLURM_STEP_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     if under_srun and "SLURM_CPUS_PER_TASK" in os.environ:
         return min(share, int(os.environ["SLURM_CPUS_PER_TASK"]))

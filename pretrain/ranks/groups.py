@@ -12,7 +12,12 @@ def make_groups(layout: Parallel, seed: int, device: torch.device) -> None:
         from pretrain.ranks import cpu  # replaces what Megatron-Core takes a GPU for, so only where there is none
 
         cpu.install()
-    parallel_state.initialize_model_parallel(layout.tensor, layout.pipeline, layout.virtual if layout.virtual > 1 else None)
+    parallel_state.initialize_model_parallel(
+        layout.tensor,
+        layout.pipeline,
+        layout.virtual if layout.virtual > 1 else None,
+        create_gloo_process_groups=False,  # for a way to save that is not used; each connects all ranks with all
+    )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
 

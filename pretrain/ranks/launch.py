@@ -31,14 +31,14 @@ def join(device: DeviceName, place: Place, folder: Path) -> Iterator[Ranks]:
     """
     backend = "gloo" if device_type(device) == "cpu" or torch.version.cuda is None else "cpu:gloo,cuda:nccl"
     meet(place, folder, backend)
-    try:
-        ranks = Ranks(place.rank, place.world_size, torch.device("cpu"), nodes=[""] * place.world_size)
-        dist.all_gather_object(ranks.nodes, this_node(os.environ))
-        ranks.device = _choose_together(ranks, device)
-        all_have_met(place, folder)
-        yield ranks
-    finally:
-        dist.destroy_process_group()
+    # Groups are taken down in a good end alone. NCCL's shutdown is collective: a rank that fails by itself would hang in it,
+    # before it has reported why. pretrain/__main__.py ends such a process.
+    ranks = Ranks(place.rank, place.world_size, torch.device("cpu"), nodes=[""] * place.world_size)
+    dist.all_gather_object(ranks.nodes, this_node(os.environ))
+    ranks.device = _choose_together(ranks, device)
+    all_have_met(place, folder)
+    yield ranks
+    dist.destroy_process_group()
 
 
 @contextmanager
@@ -53,8 +53,8 @@ def launch(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
     torch.set_num_threads(recipe.threads or cpus_of_this_rank())
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        if recipe.deterministic:
+            _require_deterministic()
     with ranks.stop_requests.listening():
         try:
             make_groups(recipe.parallel, recipe.seed, ranks.device)
@@ -62,7 +62,17 @@ def launch(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
         finally:
             if ranks.watchdog is not None:
                 ranks.watchdog.close()
-            destroy_groups()
+        destroy_groups()  # in a good end alone, as in `join`
+
+
+def _require_deterministic() -> None:
+    """Have GPUs give the same bits every time: slower kernels, an error where there is none, and no attention by cuDNN or flash,
+    whose backward passes sum in any order. Memory that is never read need not be filled."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_flash_sdp(False)
 
 
 def _choose_together(ranks: Ranks, name: DeviceName) -> torch.device:

@@ -12,12 +12,16 @@ import torch
 
 from pretrain.ranks.caches import prepare_caches
 from pretrain.ranks.device import DeviceType
+from pretrain.versions import require_tested_torch
 
 
 def prepare_libraries(device: DeviceType) -> None:
     """Set what DeepSpeed reads at import, and silence notices that say nothing to a user of this program."""
+    require_tested_torch(torch.__version__)
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    else:  # paths of changing length leave holes in memory; read when a GPU is first used
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, also where no launcher set it
     prepare_caches()
     warnings.filterwarnings("ignore", module=r"megatron\.")
@@ -39,7 +43,7 @@ def _compile_when_called() -> None:
     if getattr(compile_now, "waits", False):
         return
 
-    def compile_later(model: Any = None, **options: Any) -> Any:
+    def compile_later(model: Callable | None = None, **options: Any) -> Callable:
         if model is None:
             return partial(compile_later, **options)
         if not isinstance(model, FunctionType):
@@ -47,7 +51,7 @@ def _compile_when_called() -> None:
         compiled: list[Callable] = []
 
         @wraps(model)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> object:
             if not compiled:
                 compiled.append(compile_now(model, **options))
             return compiled[0](*args, **kwargs)

@@ -9,53 +9,135 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from pretrain.errors import TrainingStopped, UserError
+from pretrain.errors import TrainingStopped, UserError, one_line
 from pretrain.files import write_whole
 from pretrain.place import Place
 
 MEETING_SECONDS = 120
 """Seconds until the last process must have come; nodes start at different speeds."""
+QUIET_SECONDS = 15
+"""Seconds of waiting after which it is said who is waited for."""
+LOOK_SECONDS = 0.05
+MOST_NAMED = 8
 
 
 def meet(place: Place, folder: Path, backend: str) -> None:
     """Have all processes know each other: torch.distributed is up when this returns.
 
-    torchrun and people say where (MASTER_ADDR). Else rank 0 takes a port that is free, which no other job on the node can have,
-    and announces it to the others: through MPI, or through a file in `folder`, which all nodes see.
+    torchrun brings its processes together. People, and some sites, say where (MASTER_ADDR, MASTER_PORT). Else rank 0 takes a port
+    that is free, which no other job on the node can have, and announces it to the others: through MPI, or through a file in
+    `folder`, which all nodes see.
 
     Raises:
         UserError: there are several processes, and nothing that brings them together.
         TrainingStopped: some process did not come in time.
     """
     if place.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store: dist.Store | None = dist.HashStore()
+    elif place.launcher == "torchrun" and "MASTER_ADDR" in os.environ:
+        store = None  # the launcher's own
     elif "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, rank=place.rank, world_size=place.world_size)
+        store = _store_at(place, os.environ["MASTER_ADDR"], _master_port())
     elif place.launcher in ("python", "torchrun"):
         raise UserError(
-            f"WORLD_SIZE is {place.world_size} and MASTER_ADDR is not set; start the processes with torchrun, srun or mpiexec"
+            f"environment: WORLD_SIZE is {place.world_size} and MASTER_ADDR is not set; unset RANK and WORLD_SIZE to start one"
+            " process, or start with torchrun, srun or mpiexec"
         )
     else:
-        store = _store(
-            place, _through_mpi if place.launcher == "mpiexec" else lambda address: _through_a_file(place, folder, address)
-        )
+        store = _store_announced(place, _through_mpi if place.launcher == "mpiexec" else _through_a_file, folder)
+    try:
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
+    except RuntimeError as error:
+        raise TrainingStopped.on_this_rank(
+            f"rank {place.rank} cannot connect to the others ({one_line(error)}); where nodes have several networks, set"
+            " GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the one that they share"
+        ) from None
 
 
-def _store(place: Place, announce: Callable[[str | None], str]) -> dist.Store:
+def _master_port() -> int:
+    words = os.environ.get("MASTER_PORT", "")
+    if not words.isdecimal() or not 0 < int(words) < 2**16:
+        raise UserError(
+            f"environment: MASTER_ADDR is {os.environ['MASTER_ADDR']}, and MASTER_PORT is {words or 'not set'}; give a port, or"
+            " unset MASTER_ADDR, RANK and WORLD_SIZE to start one process"
+        )
+    return int(words)
+
+
+def _store_at(place: Place, host: str, port: int) -> dist.Store:
+    """Meet at a place that the environment gives."""
+    waiting, where = timedelta(seconds=MEETING_SECONDS), f"{host}:{port}"
+    try:
+        store = dist.TCPStore(host, port, place.world_size, place.rank == 0, waiting, wait_for_workers=False)
+    except RuntimeError as error:
+        if place.rank == 0:
+            raise TrainingStopped.on_this_rank(
+                f"rank 0 cannot listen at {where} ({one_line(error)}); is another job, or another process with RANK 0, there?"
+                " Choose another MASTER_PORT"
+            ) from None
+        raise TrainingStopped.on_this_rank(
+            f"rank 0 does not answer at {where} after {MEETING_SECONDS} s, where MASTER_ADDR and MASTER_PORT say that"
+            f" {place.world_size} processes meet (WORLD_SIZE; this is RANK {place.rank}); start it, or unset these variables to"
+            " start one process"
+        ) from None
+    _await_all(store, place, f"at {where}, where MASTER_ADDR, MASTER_PORT and WORLD_SIZE say so")
+    return store
+
+
+def _store_announced(place: Place, announce: Callable[[Place, Path, str | None], str], folder: Path) -> dist.Store:
+    """Meet at a port that rank 0 chooses."""
     waiting = timedelta(seconds=MEETING_SECONDS)
     if place.rank == 0:
         store = dist.TCPStore("0.0.0.0", 0, place.world_size, is_master=True, timeout=waiting, wait_for_workers=False)
-        announce(f"{socket.gethostname()}:{store.port}")
-        return store
-    host, port = announce(None).rsplit(":", 1)
-    return dist.TCPStore(host, int(port), place.world_size, is_master=False, timeout=waiting)
+        announce(place, folder, f"{socket.gethostname()}:{store.port}")
+    else:
+        host, port = announce(place, folder, None).rsplit(":", 1)
+        store = dist.TCPStore(host, int(port), place.world_size, is_master=False, timeout=waiting)
+    _await_all(store, place, f"under {place.launcher}")
+    return store
 
 
-def _through_mpi(address: str | None) -> str:
+def _await_all(store: dist.Store, place: Place, where: str) -> None:
+    """Wait until every rank has come; rank 0 says who is missing after a while, and every rank in the end.
+
+    Raises:
+        TrainingStopped: somebody did not come.
+    """
+    store.set(f"came/{place.rank}", "")
+    if store.add("came", 1) == place.world_size:
+        store.set("all came", "")
+    for seconds in (QUIET_SECONDS, MEETING_SECONDS - QUIET_SECONDS):
+        try:
+            return store.wait(["all came"], timedelta(seconds=seconds))
+        except RuntimeError:  # not yet, or rank 0 has left
+            if seconds == QUIET_SECONDS and place.rank == 0:
+                print(f"waiting for {_missing(store, place)} {where}", flush=True)
+    raise TrainingStopped.on_this_rank(
+        f"{_missing(store, place)} did not come within {MEETING_SECONDS} s {where}; start all of them, or unset RANK and"
+        " WORLD_SIZE to start one process"
+    )
+
+
+def _missing(store: dist.Store, place: Place) -> str:
+    """Return which ranks have not come, in words."""
+    try:
+        ranks = [str(rank) for rank in range(place.world_size) if not store.check([f"came/{rank}"])]
+    except RuntimeError:
+        return f"some rank of {place.world_size}"
+    rest = f" and {len(ranks) - MOST_NAMED} more" if len(ranks) > MOST_NAMED else ""
+    return f"rank {', '.join(ranks[:MOST_NAMED])}{rest} of {place.world_size}"
+
+
+def _through_mpi(place: Place, folder: Path, address: str | None) -> str:
     from mpi4py import MPI
 
-    return MPI.COMM_WORLD.bcast(address)
+    world = MPI.COMM_WORLD
+    if world.size != place.world_size:
+        raise UserError(
+            f"environment: mpiexec started {place.world_size} processes, and mpi4py ({MPI.get_vendor()[0]}) sees {world.size}:"
+            " it is another MPI than mpiexec's; use the mpiexec of the same one, or torchrun"
+        )
+    return world.bcast(address)
 
 
 def _through_a_file(place: Place, folder: Path, address: str | None) -> str:
@@ -69,7 +151,7 @@ def _through_a_file(place: Place, folder: Path, address: str | None) -> str:
         try:
             return file.read_text()
         except FileNotFoundError:
-            time.sleep(0.05)
+            time.sleep(LOOK_SECONDS)
     raise TrainingStopped.on_this_rank(
         f"rank 0 did not write {file} within {MEETING_SECONDS} s; do all nodes share this file system?"
     )

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from pretrain.errors import TrainingStopped, UserError
+from pretrain.errors import TrainingStopped, UserError, with_file
 from pretrain.place import this_node
 from pretrain.ranks.signals import StopRequests
 from pretrain.ranks.watchdog import Watchdog
@@ -117,4 +117,4 @@ class Ranks:
 
 def _as_passed_on(error: UserError | OSError) -> UserError | TrainingStopped:
     """Return an error as ranks pass it on; an OSError comes of the machine, and may be gone at the next try."""
-    return error if isinstance(error, UserError) else TrainingStopped(f"{error.filename or 'a file'}: {error.strerror}")
+    return error if isinstance(error, UserError) else TrainingStopped(with_file(error))

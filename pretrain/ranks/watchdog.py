@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+import torch
+
 from pretrain.job.events import report_to_job, this_start
 
 OTHERS_SECONDS = 2.0
@@ -48,7 +50,16 @@ class Watchdog:
                 file.write(f"rank {self.rank} on {socket.gethostname()}: {text}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
+            if trace := _collectives():
+                (folder / f"job_{job}_start_{restart}_rank_{self.rank:05d}.nccl").write_bytes(trace)
             report_to_job(self.run_dir, "hung", text, self.rank)
         finally:
             time.sleep(OTHERS_SECONDS)
             os._exit(EXIT_CODE)
+
+
+def _collectives() -> bytes | None:
+    """Return what NCCL's flight recorder knows of the last collectives; None without GPUs. NCCL itself would write it only after
+    its own limit of half an hour, and this process ends before. `torchfrtrace` reads it."""
+    dump = getattr(getattr(torch._C, "_distributed_c10d", None), "_dump_nccl_trace", None)
+    return dump() if dump is not None else None

@@ -21,11 +21,12 @@ from filelock import FileLock, Timeout
 from pretrain.checkpoint.directory import RunDirectory, dump_json, write_settings
 from pretrain.checkpoint.manifest import problem_of
 from pretrain.config.strict import read_json
-from pretrain.errors import UserError
-from pretrain.files import write_whole
+from pretrain.errors import UserError, reason
+from pretrain.files import remove, write_whole
 from pretrain.study.identity import data_of, settings_of
 from pretrain.study.plan import Planned, Study
-from pretrain.study.row import Row, read_table, row_of, table
+from pretrain.study.row import Row, read_table, table
+from pretrain.study.row_of_run import row_of
 from pretrain.versions import CODE_LIST, HOME, code_sha256, commit, listed_code, versions
 
 BEFORE_LISTS = ("pretrain", "tokenizer", "ds_configs", "slurm", "requirements.txt")
@@ -153,7 +154,7 @@ def _alone(folder: Path, mend: str, name: str = ".lock") -> Iterator[None]:
     except Timeout:
         raise UserError(f"{folder}: another process is at work on this study; wait for it, or {mend}") from None
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}; {mend}") from None
+        raise UserError(f"{folder}: cannot be written: {reason(error)}; {mend}") from None
     with lock:
         yield
 
@@ -192,7 +193,8 @@ def copy_code(to: Path, rows: Sequence[Row]) -> None:
             print(f"runs use the code in {to}, as it was when the study was begun; this one differs", flush=True)
         return
     part = to.with_name(to.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    if problem := remove(part):
+        raise UserError(problem)
     part.mkdir()
     if (
         rows
@@ -202,7 +204,8 @@ def copy_code(to: Path, rows: Sequence[Row]) -> None:
     ):
         print(f"runs use the code of commit {rows[0].of('commit')}, with which the rows were made", flush=True)
     else:
-        shutil.rmtree(part)
+        if problem := remove(part):
+            raise UserError(problem)
         part.mkdir()
         _copy_this(part)
     part.rename(to)

@@ -6,7 +6,8 @@ from typing import Any
 
 from pretrain.errors import UserError
 from pretrain.study.plan import read_study
-from pretrain.study.row import Row, read_table, row_of
+from pretrain.study.row import Row, read_table
+from pretrain.study.row_of_run import row_of
 
 NOT_THE_METHOD = {"recipe.seed"}
 """Settings in which runs of one method differ."""

@@ -1,6 +1,7 @@
 """Runs of a study as processes of this machine, a few at a time."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pretrain.study.compare import Bench
 from pretrain.study.plan import Planned
 
 POLL_SECONDS = 0.2
+SIGN_SECONDS = 60.0
+"""Seconds between lines that say how far the runs are."""
 
 
 @dataclass
@@ -46,7 +49,7 @@ def run_here(bench: Bench, jobs: int, device: DeviceName) -> None:
     waiting, failed = list(bench.missing), list[Planned]()
     running: list[_Job] = []
     asked: list[str] = []
-    stuck_since = time.monotonic()
+    stuck_since = shown = time.monotonic()
     handlers = {
         number: signal.signal(number, lambda number, _: asked.append(signal.Signals(number).name))
         for number in (signal.SIGTERM, signal.SIGINT)
@@ -65,6 +68,12 @@ def run_here(bench: Bench, jobs: int, device: DeviceName) -> None:
                 running.remove(job)
                 if not _ended(bench, job):
                     failed.append(job.planned)
+            if running and time.monotonic() - shown > SIGN_SECONDS:
+                shown = time.monotonic()
+                print(
+                    "; ".join(f"{job.planned.name}: step {_step(bench, job)} of {job.planned.run.steps}" for job in running),
+                    flush=True,
+                )
             if running:
                 stuck_since = time.monotonic()
             elif waiting and time.monotonic() - stuck_since > LOCK_SECONDS:
@@ -106,6 +115,13 @@ def _start(bench: Bench, planned: Planned, slot: int, gpus: list[str], device: D
         told = log.tell()
     print(f"{planned.name}: {planned.run.steps} steps, log in {file}", flush=True)
     return _Job(planned, process, slot, file, told)
+
+
+def _step(bench: Bench, job: _Job) -> int:
+    """Return the step that a run has come to, from the end of its rows."""
+    file = bench.run_dir(job.planned) / "metrics.jsonl"
+    end = file.read_bytes()[-2000:].decode(errors="replace") if file.is_file() else ""
+    return max((int(step) for step in re.findall(r'"step": (\d+),', end)), default=0)
 
 
 def _is_free(run_dir: Path) -> bool:

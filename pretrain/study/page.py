@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from pretrain.config.strict import COMMAND_LINE, did_you_mean
-from pretrain.errors import UserError
+from pretrain.errors import UserError, reason
 from pretrain.files import write_whole
 from pretrain.study.figures import draw, save
 from pretrain.study.gather import NOT_THE_METHOD, differing
@@ -47,7 +47,7 @@ def write_page(rows: Sequence[Row], out: Path, baseline: str | None) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{COMMAND_LINE}: --out {out}: cannot be made: {error.strerror}") from None
+        raise UserError(f"{COMMAND_LINE}: --out {out}: cannot be made: {reason(error)}") from None
     parts = [f"<h1>{len(rows)} runs compared</h1>", _facts(rows), *_warnings(rows)]
     for size, groups in sizes.items():
         base = next((group for group in groups if group.method == chosen), groups[0])

@@ -1,43 +1,34 @@
 """A run in one row: everything that a comparison shows of it, and what must be equal for it to be compared."""
 
+import hashlib
 from collections.abc import Iterable
-from itertools import accumulate
 from pathlib import Path
-from statistics import fmean, median
 from typing import Annotated, Any
 
-import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from pretrain.checkpoint.directory import RunDirectory
-from pretrain.checkpoint.find import manifest_of, newest_good, run_of
-from pretrain.checkpoint.manifest import Manifest
-from pretrain.config.run import Run
-from pretrain.cost.flops import TRAINING
-from pretrain.errors import UserError
-from pretrain.observe.metrics import MetricsRow, evaluation_rows, parts_rows, read_rows, training_rows
-from pretrain.schema import Strict
-from pretrain.study.identity import settings_of
+from pretrain.errors import UserError, reason
+from pretrain.schema import NotNegative, Number, Share, Strict
 
-BINS = 100
-"""Points of the training loss, and most columns of the map of layer use."""
 READING = ("recipe.data.", "data.", "recipe.model.vocab_size", "recipe.eval_samples")
 """Settings that begin so decide what is read, and what a held-out loss is a mean of."""
-JUMP = 10
-"""Most steps on either side of a stage boundary, within the two stages, over which training losses are averaged."""
+
+
+Loss = Annotated[Number, Field(ge=0, lt=1e6)]
+"""Nats for each target token."""
 
 
 class Evaluated(Strict):
     """A held-out loss, and what had been spent until then."""
 
     step: int
-    loss: float
+    loss: Loss
     """Mean over held-out target tokens; of all layers that exist."""
-    layer_flops: float
+    layer_flops: NotNegative
     """Training operations in the layers."""
-    model_flops: float
+    model_flops: NotNegative
     """Embedding, final norm and output projection included."""
-    seconds: float
+    seconds: NotNegative
     """Time of training steps, each taken as the median of those with as many active layers; evaluating and saving are not
     counted."""
 
@@ -48,12 +39,12 @@ class StageBoundary(Strict):
     step: int
     """The first of the new stage."""
     steps: tuple[int, int]
-    """How many on either side, JUMP at most."""
+    """How many on either side, ten at most."""
     layers_before: int
     layers_after: int
-    before: float
+    before: Loss
     """Mean over the last steps before it."""
-    after: float
+    after: Loss
     """Mean over the first steps of it."""
 
 
@@ -76,18 +67,45 @@ class Row(Strict):
     made_with: tuple[str, ...]
     """Versions, commit, checksum of the code, device."""
     layout: dict[str, Any]
-    losses: dict[str, float]
+    losses: dict[str, Loss]
     """The last evaluation: "all", and by denoiser, mode and source."""
-    parts: dict[str, float]
+    parts: dict[str, Loss]
     """Held-out losses of parts of the model, if they were evaluated: first_1, first_2, ..., every_other."""
     evaluations: Annotated[tuple[Evaluated, ...], Field(min_length=1)]
-    training: tuple[tuple[int, float], ...]
+    training: tuple[tuple[int, Loss], ...]
     """Means of the training loss over stretches of steps, each with its last step."""
     boundaries: tuple[StageBoundary, ...]
-    layer_use: tuple[tuple[float, ...], ...]
+    layer_use: tuple[tuple[Share, ...], ...]
     """`[layers][stretches of steps]`: share of the paths that ran the layer."""
-    step_seconds: tuple[tuple[float, int, float], ...]
+    step_seconds: tuple[tuple[NotNegative, int, NotNegative], ...]
     """For each number of active layers (mean over a step's paths): how many steps, and their median time."""
+
+    sha256: str = ""
+    """Checksum of everything above; empty in rows of a program that wrote none, whose parts are held against each other alone."""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "Row":
+        if self.sha256 not in ("", self._digest()):
+            raise ValueError("it is not what was written: checksum")
+        steps = [at.step for at in self.evaluations]
+        trained = [step for step, _ in self.training]
+        for good, what in (
+            (self.losses.get("all") == self.evaluations[-1].loss, 'losses "all" is not that of the last evaluation'),
+            (steps == sorted(set(steps)) and 1 <= steps[0] and steps[-1] <= self.step, "evaluations are not in order of steps"),
+            (trained == sorted(set(trained)) and trained[-1:] == [self.step], "training losses do not end with the last step"),
+            (sum(count for _, count, _ in self.step_seconds) == self.step, "step_seconds do not count every step once"),
+            (0 < self.step <= self.steps, "step is beyond steps"),
+        ):
+            if not good:
+                raise ValueError(f"it contradicts itself: {what}")
+        return self
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
+
+    def sealed(self) -> "Row":
+        """Return the row with its checksum."""
+        return self.model_copy(update={"sha256": self._digest()})
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -128,68 +146,6 @@ class Row(Strict):
         return next((line.partition(" ")[2] for line in self.made_with if line.startswith(kind + " ")), "unknown")
 
 
-def row_of(directory: Path, size: str, method: str, data: dict[str, str], step: int | None = None) -> Row:
-    """The row of a run directory.
-
-    Args:
-        step: of the checkpoint up to which it counts, which must be good; the newest good one if None.
-
-    Raises:
-        UserError: no run, one that has not saved yet or was never evaluated, or files that are damaged.
-    """
-    rows, (run, manifest) = _metrics(directory), _checkpoint(directory, step)
-    done = [row for row in rows if row["step"] <= manifest.step]
-    steps, evaluations = training_rows(done), evaluation_rows(done)
-    if not steps or not evaluations:
-        raise UserError(f"{directory}: has no evaluation up to its newest checkpoint, so that there is nothing to compare")
-    if [row["step"] for row in steps] != list(range(1, len(steps) + 1)):
-        raise UserError(
-            f"{directory}: metrics.jsonl does not have every step from 1 to {manifest.step} once, in order; restore it from a"
-            " copy"
-        )
-    shape, tokens = run.recipe.shape, run.tokens_per_step
-    layers = list(accumulate(row["active_layers"] for row in steps))
-    by_length = tuple(_step_seconds(steps))
-    typical = {length: median_seconds for length, _, median_seconds in by_length}
-    seconds = list(accumulate(typical[row["active_layers"]] for row in steps))
-    evaluated = tuple(
-        Evaluated(
-            step=row["step"],
-            loss=row["eval_loss"],
-            layer_flops=float(TRAINING * shape.layer() * tokens * layers[row["step"] - 1]),
-            model_flops=float(tokens * (TRAINING * shape.layer() * layers[row["step"] - 1] + row["step"] * shape.training(0))),
-            seconds=round(seconds[row["step"] - 1], 3),
-        )
-        for row in evaluations
-    )
-    return Row(
-        size=size,
-        method=method,
-        seed=run.recipe.seed,
-        step=steps[-1]["step"],
-        steps=run.steps,
-        tokens_per_step=tokens,
-        parameters=sum(int(np.prod(shape)) for shape in manifest.parameters.values()),
-        settings=settings_of(run),
-        data=data,
-        made_with=tuple(manifest.versions),
-        layout=manifest.layout,
-        losses={
-            "all" if name == "eval_loss" else name.removeprefix("eval_loss_"): loss
-            for name, loss in evaluations[-1].items()
-            if name != "step"
-        },
-        parts={
-            name.removeprefix("eval_loss_"): loss for row in parts_rows(done)[-1:] for name, loss in row.items() if name != "step"
-        },
-        evaluations=evaluated,
-        training=tuple(_binned([row["loss"] for row in steps])),
-        boundaries=tuple(_boundaries(run, [row["loss"] for row in steps])),
-        layer_use=_layer_use(run, len(steps)),
-        step_seconds=by_length,
-    )
-
-
 def read_table(file: Path) -> list[Row]:
     """Rows of a file, one a line.
 
@@ -199,7 +155,7 @@ def read_table(file: Path) -> list[Row]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{file}: cannot be read: {reason(error)}") from None
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -211,78 +167,14 @@ def read_table(file: Path) -> list[Row]:
             rows.append(row)
         except ValidationError as error:
             problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"]))
+            where = "".join(f"{place}: " for place in [".".join(map(str, problem["loc"]))] if place)
             raise UserError(
-                f"{file}: line {number} is no row of a study: {where + ': ' if where else ''}{problem['msg']}; remove the line,"
-                " and `compare` takes it from the run again"
+                f"{file}: line {number} is no row of a study: {where}{problem['msg'].removeprefix('Value error, ')}; remove the"
+                " line, and `compare` takes it from the run again"
             ) from None
     return rows
 
 
 def table(rows: Iterable[Row]) -> str:
     """The content of a file of rows."""
-    return "".join(row.model_dump_json() + "\n" for row in rows)
-
-
-def _metrics(directory: Path) -> list[MetricsRow]:
-    if not (directory / "metrics.jsonl").is_file():
-        raise UserError(f"{directory}: no run directory: it has no metrics.jsonl; of a study name its .yaml, or its .rows.jsonl")
-    return read_rows(directory / "metrics.jsonl")
-
-
-def _checkpoint(directory: Path, step: int | None) -> tuple[Run, Manifest]:
-    """Return the run as a checkpoint has it: that of `step`, or the newest one that can be read."""
-    saved = RunDirectory(directory)
-    problems = ["it has no checkpoint yet"]
-
-    def read(folder: Path) -> tuple[Run, Manifest]:
-        manifest = manifest_of(folder)
-        return run_of(folder, manifest), manifest
-
-    found = newest_good(saved.steps_saved() if step is None else [saved.checkpoint(step)], read, problems.append)
-    if found is None:
-        raise UserError(f"{directory}: cannot be compared: {problems[-1].splitlines()[0]}")
-    return found[1]
-
-
-def _edges(count: int) -> np.ndarray:
-    """Return the edges of up to BINS stretches of nearly equal length."""
-    return np.linspace(0, count, min(count, BINS) + 1).round().astype(int)
-
-
-def _binned(losses: list[float]) -> Iterable[tuple[int, float]]:
-    edges = _edges(len(losses)).tolist()
-    return ((high, round(fmean(losses[low:high]), 5)) for low, high in zip(edges, edges[1:]))
-
-
-def _boundaries(run: Run, losses: list[float]) -> Iterable[StageBoundary]:
-    for before, after in zip(run.method.stages, run.method.stages[1:]):
-        at = before.last_step
-        if at < len(losses):
-            low, high = max(before.first_step - 1, at - JUMP), min(after.last_step, at + JUMP, len(losses))
-            yield StageBoundary(
-                step=after.first_step,
-                steps=(at - low, high - at),
-                layers_before=before.path_length,
-                layers_after=after.path_length,
-                before=fmean(losses[low:at]),
-                after=fmean(losses[at:high]),
-            )
-
-
-def _layer_use(run: Run, done: int) -> tuple[tuple[float, ...], ...]:
-    edges = _edges(done).tolist()
-    columns = [
-        np.mean([path.active for step in range(low + 1, high + 1) for path in run.method.paths(step)], axis=0)
-        for low, high in zip(edges, edges[1:])
-    ]
-    return tuple(tuple(round(float(share), 3) for share in layer) for layer in np.transpose(columns))
-
-
-def _step_seconds(steps: list[MetricsRow]) -> Iterable[tuple[float, int, float]]:
-    """The first step after a start warms up, and says nothing of the pace; it is counted at that of the others."""
-    for length in sorted({row["active_layers"] for row in steps}):
-        alike = [row for row in steps if row["active_layers"] == length]
-        restarts = [row["restart"] for row in steps]
-        warm = [row["step_seconds"] for row in alike if row["step"] > 1 and restarts[row["step"] - 2] == row["restart"]]
-        yield length, len(alike), round(median(warm or [row["step_seconds"] for row in alike]), 6)
+    return "".join(row.sealed().model_dump_json() + "\n" for row in rows)

@@ -157,7 +157,7 @@ def train_from(run, ranks: Ranks, folder: Path, last: int, saves: Sequence[int] 
         RunDirectory(folder),
         [],
     )
-    with Saver(run, engine.optimizer, ranks, directory, data.tokenizer.sha256) as saver:
+    with Saver(run, engine.optimizer, ranks, directory, data.checksums()) as saver:
         start = resume(run, saver)
         data.start_at(start)
         for step in range(start.step + 1, last + 1):

@@ -61,7 +61,7 @@ def test_collectives(tmp_path):
     }
 
 
-@pytest.mark.parametrize("module", ["checkpoint", pytest.param("data", marks=pytest.mark.long), "encode"])
+@pytest.mark.parametrize("module", ["checkpoint", *(pytest.param(name, marks=pytest.mark.long) for name in ("data", "encode"))])
 def test_the_others(tmp_path, project, module):
     words = {
         "checkpoint": ["--recipe", project.recipe, "--ds-config", project.ds, "--folder", tmp_path],

@@ -98,6 +98,7 @@ def test_asked_to_stop_it_saves_and_leaves_no_process(project, tmp_path):
     assert list((runs / "full-seed1/run/checkpoints").glob("step_*")) and not rows_file(study).exists()
 
 
+@pytest.mark.long
 def test_a_killed_run_is_told_by_its_signal(project, tmp_path):
     study, runs = (
         write_study(project, tmp_path, options={"steps": 400}, seeds=[1], methods={"full": {"method": "full"}}),
@@ -115,6 +116,7 @@ def test_a_killed_run_is_told_by_its_signal(project, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_one_at_a_time(project, tmp_path):
     study, runs = write_study(project, tmp_path, seeds=[1]), tmp_path / "runs"
     first = subprocess.Popen(compare_command(study, runs), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -202,6 +204,7 @@ def test_what_a_run_was_asked_that_cannot_be_read_is_told_with_a_way_out(one_mis
     refused(compare(study, runs), "asked.json: line 1", "remove that folder, or choose another with --runs")
 
 
+@pytest.mark.long
 def test_a_finished_run_whose_last_checkpoint_is_damaged_is_not_taken_for_finished(one_missing, finished):
     study, runs = one_missing
     rows_file(study).write_text("".join(rows_file(study).read_text().splitlines(keepends=True)[:-1]))
@@ -249,6 +252,7 @@ def test_a_run_begun_with_other_settings_is_not_gone_on_with(one_missing):
     )
 
 
+@pytest.mark.long
 def test_rows_that_were_lost_come_back_from_the_runs(one_missing, finished):
     study, runs = one_missing
     rows_file(study).unlink()
@@ -257,6 +261,7 @@ def test_rows_that_were_lost_come_back_from_the_runs(one_missing, finished):
     assert numbers(rows(study)) == numbers(rows(finished[0]))
 
 
+@pytest.mark.long
 def test_the_code_is_that_of_the_beginning(one_missing):
     study, runs = one_missing
     assert json.loads((runs / "full-seed1/asked.json").read_text())["code"]["code"] == rows(study)[0].of("code")

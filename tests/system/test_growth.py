@@ -25,7 +25,7 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["stacking", "midas"])
+@pytest.fixture(scope="module", params=["stacking", pytest.param("midas", marks=pytest.mark.long)])
 def growing(project, request) -> Project:
     """The test project, of which layers 4 and more come in two stages."""
     ds = project.home / f"{request.param}.json"
@@ -83,7 +83,7 @@ def test_copies_have_weights_and_moments(growing, ranks, tmp_path):
     data, engine = open_data(run, 0, True), build_engine(run, ranks)
     directory = RunDirectory(tmp_path / "run")
     directory.describe(run, "cpu")
-    with Saver(run, engine.optimizer, ranks, directory, data.tokenizer.sha256) as saver:
+    with Saver(run, engine.optimizer, ranks, directory, data.checksums()) as saver:
         for step in range(1, 8):
             result = engine.step(step, data.batch(step), run.method.paths(step))
         saver.begin(run.position(Position(), 7), result.lr)

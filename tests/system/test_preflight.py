@@ -20,7 +20,7 @@ def refused(project, tmp_path, command: str) -> str:
     "where, words",
     [
         ("export SLURMD_NODENAME=n2", "stopped: not fit: n2: --device cuda: this torch"),
-        ("true", "error: --device cuda: this torch"),
+        pytest.param("true", "error: --device cuda: this torch", marks=pytest.mark.long),
     ],
 )
 def test_a_node_without_devices_is_named_and_a_wish_that_no_node_can_fulfil_is_a_mistake(project, tmp_path, where, words):

@@ -13,6 +13,8 @@ import pytest
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import problem_of, read_manifest
 from tests.support.runs import command, rows, train
+from tokenizer.encode import encode
+from tokenizer.pieces import load_tokenizer
 
 CHANGES = ("--ds.optimizer.params.lr", "0.0005", "--ds.progressive_subnetwork.path_lengths", "6-8")
 
@@ -119,6 +121,8 @@ def test_inspect_verify_and_export_from_the_command_line(project, run_dir, tmp_p
 
     shown = pretrain("inspect", "checkpoint", run_dir)
     assert shown.returncode == 0 and "one process, ZeRO-1" in shown.stdout and "embedding.word_embeddings.weight" in shown.stdout
+    short = pretrain("inspect", "checkpoint", run_dir, "--short").stdout
+    assert "one process, ZeRO-1" in short and "embedding.word_embeddings.weight" not in short
     assert pretrain("verify", run_dir).stdout.count(": good") == 2
     newest = run_dir / "checkpoints" / "step_00000010"
     os.truncate(newest / "rank_00000.safetensors", 99)
@@ -128,6 +132,69 @@ def test_inspect_verify_and_export_from_the_command_line(project, run_dir, tmp_p
     assert exported.returncode == 0 and "step_00000005" in exported.stdout and (tmp_path / "hf" / "config.json").exists()
     assert pretrain("export", run_dir, "--to", tmp_path / "hf").returncode == 2
     assert pretrain("verify", tmp_path).returncode == 2 and pretrain("verify", run_dir, "--deep").returncode == 2
+
+
+def test_other_data_under_the_same_name_is_noticed(project, tmp_path):
+    """Half of the documents first, then all of them under the same name: samples would come twice, and others never."""
+    home = tmp_path / "data"
+    home.mkdir()
+    texts = (project.home / "train.jsonl").read_text().splitlines(keepends=True)
+    tokenizer = load_tokenizer(project.home / "tokenizer")
+
+    def encoded(lines) -> None:
+        for file in home.glob("train.*"):
+            file.unlink()
+        (home / "train.jsonl").write_text("".join(lines))
+        encode(str(home / "train.jsonl"), tokenizer, home / "train")
+
+    def start(*words):
+        return train(project, tmp_path / "run", "--data.train", str(home / "train"), *words)
+
+    encoded(texts[: len(texts) // 2])
+    assert start("--stop-at", "10").returncode == 0
+    encoded(texts)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    refused = start()
+    assert refused.returncode == 2 and "recipe.data.train holds other tokens than it did then" in refused.stderr
+    assert "pass --resume-changing train" in refused.stderr and (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert start("--resume-changing", "data.train").returncode == 0
+    encoded(texts)
+    assert start().returncode == 0, "encoded again, they are the same bytes"
+
+
+def test_a_checkpoint_without_checksums_of_data_resumes(project, run_dir):
+    """As a program that took none has written them."""
+    for folder in RunDirectory(run_dir).steps_saved():
+        manifest = read_manifest(folder)
+        assert manifest.data is not None and set(manifest.data) == {"data.train", "data.valid"}
+        former = manifest.model_copy(update={"data": None}).sealed()
+        (folder / "manifest.json").write_text(former.model_dump_json(exclude={"data"}))
+    done = train(project, run_dir, "--stop-at", "11")
+    assert done.returncode == 0 and "resuming after step 10" in done.stdout, done.stdout + done.stderr
+
+
+def test_an_old_checkpoint_that_leads_elsewhere_stops_nothing(project, run_dir, tmp_path):
+    shutil.move(run_dir / "checkpoints" / "step_00000005", tmp_path / "copy")
+    (run_dir / "checkpoints" / "step_00000005").symlink_to(tmp_path / "copy")
+    done = train(project, run_dir)
+    assert done.returncode == 0, done.stderr
+    assert [int(p.name[5:]) for p in RunDirectory(run_dir).steps_saved()] == [15, 20] and (tmp_path / "copy").is_dir()
+
+
+def test_a_step_at_which_it_stands_already_is_said(project, run_dir):
+    done = train(project, run_dir, "--stop-at", "10")
+    assert (
+        done.returncode == 0 and "nothing to do: the run already stands at step 10 of 20, where --stop-at ends it" in done.stdout
+    )
+
+
+def test_what_plan_warns_of_is_said_by_train_and_noted_once_in_the_story_of_a_job(project, tmp_path):
+    words = ("--ds.scheduler.params.warmup_num_steps", "20", "--stop-at")
+    for stop in ("1", "2"):
+        done = train(project, tmp_path / "run", *words, stop, env={**os.environ, "SLURM_JOB_ID": "7"})
+        assert done.stdout.count("warning: the learning rate warms up for 20 steps, and the run has 20") == 1, done.stderr
+    assert (tmp_path / "run" / "job.log").read_text().count("the learning rate warms up for 20 steps") == 1
+    assert "A record, written at every start" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
 @pytest.mark.slow

@@ -60,7 +60,11 @@ def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
     assert losses(run_dir) == losses(unbroken)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.long), signal.SIGKILL],
+    ids=lambda number: number.name,
+)
 def test_a_launcher_that_is_told_to_go_or_killed_leaves_a_checkpoint_and_no_process(project, unbroken, tmp_path, number):
     """torchrun passes SIGTERM on, and dies of the others; its ranks take that for a SIGTERM, and save."""
     run_dir = tmp_path / "run"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ORDER = [
-    "errors files schema hashing",
+    "errors",
+    "files schema hashing streams",
     "place versions",
     "subnetwork",
     "cost",
@@ -85,7 +86,7 @@ def test_an_import_against_the_direction_is_found():
 def test_observe_is_a_leaf_but_for_config_and_the_idea():
     for file in Path("pretrain/observe").glob("*.py"):
         ours = {module.split(".")[1] for module in imports_of(file.read_text())}
-        assert ours <= {"observe", "config", "subnetwork", "cost", "results", "errors"}, file
+        assert ours <= {"observe", "config", "subnetwork", "cost", "results", "errors", "files"}, file
 
 
 @pytest.mark.parametrize("package", ["pretrain.subnetwork", "pretrain.config", "pretrain.cli.main"])

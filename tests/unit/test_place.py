@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from pretrain.errors import UserError
 from pretrain.place import Place, find_place
 
 SRUN = {
@@ -62,6 +63,26 @@ def test_every_launcher_is_known(environment, place):
     assert find_place(environment) == place
 
 
+@pytest.mark.parametrize(
+    "environment, words",
+    [
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, "RANK is 'abc', not a number"),
+        ({"RANK": "", "WORLD_SIZE": "2"}, "RANK is '', not a number"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "rank 5 of 2 processes"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "rank -1 of 2 processes"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "2"}, "3 of 2 on this node"),
+        (SRUN, "SLURM_STEP_TASKS_PER_NODE and SLURM_NODEID do not say"),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2(xmany)"}, "SLURM_STEP_TASKS_PER_NODE and SLURM_NODEID do not say"),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2"}, "SLURM_STEP_TASKS_PER_NODE and SLURM_NODEID do not say"),
+        ({"PMI_RANK": "x", "PMI_SIZE": "4", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}, "PMI_RANK is 'x', not a number"),
+    ],
+)
+def test_variables_that_cannot_be_are_named(environment, words):
+    with pytest.raises(UserError, match="^environment: ") as told:
+        find_place(environment)
+    assert words in str(told.value)
+
+
 def test_the_launch_is_told_in_words():
     assert Place("srun", 5, 8, 1, 4).in_words() == "8 processes on 2 nodes, started by srun"
     assert Place("python").in_words() == "one process, started by python"
@@ -97,7 +118,7 @@ def test_threads_are_those_that_slurm_was_asked_for(monkeypatch):
     from pretrain.ranks.device import cpus_of_this_rank
 
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
-    for name in ("SLURM_STEP_ID", "SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+    for name in ("SLURM_STEP_ID", "SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     assert cpus_of_this_rank() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

@@ -21,7 +21,7 @@ class Saved:
     run: Run
     engine: Engine
     directory: RunDirectory
-    tokenizer: str
+    data: dict[str, str]
 
     @property
     def folder(self) -> Path:
@@ -30,7 +30,7 @@ class Saved:
     def saver(self, directory: RunDirectory | None = None, engine: Engine | None = None) -> Saver:
         """A saver of the same run, by default into the same directory with the same engine."""
         engine = engine or self.engine
-        return Saver(self.run, engine.optimizer, engine.ranks, directory or self.directory, self.tokenizer)
+        return Saver(self.run, engine.optimizer, engine.ranks, directory or self.directory, self.data)
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.engine.model.named_parameters()}
@@ -43,6 +43,6 @@ def saved(project, ranks, tmp_path_factory) -> Saved:
     for step in range(1, STEPS + 1):
         result = engine.step(step, data.batch(step), run.method.paths(step))
     data.close()
-    with Saver(run, engine.optimizer, ranks, directory, data.tokenizer.sha256) as saver:
+    with Saver(run, engine.optimizer, ranks, directory, data.checksums()) as saver:
         saver.begin(run.position(Position(), STEPS), result.lr)
-    return Saved(run, engine, directory, data.tokenizer.sha256)
+    return Saved(run, engine, directory, data.checksums())

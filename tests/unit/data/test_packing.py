@@ -107,8 +107,8 @@ def test_a_hundred_million_documents_open_at_once(tmp_path):
         file.write(INDEX_HEADER.pack(MAGIC, VERSION, 8, documents, documents + 1))
         file.truncate(indices + 8 * (documents + 1))
         for place, value in (
-            (INDEX_HEADER.size + 4 * (documents - 1), np.int32(50)),
-            (begins + 8 * (documents - 1), np.int64(100)),
+            (INDEX_HEADER.size + 4 * (documents - 1), np.int32(100)),  # the others are empty
+            (begins + 8 * (documents - 1), np.int64(0)),
         ):
             file.seek(place)
             file.write(value.tobytes())

@@ -1,12 +1,18 @@
 """Missing, truncated and foreign files: found before training, named, with the mend."""
 
+import hashlib
 import json
 import shutil
+import struct
 
+import numpy as np
 import pytest
 
 from pretrain.data.loader import open_data
+from pretrain.data.tokens import contradiction
 from pretrain.errors import UserError
+from tokenizer.encode import encode
+from tokenizer.pieces import load_tokenizer
 
 
 def error_of(project, tmp_path, *settings: str, spoil=lambda home: None) -> str:
@@ -68,3 +74,71 @@ def test_a_missing_and_a_replaced_tokenizer(project, tmp_path):
 
 def test_too_little_text(project, tmp_path):
     assert "are too few for samples of" in error_of(project, tmp_path, "data.sequence_length=200000")
+
+
+def edit_index(name: str, change):
+    """Change the parts of an index in place: header (as bytes), lengths, pointers, documents."""
+
+    def spoil(home):
+        file = home / f"{name}.idx"
+        content = bytearray(file.read_bytes())
+        sequences, documents = struct.unpack_from("<QQ", content, 18)
+        lengths = np.frombuffer(content, np.int32, sequences, 34)
+        pointers = np.frombuffer(content, np.int64, sequences, 34 + 4 * sequences)
+        change(content, lengths, pointers, np.frombuffer(content, np.int64, documents, 34 + 12 * sequences))
+        file.write_bytes(content)
+
+    return spoil
+
+
+def swap_lengths(content, lengths, pointers, documents):
+    lengths[0], lengths[1] = lengths[1] + 1, lengths[0] - 1
+
+
+@pytest.mark.parametrize("name", ["train", "valid"])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (swap_lengths, "sequence 0 does not end where the next one begins"),
+        (lambda content, lengths, pointers, documents: lengths.__setitem__(1, -5), "sequence 1 has -5 tokens"),
+        (lambda content, lengths, pointers, documents: pointers.__setitem__(0, 4), "its first sequence begins at byte 4"),
+        (lambda content, lengths, pointers, documents: documents.__setitem__(2, 0), "its documents are not in order"),
+        (lambda content, lengths, pointers, documents: documents.__setitem__(-1, 1), "its documents do not hold its"),
+        (lambda content, lengths, pointers, documents: content.__setitem__(17, 99), "does not know (99)"),
+        (lambda content, lengths, pointers, documents: content.__setitem__(17, 7), "its tokens are floating-point numbers"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_named(project, tmp_path, name, change, words):
+    complaint = error_of(project, tmp_path, spoil=edit_index(name, change))
+    assert f"{name}.idx" in complaint and words in complaint and complaint.endswith("encode again")
+
+
+def test_of_a_large_index_stretches_are_looked_at():
+    count = 2**23
+    lengths, pointers = np.full(count, 3, np.int32), np.arange(count, dtype=np.int64) * 6
+    documents = np.arange(count + 1, dtype=np.int64)
+    assert contradiction(lengths, pointers, documents, 2) is None
+    lengths[-1], pointers[-1] = 5, 0
+    assert "does not end where the next one begins" in contradiction(lengths, pointers, documents, 2)
+
+
+def test_a_tokenizer_model_of_other_bytes_is_named(project, tmp_path):
+    def spoil(home):
+        (home / "tokenizer" / "tokenizer.model").write_bytes(b"not a model of anything")
+        manifest = json.loads((home / "tokenizer" / "tokenizer.json").read_text())
+        manifest["model_sha256"] = hashlib.sha256(b"not a model of anything").hexdigest()
+        (home / "tokenizer" / "tokenizer.json").write_text(json.dumps(manifest))
+
+    assert "tokenizer.model: not a model of sentencepiece" in error_of(project, tmp_path, spoil=spoil)
+
+
+@pytest.mark.parametrize("name, what", [("valid", "held-out text"), ("train", "text to train on")])
+def test_documents_that_are_too_short_for_a_target_are_named_before_training(project, tmp_path, name, what):
+    def spoil(home):
+        for end in (".bin", ".idx", ".json"):
+            (home / f"{name}{end}").unlink()
+        (home / "short.txt").write_text("a\n" * 20_000)
+        encode(str(home / "short.txt"), load_tokenizer(home / "tokenizer"), home / name)
+
+    complaint = error_of(project, tmp_path, spoil=spoil)
+    assert f"the {what} in " in complaint and "has no token to predict" in complaint

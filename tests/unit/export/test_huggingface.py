@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.saver import Saver
@@ -49,7 +54,7 @@ def exported(request, project, ranks, tmp_path_factory) -> Exported:
     engine, data, directory = build_engine(run, ranks), open_data(run), RunDirectory(home / "run")
     for step in (1, 2):
         result = engine.step(step, data.batch(step), run.method.paths(step))
-    with Saver(run, engine.optimizer, ranks, directory, data.tokenizer.sha256) as saver:
+    with Saver(run, engine.optimizer, ranks, directory, data.checksums()) as saver:
         saver.begin(run.position(Position(), 2), result.lr)
     batch = data.batch(3)[0]
     data.close()
@@ -127,7 +132,7 @@ def test_weights_of_another_type_and_in_several_files(exported, tmp_path, monkey
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(exported, tmp_path):
-    with pytest.raises(UserError, match="exists; remove it"):
+    with pytest.raises(UserError, match="exists; remove it.* --force"):
         export(exported.folder.parent / "run", exported.folder)
     with pytest.raises(UserError, match="holds no checkpoint"):
         export(tmp_path, tmp_path / "hf")
@@ -144,3 +149,56 @@ def test_a_model_that_is_still_growing_is_not_exported(project, tmp_path):
     ):
         export(tmp_path / "run", tmp_path / "to")
     assert not (tmp_path / "to").exists()
+
+
+def test_where_it_may_go(exported, tmp_path):
+    run = exported.folder.parent / "run"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="lies below a file"):
+        export(run, tmp_path / "file" / "hf")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="holds other files than an export's"):
+        export(run, tmp_path / "mine", force=True)
+    (tmp_path / "empty").mkdir()
+    export(run, tmp_path / "empty")
+    (tmp_path / "empty" / "README.md").write_text("edited")
+    export(run, tmp_path / "empty", force=True)
+    assert "edited" not in (tmp_path / "empty" / "README.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "mine"], "nothing is left beside"
+
+
+def test_a_bert_learns_from_pairs(project, ranks, tmp_path):
+    """Two texts stand as BERT had them, both types mean the same at first, and some steps on a task of pairs teach it
+    something."""
+    run = project.run(*(f"{key}={value}" for key, value in BERT.items()))
+    engine, data, directory = build_engine(run, ranks), open_data(run), RunDirectory(tmp_path / "run")
+    result = engine.step(1, data.batch(1), run.method.paths(1))
+    with Saver(run, engine.optimizer, ranks, directory, data.checksums()) as saver:
+        saver.begin(run.position(Position(), 1), result.lr)
+    data.close()
+    export(directory.path, tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    pair = tokenizer("the", "of", return_tensors="pt")
+    the, of = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("the", "of"))
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    assert pair["input_ids"][0].tolist() == [cls, *the, sep, *of, sep]
+    assert pair["token_type_ids"][0].tolist() == [0] * (len(the) + 2) + [1] * (len(of) + 1)
+    masked = AutoModelForMaskedLM.from_pretrained(tmp_path / "hf").eval()
+    with torch.no_grad():
+        types = [masked(**{**pair, "token_type_ids": pair["token_type_ids"] * kind}).logits for kind in (0, 1)]
+    assert torch.equal(*types)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf", num_labels=2).train()
+    words = ["the", "of", "and", "class", "list", "error"]
+    pairs = [(a, b, words.index(b) % 2) for a in words for b in words]  # the second text decides
+    batch = tokenizer([a for a, _, _ in pairs], [b for _, b, _ in pairs], padding=True, return_tensors="pt")
+    labels, optimizer = torch.tensor([kind for _, _, kind in pairs]), torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        loss = model(**batch, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0], losses

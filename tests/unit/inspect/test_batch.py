@@ -1,5 +1,6 @@
 """`inspect batch` shows what is there, in the right colours."""
 
+import re
 import subprocess
 import sys
 
@@ -79,3 +80,21 @@ def test_characters_spelt_in_bytes_are_shown_as_characters(project):
 def test_a_step_beyond_the_run_is_refused(project):
     done = inspect(project, "--step", "21")
     assert done.returncode == 2 and "the run has steps 1 to 20" in done.stderr
+
+
+@pytest.mark.parametrize("objective, settings", [("ul2", {}), ("causal", {}), ("mlm", BERT)])
+def test_without_colours_what_counts_is_between_marks(project, objective, settings):
+    """As through a pipe: the marks hold what is underlined in a terminal, and nothing else."""
+    data = open_data(
+        project.run(
+            f"data.objective={objective}", *(f"{key}={value}" for key, value in settings.items() if key != "data.objective")
+        )
+    )
+    batch, tokenizer = data.train.batch(0, 2), data.tokenizer
+    data.close()
+    for row in range(2):
+        for example in range(batch.segments[row].max() + 1):
+            plain, marked = (as_text(batch, row, example, tokenizer, objective == "mlm", marked) for marked in (False, True))
+            counted = "".join(plain.plain[span.start : span.end] for span in plain.spans if "underline" in str(span.style))
+            assert "".join(re.findall("\u00ab(.*?)\u00bb", marked.plain, re.DOTALL)) == counted and counted
+            assert re.sub("[\u00ab\u00bb]", "", marked.plain) == plain.plain

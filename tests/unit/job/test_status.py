@@ -92,3 +92,14 @@ def test_what_is_wrong_with_one_run_stands_in_its_line(run, tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=words):
             status_of(folder)
+
+
+def test_a_folder_of_runs_stands_for_them(run, capsys):
+    (run.parent / "other").mkdir()
+    (run.parent / "other" / "job.log").write_text("2026-01-01T00:00:00Z  waits\n")
+    (run.parent / "no run").mkdir()
+    print_status([run.parent])
+    shown = capsys.readouterr().out
+    assert str(run) in shown and f"{run.parent}/other" in shown and "no run" not in shown
+    print_status([run.parent / "no run"])
+    assert "neither a run directory" in capsys.readouterr().out

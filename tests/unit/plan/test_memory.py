@@ -147,3 +147,12 @@ def test_buffers_come_beside_activations_only_where_gradients_are_reduced_in_the
         two.buffers == 4_000_000 and two.total == two.weights + two.gradients + two.optimizer + max(two.activations) + two.buffers
     )
     assert three.buffers == 4_000_000 + three.parameters * 4
+
+
+def test_bf16_with_sharded_moments_flattens_all_gradients_also_on_one_rank_unless_they_are_many(project, monkeypatch):
+    """As DeepSpeed's allreduce_no_retain does: it cuts only after a tensor, and the tensor is the whole flat group."""
+    run = project.run("ds.bf16.enabled=true", "ds.zero_optimization.stage=1")
+    memory = rank_memory(run, 0)
+    assert memory.buffers == 4 * memory.parameters
+    monkeypatch.setattr("pretrain.plan.memory.DENSE_BUCKET", memory.parameters - 1)
+    assert rank_memory(run, 0).buffers == 0

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -12,7 +15,8 @@ from pretrain.data.loader import open_data
 from pretrain.errors import UserError
 from pretrain.study.gather import gather
 from pretrain.study.plan import read_study
-from pretrain.study.row import read_table, row_of, table
+from pretrain.study.row import read_table, table
+from pretrain.study.row_of_run import row_of
 from tests.support.plain_reader import read_parameter
 from tests.support.reference import Reference
 from tests.support.runs import train
@@ -170,3 +174,53 @@ def test_an_unfinished_run_counts_up_to_its_checkpoint(project, tmp_path):
     )
     row = row_of(tmp_path / "run", "", "full", {})
     assert (row.step, row.steps, [at.step for at in row.evaluations], row.parts) == (12, 20, [10], {})
+
+
+def test_a_row_that_was_edited_is_refused(raptr, tmp_path):
+    _, row, _ = raptr
+    file = tmp_path / "x.rows.jsonl"
+    whole = json.loads(table([row]))
+    assert len(whole["sha256"]) == 64
+
+    def refused(edit) -> str:
+        changed = json.loads(json.dumps(whole))
+        edit(changed)
+        file.write_text(json.dumps(changed) + "\n")
+        with pytest.raises(UserError, match="line 1 is no row of a study: ") as told:
+            read_table(file)
+        return str(told.value)
+
+    file.write_text(table([row]))
+    assert read_table(file)[0].losses == row.losses
+    assert "checksum" in refused(lambda it: it["step_seconds"][0].__setitem__(2, 0.5))
+    assert 'losses "all" is not that of the last evaluation' in refused(
+        lambda it: (it.update(sha256=""), it["losses"].update(all=1.0))
+    )
+    assert "training losses do not end" in refused(lambda it: it.update(sha256="", training=it["training"][:-1]))
+    assert "every step once" in refused(lambda it: it.update(sha256="", step_seconds=it["step_seconds"][:-1]))
+    for value in (float("nan"), float("inf"), 1e308):
+        refused(
+            lambda it, value=value: (
+                it.update(sha256=""),
+                it["losses"].update(all=value),
+                it["evaluations"][-1].update(loss=value),
+            )
+        )
+
+
+def test_rows_that_were_committed_before_there_were_checksums_are_read():
+    for file in Path("bench/studies").rglob("*.rows.jsonl"):
+        assert all(row.sha256 == "" for row in read_table(file))
+
+
+def test_a_study_whose_baseline_has_no_row_yet_is_reported_on(finished, tmp_path):
+    """Nobody gave --baseline, so nothing is said of it."""
+    study = tmp_path / "study.yaml"
+    for file in finished[0].parent.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    rows = tmp_path / "study.rows.jsonl"
+    rows.write_text("".join(line for line in rows.read_text().splitlines(keepends=True) if '"method":"full"' not in line))
+    words = [sys.executable, "-m", "pretrain", "report", str(study), "--out", str(tmp_path / "page")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "no run of the study's baseline, full, is done yet" in done.stdout, done.stderr

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pretrain.errors import UserError
 from tokenizer import load_tokenizer
 from tokenizer.encode import encode
-from tokenizer.text import blocks, documents, pieces
+from tokenizer.text import blocks, documents, pieces, text_of
 
 GOOD = b'{"text": "fine"}\n'
 
@@ -47,6 +47,16 @@ def write(folder: Path, name: str, content: bytes) -> str:
             None,
         ),
         ("x.parquet", b"PAR1 but not really", "damaged or truncated after line 0", 0),
+        ("x.txt", "one line\nand another\n".encode("utf-16"), "UTF-16 text, and UTF-8 is expected; iconv -f UTF-16", 0),
+        ("x.txt", "one line\nand another\n".encode("utf-16-le"), "UTF-16 text, and UTF-8 is expected; iconv -f UTF-16", 0),
+        ("x.txt", "one line\nand another\n".encode("utf-16-be"), "UTF-16 text, and UTF-8 is expected; iconv -f UTF-16", 0),
+        (
+            "x.txt.gz",
+            gzip.compress("one line\nand another\n".encode("utf-16-le"), mtime=0),
+            "UTF-16 text, and UTF-8 is expected",
+            0,
+        ),
+        ("x.jsonl", '{"text": "fine"}\n'.encode("utf-16"), "UTF-16 text, and UTF-8 is expected", 0),
         ("x.jsonl.gz", b"", "it is empty, which no compressed file is", 0),
         ("x.jsonl.zst", b"", "it is empty, which no compressed file is", 0),
     ],
@@ -115,7 +125,7 @@ def test_a_file_name_of_any_bytes_can_be_listed(home, tmp_path):
 
 
 @given(
-    lines=st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), max_size=30),
+    lines=st.lists(st.binary(max_size=30).map(lambda line: line.translate(None, b"\n\r\0\xff\xfe")), max_size=30),
     end=st.sampled_from([b"\n", b"\r\n"]),
     block=st.integers(1, 60),
     mark=st.booleans(),
@@ -164,3 +174,27 @@ def test_a_plain_file_that_changes_while_it_is_read_is_an_error(tmp_path, change
 def test_a_compressed_file_of_empty_lines_is_many_blocks(tmp_path):
     file = Path(write(tmp_path, "x.txt.gz", gzip.compress(b"\n" * 5000)))
     assert len(list(blocks(0, file, 1000))) == 5
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.txt.gz", "x.jsonl"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("last", [True, False], ids=["ended", "not ended"])
+def test_lines_end_as_on_any_system(tmp_path, name, end, last):
+    lines = [b'{"text": "one"}', b'{"text": "two"}', b'{"text": "three"}'] if "json" in name else [b"one", b"two", b"three"]
+    content = end.join(lines) + (end if last else b"")
+    file = write(tmp_path, name, gzip.compress(content) if name.endswith(".gz") else content)
+    assert list(documents([Path(file)])) == ["one", "two", "three"]
+    read = [document for piece in pieces(0, Path(file)) for document in piece.read(Path(file))]
+    assert [text_of(document, "json" in name) for document in read] == ["one", "two", "three"]
+
+
+def test_a_carriage_return_within_lines_ends_none(tmp_path):
+    assert list(documents([Path(write(tmp_path, "x.txt", b"one\rtwo\nthree\n"))])) == ["one\rtwo", "three"]
+
+
+def test_a_glob_that_the_shell_has_made_names_of_is_taken(home, tmp_path):
+    for name in ("b.txt", "a.txt"):
+        write(tmp_path, name, b"text\n")
+    tool = [sys.executable, "-m", "tokenizer", "encode", "--tokenizer", str(home / "tokenizer"), "--out", str(tmp_path / "out")]
+    done = subprocess.run([*tool, "--input", str(tmp_path / "b.txt"), str(tmp_path / "a.txt")], capture_output=True, text=True)
+    assert done.returncode == 0 and "2 documents" in done.stdout, done.stderr
