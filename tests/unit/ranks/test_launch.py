@@ -1,5 +1,6 @@
 """What makes a GPU deterministic, and which torch is let in."""
 
+import os
 import subprocess
 import sys
 
@@ -35,3 +36,15 @@ def test_a_torch_that_was_tested_is_let_in(found):
 def test_another_is_refused(found):
     with pytest.raises(UserError, match=f"torch {found}: this program is tested with torch 2.11 to 2.13"):
         require_tested_torch(found)
+
+
+def test_on_gpus_memory_may_be_had_in_segments_that_grow():
+    """Set before torch first uses a GPU, unless the user has said otherwise."""
+    code = (
+        "import os; from pretrain.ranks.libraries import prepare_libraries;"
+        " prepare_libraries('cuda'); print(os.environ['PYTORCH_ALLOC_CONF'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTORCH_ALLOC_CONF"}
+    for given, found in ({}, "expandable_segments:True"), ({"PYTORCH_ALLOC_CONF": "x:y"}, "x:y"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**environment, **given})
+        assert done.stdout.strip() == found, done.stderr
