@@ -289,11 +289,24 @@ def _lines(file: Path) -> Iterator[bytes]:
         yield from (line.rstrip(b"\r\n") for line in lines)
         if damage is not None:
             raise damage
-        while more := stream.read1(READ_BYTES):
-            *lines, rest = (rest + more).split(end)
-            yield from (line.rstrip(b"\r\n") for line in lines)
-        if rest:
+        following = stream if end == b"\n" else _ended_by(end, stream)
+        if rest := rest + next(following, b""):
             yield rest.rstrip(b"\r\n")
+        for line in following:
+            yield line.rstrip(b"\r\n")
+
+
+def _ended_by(end: bytes, stream: io.BufferedReader) -> Iterator[bytes]:
+    """Lines of a stream, from where it stands, that end with something else than a line feed."""
+    held: list[bytes] = []
+    while more := stream.read1(READ_BYTES):
+        first, *others = more.split(end)
+        held.append(first)
+        for other in others:
+            yield b"".join(held) + end
+            held = [other]
+    if last := b"".join(held):
+        yield last
 
 
 def _line_end(begin: bytes) -> bytes:

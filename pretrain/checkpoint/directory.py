@@ -25,7 +25,9 @@ from pretrain.errors import UserError, reason, with_file
 from pretrain.files import remove, to_disk, write_whole
 from pretrain.versions import provenance
 
-A_RECORD = "A record, written at every start: edits change nothing. Settings come from the recipe and the command line."
+A_RECORD = (
+    "A record, written at every start. Your own recipe and the command line decide; only a job that is queued again reads this."
+)
 NEVER_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 """Error numbers of a folder that was chosen wrongly; a full disk may be emptied."""
 

@@ -194,7 +194,7 @@ def test_what_plan_warns_of_is_said_by_train_and_noted_once_in_the_story_of_a_jo
         done = train(project, tmp_path / "run", *words, stop, env={**os.environ, "SLURM_JOB_ID": "7"})
         assert done.stdout.count("warning: the learning rate warms up for 20 steps, and the run has 20") == 1, done.stderr
     assert (tmp_path / "run" / "job.log").read_text().count("the learning rate warms up for 20 steps") == 1
-    assert "A record, written at every start" in (tmp_path / "run" / "recipe.yaml").read_text()
+    assert "A record, written at every start. Your own recipe" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
 @pytest.mark.slow
