@@ -72,6 +72,14 @@ def find_place(environment: Mapping[str, str]) -> Place:
     return Place("python")
 
 
+def foreign_mpi(started: int, seen: int, library: str) -> UserError:
+    """Return what to say where mpiexec is of another MPI than the library, so that each process is alone in its world."""
+    return UserError(
+        f"environment: mpiexec started {started} processes, and mpi4py ({library}) sees {seen}: it is another MPI than mpiexec's;"
+        " use the mpiexec of the same one, or torchrun to train"
+    )
+
+
 def _number(environment: Mapping[str, str], name: str) -> int:
     try:
         return int(environment[name])

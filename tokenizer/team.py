@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from pretrain.errors import UserError
+from pretrain.place import MPICH, OPEN_MPI, foreign_mpi
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -17,9 +18,6 @@ R = TypeVar("R")
 
 LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPI_LOCALRANKID")
 """Variables that an MPI launcher sets for its processes."""
-
-SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
-"""Variables in which it says how many they are."""
 
 WANTED, RESULT = "wanted", "result"
 """What a rank says to rank 0."""
@@ -177,7 +175,7 @@ def join() -> Team:
         UserError: there is a launcher and no MPI, or srun started tasks that know nothing of each other.
     """
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
-    launched = max((int(size) for name in SIZES if (size := os.environ.get(name, "")).isdecimal()), default=1)
+    launched = max((int(size) for _, name, *_ in (MPICH, OPEN_MPI) if (size := os.environ.get(name, "")).isdecimal()), default=1)
     if not any(name in os.environ for name in LAUNCHED) and tasks == 1:
         return ALONE
     try:
@@ -193,10 +191,7 @@ def join() -> Team:
             " pmix"
         )
     if comm.size == 1 and launched > 1:
-        raise UserError(
-            f"mpiexec started {launched} processes, and mpi4py ({MPI.get_vendor()[0]}) sees one: it is another MPI than"
-            " mpiexec's; use the mpiexec of the same one"
-        )
+        raise foreign_mpi(launched, comm.size, MPI.get_vendor()[0])
     if comm.size > 1:
         sys.excepthook = _abort
     return Team(comm if comm.size > 1 else None, comm.rank, comm.size)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from pretrain.errors import TrainingStopped, UserError, one_line
 from pretrain.files import write_whole
-from pretrain.place import Place
+from pretrain.place import Place, foreign_mpi
 
 MEETING_SECONDS = 120
 """Seconds until the last process must have come; nodes start at different speeds."""
@@ -133,10 +133,7 @@ def _through_mpi(place: Place, folder: Path, address: str | None) -> str:
 
     world = MPI.COMM_WORLD
     if world.size != place.world_size:
-        raise UserError(
-            f"environment: mpiexec started {place.world_size} processes, and mpi4py ({MPI.get_vendor()[0]}) sees {world.size}:"
-            " it is another MPI than mpiexec's; use the mpiexec of the same one, or torchrun"
-        )
+        raise foreign_mpi(place.world_size, world.size, MPI.get_vendor()[0])
     return world.bcast(address)
 
 

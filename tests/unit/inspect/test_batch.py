@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from rich.text import Text
 
 from pretrain.data.loader import open_data
 from pretrain.inspect.batch import _shown, as_text, roles
@@ -51,21 +52,33 @@ def test_roles_are_those_of_the_examples(project):
             assert shown.plain.startswith("[") and shown.plain.endswith("</s>")
 
 
-@pytest.mark.parametrize("objective, settings", [("ul2", {}), ("causal", {}), ("mlm", BERT)])
-def test_what_counts_in_the_loss_is_underlined(project, objective, settings):
-    data = open_data(
-        project.run(
-            f"data.objective={objective}", *(f"{key}={value}" for key, value in settings.items() if key != "data.objective")
-        )
-    )
+@pytest.fixture(params=["ul2", "causal", "mlm"])
+def examples(request, project):
+    """Shows the examples of two samples, each as `as_text` does; and how many tokens count in the loss."""
+    settings = {**(BERT if request.param == "mlm" else {}), "data.objective": request.param}
+    data = open_data(project.run(*(f"{key}={value}" for key, value in settings.items())))
     batch, tokenizer = data.train.batch(0, 2), data.tokenizer
     data.close()
-    texts = [
-        as_text(batch, row, example, tokenizer, objective == "mlm")
-        for row in range(2)
-        for example in range(batch.segments[row].max() + 1)
-    ]
-    assert sum("underline" in str(span.style) for text in texts for span in text.spans) == int(batch.targets.sum())
+    places = [(row, example) for row in range(2) for example in range(batch.segments[row].max() + 1)]
+
+    def shown(**how) -> list[Text]:
+        return [as_text(batch, row, example, tokenizer, request.param == "mlm", **how) for row, example in places]
+
+    return shown, int(batch.targets.sum())
+
+
+def test_what_counts_in_the_loss_is_underlined(examples):
+    shown, targets = examples
+    assert sum("underline" in str(span.style) for text in shown() for span in text.spans) == targets
+
+
+def test_without_colours_what_counts_is_between_marks(examples):
+    """As through a pipe: the marks hold what is underlined in a terminal, and nothing else."""
+    shown, _ = examples
+    for plain, marked in zip(shown(), shown(marked=True)):
+        counted = "".join(plain.plain[span.start : span.end] for span in plain.spans if "underline" in str(span.style))
+        assert "".join(re.findall("\u00ab(.*?)\u00bb", marked.plain, re.DOTALL)) == counted and counted
+        assert re.sub("[\u00ab\u00bb]", "", marked.plain) == plain.plain
 
 
 def test_characters_spelt_in_bytes_are_shown_as_characters(project):
@@ -80,21 +93,3 @@ def test_characters_spelt_in_bytes_are_shown_as_characters(project):
 def test_a_step_beyond_the_run_is_refused(project):
     done = inspect(project, "--step", "21")
     assert done.returncode == 2 and "the run has steps 1 to 20" in done.stderr
-
-
-@pytest.mark.parametrize("objective, settings", [("ul2", {}), ("causal", {}), ("mlm", BERT)])
-def test_without_colours_what_counts_is_between_marks(project, objective, settings):
-    """As through a pipe: the marks hold what is underlined in a terminal, and nothing else."""
-    data = open_data(
-        project.run(
-            f"data.objective={objective}", *(f"{key}={value}" for key, value in settings.items() if key != "data.objective")
-        )
-    )
-    batch, tokenizer = data.train.batch(0, 2), data.tokenizer
-    data.close()
-    for row in range(2):
-        for example in range(batch.segments[row].max() + 1):
-            plain, marked = (as_text(batch, row, example, tokenizer, objective == "mlm", marked) for marked in (False, True))
-            counted = "".join(plain.plain[span.start : span.end] for span in plain.spans if "underline" in str(span.style))
-            assert "".join(re.findall("\u00ab(.*?)\u00bb", marked.plain, re.DOTALL)) == counted and counted
-            assert re.sub("[\u00ab\u00bb]", "", marked.plain) == plain.plain
