@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -104,6 +104,7 @@ class Result:
 
 def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
     """Time the contestants in interleaved rounds, after two rounds that do not count."""
+    from bench.bare_loop import bare_loop
     from pretrain.engine import build_engine
     from pretrain.engine.micro_batch import MicroBatch
 
@@ -156,61 +157,6 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
             uniform_ideal.append(ideal_of(draw(uniform, drawn[-1], 0)))
     ideal = ideal_pipeline_ratio(run.recipe.shape, half, layout.pipeline, layout.virtual, run.micro_batches, run.backward_cost)
     return Result(facts(run, ranks, half, rounds), seconds, ideal, 1.08 if layout.pipeline > 1 else 1.05, uniform_ideal)
-
-
-def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
-    """The peer: the same chunks and schedule in the run's precision, PyTorch's AdamW on fp32 masters, nothing else."""
-    from megatron.core.pipeline_parallel import get_forward_backward_func
-
-    from pretrain.model.attention import dense_mask
-    from pretrain.model.decoder import Decoder, build_chunks, transformer_config
-    from pretrain.model.layer import LayerInputs
-    from pretrain.model.weights import initialize
-
-    dtype = torch.bfloat16 if run.ds.bf16.enabled else torch.float32
-    config = transformer_config(run.recipe, dtype, on_gpu=ranks.device.type == "cuda")
-    (chunk,) = build_chunks(run.recipe, config)
-    initialize([chunk], run.recipe)
-    chunk.to(ranks.device)
-    whole = LayerPath.full(run.recipe.model.num_layers)
-    params = run.ds.optimizer.params
-    chunk.to(dtype)
-    weights = list(chunk.parameters())
-    masters = weights if dtype == torch.float32 else [weight.detach().float().requires_grad_() for weight in weights]
-    optimizer = torch.optim.AdamW(masters, lr=params.lr, betas=params.betas, weight_decay=params.weight_decay, fused=params.fused)
-
-    def forward(iterator: Iterator, model: Decoder) -> tuple[torch.Tensor, Callable]:
-        batch = next(iterator)
-        tokens, labels, targets, segments, prefix = (
-            torch.from_numpy(a).to(ranks.device)
-            for a in (batch.tokens, batch.labels, batch.targets, batch.segments, batch.prefix)
-        )
-        inputs = LayerInputs(dense_mask(segments, prefix, dtype), whole)
-        output = model(tokens, None, inputs, labels=labels)
-        return output, lambda losses: ((losses * targets).sum() / 1e6, targets.sum(dtype=torch.int), {})
-
-    def step(batches: list) -> None:
-        get_forward_backward_func()(
-            forward_step_func=forward,
-            data_iterator=iter(batches),
-            model=chunk,
-            num_microbatches=len(batches),
-            seq_length=run.recipe.data.sequence_length,
-            micro_batch_size=run.micro_batch,
-        )
-        update()
-
-    def update() -> None:
-        if masters is not weights:
-            for master, weight in zip(masters, weights):
-                master.grad, weight.grad = None if weight.grad is None else weight.grad.float(), None
-        optimizer.step()
-        optimizer.zero_grad()
-        if masters is not weights:
-            with torch.no_grad():
-                torch._foreach_copy_(weights, masters)
-
-    return step
 
 
 def random_batch(run: Run, seed: int) -> Batch:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pretrain.errors import UserError, with_file
 from pretrain.streams import accept_any_text
-from tokenizer.text import READABLE
+from tokenizer.files import READABLE
 
 
 def main() -> int:

@@ -17,11 +17,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from pretrain.errors import UserError, reason
+from tokenizer.files import BadDocument, find_inputs
 from tokenizer.parts import Parts, Tally
 from tokenizer.pieces import PART_CHARACTERS, Tokenizer
 from tokenizer.progress import Progress
 from tokenizer.team import ALONE, Team
-from tokenizer.text import BLOCK_BYTES, BadDocument, Block, OnError, Stretch, find_inputs, pieces, text_of
+from tokenizer.text import BLOCK_BYTES, Block, OnError, Stretch, pieces, text_of
 
 BATCH_CHARACTERS = 200_000
 """Characters of the documents that sentencepiece gets at a time."""

@@ -5,8 +5,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokenizer.files import COMPRESSED
 from tokenizer.parts import Tally
-from tokenizer.text import COMPRESSED, Block, Stretch
+from tokenizer.text import Block, Stretch
 
 EVERY_SECONDS = {True: 0.2, False: 15.0}
 """Seconds between lines, on a terminal and in a log."""

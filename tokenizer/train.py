@@ -16,8 +16,9 @@ import sentencepiece
 
 from pretrain.errors import UserError
 from pretrain.files import sha256
+from tokenizer.files import find_inputs
 from tokenizer.pieces import CLS, EOS, MANIFEST, MASK, MODEL, MODES, PAD, SENTINELS, SEP, UNKNOWN, sentinel
-from tokenizer.text import OnError, documents, find_inputs
+from tokenizer.text import OnError, documents
 
 LONGEST_LINE = 16_000
 """Characters; sentencepiece skips lines of more than max_sentence_length bytes, of which a character has four at most."""

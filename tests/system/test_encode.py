@@ -24,9 +24,10 @@ from pretrain.errors import UserError
 from tests.unit.tokenizer.test_text import GOOD, write
 from tokenizer import load_tokenizer
 from tokenizer.encode import _plan, encode
+from tokenizer.files import find_inputs
 from tokenizer.parts import Parts
 from tokenizer.pieces import parts_of
-from tokenizer.text import Stretch, blocks, documents, find_inputs, pieces
+from tokenizer.text import Stretch, blocks, documents, pieces
 from tokenizer.train import sample
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
