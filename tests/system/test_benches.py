@@ -25,7 +25,7 @@ SMALL = [
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("processes, layout", [(1, "one"), (2, "PP2")])
+@pytest.mark.parametrize("processes, layout", [(1, "one"), pytest.param(2, "PP2", marks=pytest.mark.long)])
 def test_path_speed(tmp_path, processes, layout):
     process = torchrun(
         processes,

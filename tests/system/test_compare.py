@@ -82,6 +82,7 @@ def test_killed_at_random_and_started_again_it_ends_with_the_same_numbers(finish
     assert numbers(rows(study)) == numbers(rows(finished[0]))
 
 
+@pytest.mark.long
 def test_asked_to_stop_it_saves_and_leaves_no_process(project, tmp_path):
     study, runs = write_study(project, tmp_path, options={"steps": 400, "save_every": 400}, seeds=[1]), tmp_path / "runs"
     process = subprocess.Popen(
@@ -282,6 +283,7 @@ def test_the_code_is_that_of_the_beginning(one_missing):
     assert "runs use the code in" in done.stdout and "6 of 6 runs have failed" in done.stderr
 
 
+@pytest.mark.long
 def test_rows_that_were_committed_are_gone_on_from_with_the_code_that_made_them(project, tmp_path):
     """In another clone, another day: the runs are gone, the code has changed, the rows and git are there."""
     clone = tmp_path / "clone"
@@ -312,6 +314,7 @@ def test_rows_that_were_committed_are_gone_on_from_with_the_code_that_made_them(
     )
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_told_with_its_reason_and_the_others_are_done(project, tmp_path):
     methods = {"bad": {"method": "full", "options": {"ds.optimizer.params.lr": 1e30}}, **METHODS}
     study = write_study(project, tmp_path, methods=methods, seeds=[1], options={"data.tokenizer": str(tmp_path / "none")})

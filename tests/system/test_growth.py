@@ -68,6 +68,7 @@ def test_killed_after_it_has_grown_it_goes_on_bit_for_bit(growing, unbroken, tmp
     assert essence(rows(run_dir)) == essence(rows(unbroken))
 
 
+@pytest.mark.long
 def test_from_a_checkpoint_elsewhere_where_a_stage_ends_it_grows_as_well(growing, unbroken, tmp_path):
     """Step 7 is the last of 4 layers: growing is the first thing that happens."""
     first, second = tmp_path / "first", tmp_path / "second"

@@ -108,6 +108,7 @@ GROUPS_OF_ALL = 8
 Megatron-Core makes whatever the layout, and DeepSpeed's."""
 
 
+@pytest.mark.long
 def test_connections_of_a_rank_grow_with_the_groups_that_hold_all(project, tmp_path):
     counts = {}
     for processes in (1, 2, 4):

@@ -62,7 +62,7 @@ def test_a_rank_that_dies_takes_the_others_down_and_the_run_goes_on_bit_for_bit(
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.long), signal.SIGKILL],
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.long) for number in (signal.SIGUSR1, signal.SIGKILL))],
     ids=lambda number: number.name,
 )
 def test_a_launcher_that_is_told_to_go_or_killed_leaves_a_checkpoint_and_no_process(project, unbroken, tmp_path, number):
@@ -131,6 +131,7 @@ def test_what_only_one_rank_finds_wrong_is_told_once_with_its_number(project, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_rank_that_cannot_write_its_part_tells_why_and_no_other_makes_a_reason_up(project, tmp_path):
     run_dir = tmp_path / "run"
     process = only_on_rank_1("ulimit -f 8", project.recipe, "--ds-config", project.ds, "--run-dir", run_dir, *PP2)
@@ -140,6 +141,7 @@ def test_a_rank_that_cannot_write_its_part_tells_why_and_no_other_makes_a_reason
     assert not list((run_dir / "checkpoints").glob("step_" + "[0-9]" * 8))
 
 
+@pytest.mark.long
 def test_a_run_directory_that_not_all_nodes_share_is_refused(project, tmp_path):
     (tmp_path / "other").mkdir()
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}

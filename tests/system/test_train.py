@@ -140,6 +140,7 @@ def test_a_run_that_blows_up_stops_before_the_update_and_says_where(project, tmp
     assert not list((run_dir / "checkpoints").glob("step_*"))
 
 
+@pytest.mark.long
 def test_an_older_checkpoint_may_be_chosen_and_the_newer_ones_are_put_aside(project, unbroken, tmp_path):
     run_dir = tmp_path / "run"
     chosen = run_dir / "checkpoints" / "step_00000005"
@@ -176,6 +177,7 @@ def test_two_processes_do_not_train_in_one_directory(project, tmp_path):
     assert second.returncode == 2 and "another process trains in it" in second.stderr
 
 
+@pytest.mark.long
 def test_killed_while_saving_every_time_it_goes_on_from_a_good_checkpoint(project, unbroken, tmp_path):
     """SIGKILL the moment an unfinished checkpoint appears: it never gets a name, and the next start removes it."""
     run_dir = tmp_path / "run"

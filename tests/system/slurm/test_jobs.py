@@ -88,6 +88,7 @@ def test_before_the_time_limit_it_saves_and_is_queued_again_with_the_code_that_w
     assert re.search(r"start 1: 2 tasks on \S+, from step 1[5-9]", story), "not from the beginning"
 
 
+@pytest.mark.long
 def test_a_node_that_dies_is_replaced_by_another(submit, cluster, unbroken):
     job = submit(*TWO, "--steps", "40", "--save-every", "5", sbatch=ONE_EACH)
     job.wait_for_step(12)
@@ -119,6 +120,7 @@ def test_by_hand_a_misspelt_key_is_refused_before_anything_is_queued(cluster, pr
     assert "Submitted" not in done.stdout and not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_cancelled_it_saves_and_is_not_queued_again(submit, unbroken):
     job = submit(*TWO, "--steps", "2000", "--save-every", "5", sbatch=ONE_EACH)
     job.wait_for_step(12)
