@@ -53,8 +53,10 @@ OFF = {
 
 def asks_for_nothing(key: str, value: object) -> bool:
     """Whether a key that is refused otherwise is switched off here."""
-    off = OFF.get(key)
-    return value == off if not isinstance(off, dict) else isinstance(value, dict) and off.items() <= value.items()
+    if key not in OFF:
+        return False
+    off = OFF[key]
+    return isinstance(value, dict) and off.items() <= value.items() if isinstance(off, dict) else value is off
 
 
 TOP_LEVEL_KEYS = {

@@ -63,7 +63,11 @@ def export(path: Path, to: Path, dtype: torch.dtype = torch.float32, force: bool
         if force and to.is_dir():
             former = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
             os.replace(to, former)
-            os.replace(work, to)
+            try:
+                os.replace(work, to)
+            except OSError:
+                os.replace(former, to)  # nothing is lost
+                raise
             shutil.rmtree(former, ignore_errors=True)
         else:
             os.replace(work, to)

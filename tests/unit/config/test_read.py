@@ -70,6 +70,13 @@ def test_what_asks_for_something_that_is_not_done_is_refused(own, change):
         read_run(with_json(own, **change), [])
 
 
+@pytest.mark.parametrize("key", ["train_batch_sise", "zero_optimisation", "gradient_clip"])
+@pytest.mark.parametrize("value", [None, False, {"enabled": False}, 0])
+def test_a_misspelt_key_is_never_taken_for_one_that_asks_for_nothing(own, key, value):
+    with pytest.raises(UserError, match=f'unknown key "{key}"'):
+        read_run(with_json(own, **{key: value}), [])
+
+
 def test_a_mark_at_the_beginning_that_some_editors_write_is_nothing(own):
     with_json(own)
     for file in (own, own.with_suffix(".json")):
