@@ -52,7 +52,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--recipe", default="ul2_124m")
-    parser.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
+    parser.add_argument(
+        "--ds-config", metavar="FILE.json", help="default: RECIPE.json beside an own recipe, else ds_configs/RECIPE.json"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; default: where temporary files are")
     parser.add_argument("--out", type=Path, default=HOME / "results")

@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, cast
 
@@ -63,7 +64,7 @@ def lines_of(file: Path) -> Iterator[bytes]:
                 begin += more
         except Exception as error:
             damage = error
-        end = line_end(begin)
+        end = line_end(begin, file)
         *lines, rest = begin.split(end)
         yield from (line.rstrip(b"\r\n") for line in lines)
         if damage is not None:
@@ -88,8 +89,9 @@ def _ended_by(end: bytes, stream: io.BufferedReader) -> Iterator[bytes]:
         yield last
 
 
-def line_end(begin: bytes) -> bytes:
-    """Return what lines end with in a file that begins so: a line feed, or a carriage return alone, as old Macs wrote.
+def line_end(begin: bytes, file: Path) -> bytes:
+    """Return what lines end with in a file that begins so: a line feed, or, if there is none in it, a carriage return, as old
+    Macs wrote.
 
     Raises:
         BadDocument: it is UTF-16, every second byte of which is NUL in many languages.
@@ -97,7 +99,19 @@ def line_end(begin: bytes) -> bytes:
     even, odd = begin[0::2].count(0), begin[1::2].count(0)
     if begin.startswith((b"\xff\xfe", b"\xfe\xff")) or max(even, odd) > len(begin) / 8:
         raise BadDocument("UTF-16 text, and UTF-8 is expected; iconv -f UTF-16 -t UTF-8 IN > OUT converts it")
-    return b"\r" if b"\r" in begin and b"\n" not in begin else b"\n"
+    if b"\r" not in begin or b"\n" in begin or (len(begin) >= SAMPLE_BYTES and _has_line_feed(file)):
+        return b"\n"
+    return b"\r"
+
+
+def _has_line_feed(file: Path) -> bool:
+    """Look through a file whose first line may just be long."""
+    with _open(file) as opened, suppress(Exception):  # if it is damaged, what comes before counts
+        stream = cast(io.BufferedReader, opened)
+        while more := stream.read1(READ_BYTES):
+            if b"\n" in more:
+                return True
+    return False
 
 
 def _open(file: Path) -> IO[bytes]:

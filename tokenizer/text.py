@@ -129,7 +129,7 @@ def pieces(index: int, file: Path, block_bytes: int = BLOCK_BYTES) -> Iterator["
         yield from blocks(index, file, block_bytes)
         return
     with file.open("rb") as stream:
-        if line_end(stream.read(SAMPLE_BYTES)) != b"\n":
+        if line_end(stream.read(SAMPLE_BYTES), file) != b"\n":
             yield from blocks(index, file, block_bytes)
             return
     with file.open("rb") as stream:

@@ -51,7 +51,7 @@ def _covers(name: str, key: str) -> bool:
 
 
 def _shortest(key: str, keys: Sequence[str]) -> str:
-    """The shortest name that covers this key alone."""
+    """The shortest name that covers this key alone; the key itself where others are within it."""
     parts = key.split(".")
     names = (".".join(parts[begin:]) for begin in range(len(parts) - 1, -1, -1))
-    return next(name for name in names if sum(_covers(name, other) for other in keys) == 1)
+    return next((name for name in names if sum(_covers(name, other) for other in keys) == 1), key)

@@ -164,7 +164,11 @@ def seal(unfinished: Path, folder: Path, manifest: Manifest) -> None:
         part.unlink()
     to_disk(unfinished)
     if folder.exists() or folder.is_symlink():
-        _remove(folder)
+        problem = _remove(folder)
+        if folder.exists():
+            raise OSError(errno.EEXIST, problem or "it is there again", str(folder))
+        if problem is not None:
+            print(f"WARNING: {problem}", flush=True)
     os.replace(unfinished, folder)
     to_disk(folder.parent)
     point_to(folder)

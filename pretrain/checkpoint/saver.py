@@ -34,7 +34,7 @@ WAIT_SECONDS = 0.01
 SEEN_SECONDS = 90.0
 """Seconds until rank 0 must see what all have written: a network file system remembers for a minute what was not there."""
 LAST_SECONDS = 10.0
-"""Seconds for which a rank that fails waits for what is being written."""
+"""Seconds for which rank 0, if it fails, waits for what others are writing when its own file is written."""
 
 
 class Saver:
@@ -62,7 +62,10 @@ class Saver:
         if error is None or (isinstance(error, TrainingStopped) and error.everywhere):
             self.finish()
         elif self._pending is not None and isinstance(error, Exception):
-            # The others cannot be asked any more. Each rank finishes its file, and rank 0 the checkpoint if all of them do.
+            # The others cannot be asked any more. Each rank finishes its file, however long that takes (the watchdog looks on);
+            # those of others, which are as large, should be there by then for rank 0 to finish the checkpoint.
+            while self._pending.job.is_alive() and not self._pending.written.is_set():
+                self._pending.job.join(WAIT_SECONDS)
             self._pending.job.join(LAST_SECONDS)
 
     def begin(self, position: Position, lr: float) -> None:

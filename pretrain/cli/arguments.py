@@ -26,7 +26,9 @@ class Parser(argparse.ArgumentParser):
 def recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments by which `train` and `plan` find a run."""
     parser.add_argument("recipe", nargs="?", help="name in pretrain/recipes/, or path to a YAML file")
-    parser.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
+    parser.add_argument(
+        "--ds-config", metavar="FILE.json", help="default: RECIPE.json beside an own recipe, else ds_configs/RECIPE.json"
+    )
     parser.add_argument("--explain", action="store_true", help="list every setting of recipe and JSON with its meaning")
 
 

@@ -18,7 +18,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", metavar="RECIPE|RUN", help="of a batch the recipe; of checkpoints the run directory, or a checkpoint's folder"
     )
-    parser.add_argument("--ds-config", metavar="FILE.json", help="default: ds_configs/RECIPE.json")
+    parser.add_argument(
+        "--ds-config", metavar="FILE.json", help="default: RECIPE.json beside an own recipe, else ds_configs/RECIPE.json"
+    )
     parser.add_argument("--short", action="store_true", help="of checkpoints: without the parameters")
     parser.add_argument("--step", type=int, default=1, help="whose batch")
     parser.add_argument(

@@ -133,6 +133,10 @@ class Run:
     def evaluates_parts(self, step: int) -> bool:
         return self.recipe.eval_parts and step == self.steps
 
+    def evaluations(self, step: int) -> int:
+        """Return how many rows of losses on held-out text a step has: with all layers, and with parts of them."""
+        return self.evaluates(step) + self.evaluates_parts(step)
+
     @property
     def parts(self) -> dict[str, LayerPath]:
         """Parts of the model that may be evaluated by themselves."""

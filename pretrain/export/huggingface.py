@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from pretrain.export.architectures import Architecture, architecture_of
 from pretrain.export.card import model_card
 from pretrain.export.tokenizer import special_pieces, write_tokenizer
 
+WRITTEN = re.compile(r"config\.json|README\.md|tokenizer(_config)?\.json|tokenizer\.model|model.*\.safetensors(\.index\.json)?")
+"""Names of what an export writes."""
 SHARD_BYTES = 5 * 10**9
 """Most bytes of one file of weights, as Hugging Face's libraries write them."""
 
@@ -89,7 +92,7 @@ def _require_room(to: Path, force: bool) -> None:
         raise UserError(f"--to {to}: is no folder; remove it or choose another")
     if not to.is_dir() or not any(to.iterdir()):
         return
-    if not (to / "config.json").is_file():
+    if any(not WRITTEN.fullmatch(path.name) for path in to.iterdir()):
         raise UserError(f"--to {to}: holds other files than an export's; choose another folder")
     if not force:
         raise UserError(f"--to {to}: exists; remove it, choose another folder, or replace it with --force")

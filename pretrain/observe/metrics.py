@@ -37,6 +37,11 @@ def parts_rows(rows: list[MetricsRow]) -> list[MetricsRow]:
     return [row for row in rows if "loss" not in row and "eval_loss" not in row]
 
 
+def evaluations_at(rows: list[MetricsRow], step: int) -> int:
+    """Count the rows of a step with losses on held-out text: with all layers, and with parts of them."""
+    return sum("loss" not in row for row in rows if row["step"] == step)
+
+
 class MetricsFile:
     """Appends rows; each is in the file, whole, when the step ends."""
 
@@ -48,7 +53,7 @@ class MetricsFile:
         kept = [(row, end) for row, end in found if row["step"] <= resumed_at]
         self.last_row: MetricsRow | None = next((row for row, _ in reversed(kept) if "loss" in row), None)
         """The newest training row that stays."""
-        self.evaluated = sum("loss" not in row for row, _ in kept if row["step"] == resumed_at)
+        self.evaluated = evaluations_at([row for row, _ in kept], resumed_at)
         """Number of rows of step `resumed_at` with losses on held-out text."""
         self._file: FileIO = path.open("ab", buffering=0)
         os.truncate(path, kept[-1][1] if kept else 0)
@@ -86,10 +91,9 @@ def _without_damage(path: Path) -> list[tuple[MetricsRow, int]]:
 def _rows(path: Path) -> Iterator[tuple[MetricsRow, int]]:
     """Pairs of a row and the offset at which its line ends, in order."""
     end = 0
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            return
-        end += len(line)
+    *lines, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        end += len(line) + 1
         try:
             row = json.loads(line)
             if not isinstance(row["step"], int):

@@ -49,7 +49,7 @@ class Observer:
         step, last = self.start.step, self.metrics.last_row
         if last is None or last["step"] != step or not self.run.evaluates(step):
             return False
-        return self.metrics.evaluated < (2 if self.run.evaluates_parts(step) else 1)
+        return self.metrics.evaluated < self.run.evaluations(step)
 
     def data_ready(self) -> None:
         """Called when a step's batch has arrived; a step begins where the one before ended."""

@@ -20,7 +20,8 @@ def prepare_libraries(device: DeviceType) -> None:
     require_tested_torch(torch.__version__)
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    else:  # paths of changing length leave holes in memory; read when a GPU is first used
+    elif "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name, which torch would pass over
+        # Paths of changing length leave holes in memory. Read when a GPU is first used.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, also where no launcher set it
     prepare_caches()

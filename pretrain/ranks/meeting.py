@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 
 from pretrain.errors import TrainingStopped, UserError, one_line
 from pretrain.files import write_whole
@@ -108,7 +109,8 @@ def _await_all(store: dist.Store, place: Place, where: str) -> None:
         store.set("all came", "")
     for seconds in (QUIET_SECONDS, MEETING_SECONDS - QUIET_SECONDS):
         try:
-            return store.wait(["all came"], timedelta(seconds=seconds))
+            store.wait(["all came"], timedelta(seconds=seconds))
+            return store.set_timeout(default_pg_timeout)  # groups are made through it later, where ranks may be far apart
         except RuntimeError:  # not yet, or rank 0 has left
             if seconds == QUIET_SECONDS and place.rank == 0:
                 print(f"waiting for {_missing(store, place)} {where}", flush=True)

@@ -50,16 +50,18 @@ class Watchdog:
                 file.write(f"rank {self.rank} on {socket.gethostname()}: {text}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-            if trace := _collectives():
-                (folder / f"job_{job}_start_{restart}_rank_{self.rank:05d}.nccl").write_bytes(trace)
             report_to_job(self.run_dir, "hung", text, self.rank)
+            # A rank that cannot even say what its collectives were must end all the same.
+            name = f"nccl_job_{job}_start_{restart}_rank_{self.rank}"
+            threading.Thread(target=_write_collectives, args=(folder / name,), daemon=True).start()
         finally:
             time.sleep(OTHERS_SECONDS)
             os._exit(EXIT_CODE)
 
 
-def _collectives() -> bytes | None:
-    """Return what NCCL's flight recorder knows of the last collectives; None without GPUs. NCCL itself would write it only after
-    its own limit of half an hour, and this process ends before. `torchfrtrace` reads it."""
+def _write_collectives(file: Path) -> None:
+    """Write what NCCL's flight recorder knows of the last collectives; nothing without GPUs. NCCL itself would do so only after
+    its own limit of half an hour, and this process ends before. `torchfrtrace` reads files whose names end with the rank."""
     dump = getattr(getattr(torch._C, "_distributed_c10d", None), "_dump_nccl_trace", None)
-    return dump() if dump is not None else None
+    if dump is not None:
+        file.write_bytes(dump())

@@ -23,6 +23,7 @@ from pretrain.checkpoint.manifest import problem_of
 from pretrain.config.strict import read_json
 from pretrain.errors import UserError, reason
 from pretrain.files import remove, write_whole
+from pretrain.observe.metrics import evaluations_at, read_rows, training_rows
 from pretrain.study.identity import data_of, settings_of
 from pretrain.study.plan import Planned, Study
 from pretrain.study.row import Row, read_table, table
@@ -90,6 +91,8 @@ class Bench:
         last = RunDirectory(self.run_dir(planned)).checkpoint(steps)
         if not (folder / "asked.json").exists() or not last.is_dir() or problem_of(last) is not None:
             return None  # training resumes from an older checkpoint where the last one is damaged
+        if self._lacks_evaluation(planned):
+            return None  # it ended, or is, between its last checkpoint and the evaluation, which training makes up for
         self.prepare(planned)  # is it what the study asks for?
         try:
             row = row_of(self.run_dir(planned), planned.size, planned.method, data_of(planned.run), steps)
@@ -103,6 +106,12 @@ class Bench:
         kept = sorted(self.rows.values(), key=lambda row: order.index(row.key) if row.key in order else len(order))
         write_whole(self.study.rows_file, table(kept))
         return row
+
+    def _lacks_evaluation(self, planned: Planned) -> bool:
+        metrics, steps = self.run_dir(planned) / "metrics.jsonl", planned.run.steps
+        rows = read_rows(metrics) if metrics.is_file() else []
+        trained = any(row["step"] == steps for row in training_rows(rows))
+        return trained and evaluations_at(rows, steps) < planned.run.evaluations(steps)
 
     def collect_finished(self) -> None:
         """Keep the rows of all runs that have finished since."""

@@ -34,7 +34,7 @@ class StudyFile(Strict):
     recipe: str
     """Recipe of every run: a name in pretrain/recipes/, or a path from the study's folder."""
     ds_config: str | None = None
-    """A path from the study's folder; ds_configs/RECIPE.json if left out."""
+    """A path from the study's folder; RECIPE.json beside the recipe, or else in ds_configs, if left out."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
     """Every method runs once with each. Runs with the same seed have the same initial weights, data and data order, so that they
     are compared in pairs."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
+from pydantic import ValidationError
 
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.find import manifest_of, newest_good, run_of
@@ -30,8 +31,16 @@ def row_of(directory: Path, size: str, method: str, data: dict[str, str], step: 
         step: of the checkpoint up to which it counts, which must be good; the newest good one if None.
 
     Raises:
-        UserError: no run, one that has not saved yet or was never evaluated, or files that are damaged.
+        UserError: no run, one that has not saved yet or was never evaluated, files that are damaged, or losses that no row takes.
     """
+    try:
+        return _row_of(directory, size, method, data, step)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{directory}: cannot be compared: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
+def _row_of(directory: Path, size: str, method: str, data: dict[str, str], step: int | None) -> Row:
     rows, (run, manifest) = _metrics(directory), _checkpoint(directory, step)
     done = [row for row in rows if row["step"] <= manifest.step]
     steps, evaluations = training_rows(done), evaluation_rows(done)

@@ -143,6 +143,26 @@ def one_missing(finished, tmp_path):
     return copy, tmp_path / "runs"
 
 
+def test_a_run_that_ended_before_its_last_evaluation_makes_up_for_it(finished, tmp_path):
+    """Killed between the checkpoint of the last step and the evaluation after it: the run is resumed, not refused."""
+    study, runs, _ = finished
+    for file in study.parent.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    shutil.copytree(runs, tmp_path / "runs")
+    copy = tmp_path / "study.yaml"
+    *others, whole = rows_file(study).read_text().splitlines(keepends=True)
+    rows_file(copy).write_text("".join(others))
+    metrics = tmp_path / "runs" / "raptr-seed2" / "run" / "metrics.jsonl"
+    *before, last = metrics.read_text().splitlines(keepends=True)
+    assert "eval_loss" in last
+    metrics.write_text("".join(before))
+    done = compare(copy, tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    row, former = (json.loads(line) for line in (rows_file(copy).read_text().splitlines()[-1], whole))
+    assert row["losses"] == former["losses"] and row["evaluations"] == former["evaluations"]
+
+
 def refused(done: subprocess.CompletedProcess, *words: str) -> None:
     assert done.returncode == 2 and all(word in done.stderr for word in words), done.stdout + done.stderr
 

@@ -157,7 +157,8 @@ def test_where_it_may_go(exported, tmp_path):
     with pytest.raises(UserError, match="lies below a file"):
         export(run, tmp_path / "file" / "hf")
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("")
+    for name in ("config.json", "thesis.tex"):
+        (tmp_path / "mine" / name).write_text("")
     with pytest.raises(UserError, match="holds other files than an export's"):
         export(run, tmp_path / "mine", force=True)
     (tmp_path / "empty").mkdir()

@@ -11,12 +11,12 @@ def row(step: int, **more) -> str:
 
 def test_what_follows_a_damaged_row_is_put_aside_and_said(tmp_path, capsys):
     file = tmp_path / "metrics.jsonl"
-    file.write_text(row(1) + row(2) + "\0\0\0\n" + row(4))
+    file.write_bytes((row(1) + row(2) + "\0\r\0\n" + row(4)).encode())
     metrics = MetricsFile(file, 4)
     metrics.append({"step": 5, "loss": 4.0, "restart": 1})
     metrics.close()
     assert [found["step"] for found in read_rows(file)] == [1, 2, 5]
-    assert (tmp_path / "metrics.jsonl.damaged0").read_text() == "\0\0\0\n" + row(4)
+    assert (tmp_path / "metrics.jsonl.damaged0").read_bytes() == b"\0\r\0\n" + row(4).encode()
     assert "line 3 is not a row" in capsys.readouterr().out
 
 

@@ -1,10 +1,10 @@
 """A row says what the run directory holds, each number worked out again in the plainest way."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from statistics import median
 
 import pytest
@@ -208,9 +208,19 @@ def test_a_row_that_was_edited_is_refused(raptr, tmp_path):
         )
 
 
-def test_rows_that_were_committed_before_there_were_checksums_are_read():
-    for file in Path("bench/studies").rglob("*.rows.jsonl"):
-        assert all(row.sha256 == "" for row in read_table(file))
+def test_a_row_of_a_program_without_checksums_is_read(raptr, tmp_path):
+    facts = json.loads(table([raptr[1]]))
+    del facts["sha256"]
+    (tmp_path / "x.rows.jsonl").write_text(json.dumps(facts) + "\n")
+    assert read_table(tmp_path / "x.rows.jsonl")[0].losses == raptr[1].losses
+
+
+def test_a_loss_that_no_row_takes_is_named_with_its_run(raptr, tmp_path):
+    shutil.copytree(raptr[0], tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text(re.sub(r'"eval_loss": [0-9.]+', '"eval_loss": 1e9', metrics.read_text()))
+    with pytest.raises(UserError, match="run: cannot be compared: loss: Input should be less than 1000000"):
+        row_of(tmp_path / "run", "", "raptr", {})
 
 
 def test_a_study_whose_baseline_has_no_row_yet_is_reported_on(finished, tmp_path):

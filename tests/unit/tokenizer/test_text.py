@@ -192,6 +192,16 @@ def test_a_carriage_return_within_lines_ends_none(tmp_path):
     assert list(documents([Path(write(tmp_path, "x.txt", b"one\rtwo\nthree\n"))])) == ["one\rtwo", "three"]
 
 
+@pytest.mark.parametrize("name", ["x.txt", "x.txt.gz"])
+def test_a_first_line_of_any_length_may_hold_a_carriage_return(tmp_path, name):
+    content = b"a book " * 300_000 + b"\rgoes on\nanother\n"
+    file = write(tmp_path, name, gzip.compress(content) if name.endswith(".gz") else content)
+    assert [len(text) for text in documents([Path(file)])] == [2_100_008, 7]
+    old = content.replace(b"\n", b"\r")
+    file = write(tmp_path, name, gzip.compress(old) if name.endswith(".gz") else old)
+    assert [len(text) for text in documents([Path(file)])] == [2_100_000, 7, 7]
+
+
 def test_a_glob_that_the_shell_has_made_names_of_is_taken(home, tmp_path):
     for name in ("b.txt", "a.txt"):
         write(tmp_path, name, b"text\n")
