@@ -99,19 +99,17 @@ def line_end(begin: bytes, file: Path) -> bytes:
     even, odd = begin[0::2].count(0), begin[1::2].count(0)
     if begin.startswith((b"\xff\xfe", b"\xfe\xff")) or max(even, odd) > len(begin) / 8:
         raise BadDocument("UTF-16 text, and UTF-8 is expected; iconv -f UTF-16 -t UTF-8 IN > OUT converts it")
-    if b"\r" not in begin or b"\n" in begin or (len(begin) >= SAMPLE_BYTES and _has_line_feed(file)):
+    if b"\n" in begin:
         return b"\n"
-    return b"\r"
-
-
-def _has_line_feed(file: Path) -> bool:
-    """Look through a file whose first line may just be long."""
-    with _open(file) as opened, suppress(Exception):  # if it is damaged, what comes before counts
-        stream = cast(io.BufferedReader, opened)
-        while more := stream.read1(READ_BYTES):
-            if b"\n" in more:
-                return True
-    return False
+    returns = b"\r" in begin
+    if len(begin) >= SAMPLE_BYTES:  # its first line may just be long
+        with _open(file) as opened, suppress(Exception):  # if it is damaged, what comes before counts
+            stream = cast(io.BufferedReader, opened)
+            while more := stream.read1(READ_BYTES):
+                if b"\n" in more:
+                    return b"\n"
+                returns = returns or b"\r" in more
+    return b"\r" if returns else b"\n"
 
 
 def _open(file: Path) -> IO[bytes]:
