@@ -122,7 +122,30 @@ def open_tokens(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> TokenSt
     )
 
 
-def contradiction(lengths: np.ndarray, pointers: np.ndarray, documents: np.ndarray, size: int) -> str | None:
+@dataclass(frozen=True)
+class Entries:
+    """A part of an index file of which stretches are read as they are asked for. Mapped into memory, each page would be waited
+    for by itself."""
+
+    file: Path
+    dtype: type[np.int32] | type[np.int64]
+    begin: int
+    """Bytes before it."""
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, stretch: slice) -> np.ndarray:
+        first, last, _ = stretch.indices(self.count)
+        offset = self.begin + first * np.dtype(self.dtype).itemsize
+        return np.fromfile(self.file, self.dtype, max(0, last - first), offset=offset)
+
+
+Numbers = np.ndarray | Entries
+
+
+def contradiction(lengths: Numbers, pointers: Numbers, documents: Numbers, size: int) -> str | None:
     """Say how the parts of an index contradict each other; None if they do not. Of a large one, stretches are looked at.
 
     Args:
@@ -131,8 +154,8 @@ def contradiction(lengths: np.ndarray, pointers: np.ndarray, documents: np.ndarr
         documents: [documents + 1] first sequence of each, and the end.
         size: bytes of a token.
     """
-    if len(pointers) and pointers[0] != 0:
-        return f"its first sequence begins at byte {pointers[0]}"
+    if any(pointers[:1] != 0):
+        return f"its first sequence begins at byte {pointers[:1][0]}"
     for first, last in _stretches(len(lengths)):
         some = lengths[first:last].astype(np.int64)
         if some.min() < 0:
@@ -140,7 +163,7 @@ def contradiction(lengths: np.ndarray, pointers: np.ndarray, documents: np.ndarr
         ends, following = pointers[first:last] + some * size, pointers[first + 1 : last + 1]
         if len(wrong := np.flatnonzero(ends[: len(following)] != following)):
             return f"sequence {first + int(wrong[0])} does not end where the next one begins"
-    if len(documents) == 0 or documents[0] != 0 or documents[-1] != len(lengths):
+    if len(documents) == 0 or documents[:1][0] != 0 or documents[-1:][0] != len(lengths):
         return f"its documents do not hold its {len(lengths)} sequences"
     for first, last in _stretches(len(documents)):
         if (np.diff(documents[first : last + 1]) < 0).any():
@@ -165,10 +188,12 @@ def _check_index(index: Path) -> None:
         expected = INDEX_HEADER.size + 12 * sequences + 8 * documents
         if (magic, version) == (MAGIC, VERSION) and index.stat().st_size == expected:
             if code in WHOLE_NUMBERS:
-                parts = np.memmap(index, np.uint8, "r", INDEX_HEADER.size)
-                lengths, pointers, bounds = np.split(parts, [4 * sequences, 12 * sequences])
+                begin = INDEX_HEADER.size
                 problem = contradiction(
-                    lengths.view(np.int32), pointers.view(np.int64), bounds.view(np.int64), WHOLE_NUMBERS[code]
+                    Entries(index, np.int32, begin, sequences),
+                    Entries(index, np.int64, begin + 4 * sequences, sequences),
+                    Entries(index, np.int64, begin + 12 * sequences, documents),
+                    WHOLE_NUMBERS[code],
                 )
                 if problem is None:
                     return

@@ -48,6 +48,7 @@ def losses(run_dir) -> list[float]:
 
 
 @pytest.mark.dist
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["TP2 x PP2", *(pytest.param(name, marks=pytest.mark.slow) for name in list(LAYOUTS)[1:])])
 def test_every_layout_grows_like_one_process(growing, unbroken, tmp_path, name):
     processes, words = LAYOUTS[name]

@@ -221,6 +221,7 @@ def browse(chromium: str, page: Path, tmp_path: Path) -> tuple[str, str, set[str
     return done.stdout, console, {url for url in by_page if not url.startswith(("file:", "data:"))}
 
 
+@pytest.mark.long
 def test_the_browser_shows_it_without_errors_and_without_the_network(rows, chromium, finished, tmp_path):
     pages = {
         "made": write_page(rows, tmp_path / "made", None),
@@ -236,6 +237,7 @@ def test_the_browser_shows_it_without_errors_and_without_the_network(rows, chrom
         assert (folder / "page.png").stat().st_size > 20_000
 
 
+@pytest.mark.long
 def test_the_browser_test_would_notice(chromium, tmp_path):
     page = tmp_path / "bad.html"
     page.write_text('<html><body><img src="http://127.0.0.1:9/missing.png"><script>undefined_function()</script></body></html>')
