@@ -3,7 +3,9 @@
 import argparse
 import errno
 import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -26,6 +28,9 @@ COMMANDS: dict[str, ModuleType] = {
 """Each module has HELP, `arguments(parser)` and `run(args, rest)`; `rest` are words that are settings of recipe and JSON."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
 """What a file system reports that cannot be written to; it is the user's to fix, and a traceback helps nobody."""
+
+RANK_0_SPEAKS_WITHIN = 10
+"""Seconds. Launchers end all ranks when the first is gone, which must not be rank 0 before it has said why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +71,9 @@ def _report(text: str, everywhere: bool = True) -> None:
     rank = os.environ.get("RANK", "0")
     if rank == "0" or not everywhere:
         print(text if rank == "0" else f"rank {rank}: {text}", file=sys.stderr, flush=True)
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(RANK_0_SPEAKS_WITHIN)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -119,3 +119,12 @@ def test_connections_of_a_rank_grow_with_the_groups_that_hold_all(project, tmp_p
         assert process.returncode == 0, errors
         counts[processes] = int(out.split("sockets: ")[1].split()[0])
     assert counts[4] - counts[2] <= GROUPS_OF_ALL * 2, counts
+
+
+def test_a_mistake_is_told_however_late_rank_0_finds_it(project, tmp_path):
+    """The launcher ends all ranks when the first one ends, which must not be before it is told."""
+    file = patched(tmp_path, "import time; time.sleep(4 * (os.environ['RANK'] == '0'))")
+    process = start(project, file, tmp_path / "run", 2, "--stop-at", "abc")
+    _, errors = process.communicate(timeout=60)
+    told = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert process.returncode != 0 and len(told) == 1 and "invalid int value" in told[0], errors
