@@ -105,7 +105,7 @@ def measure(run: Run, ranks: Ranks, folder: Path, rounds: int) -> tuple[int, int
             vector.copy_(part)
         theirs = folder / "theirs.pt"
         seconds["torch.save"] = _timed(lambda: _save_with_torch(vectors, theirs))
-        seconds["load"] = _timed(lambda: _load(state, checkpoint, step))
+        seconds["load"] = _timed(lambda: _load(state, checkpoint))
         seconds["torch.load"] = _timed(lambda: _load_with_torch(theirs, state, step))
         print(
             "  ".join(f"{name} {value:.2f} s" for name, value in seconds.items()),
@@ -131,9 +131,10 @@ def _save_with_torch(vectors: dict[str, torch.Tensor], file: Path) -> None:
     to_disk(file)
 
 
-def _load(state: ModelState, checkpoint: Path, step: int) -> None:
-    state.load(checkpoint, read_manifest(checkpoint))
-    state.loaded(step)
+def _load(state: ModelState, checkpoint: Path) -> None:
+    manifest = read_manifest(checkpoint)
+    state.load(checkpoint, manifest)
+    state.loaded(manifest)
 
 
 def _load_with_torch(file: Path, state: ModelState, step: int) -> None:
@@ -141,7 +142,7 @@ def _load_with_torch(file: Path, state: ModelState, step: int) -> None:
     for placed in state.kept:
         for kind in TENSORS:
             placed.shard.numbers(kind).copy_(vectors[f"{kind}/{placed.shard.name}"])
-    state.loaded(step)
+    state.optimizer.restored(step, (step,) * len(state.optimizer.updates))
 
 
 def _timed(action: Callable[[], object]) -> float:

@@ -9,6 +9,11 @@ from pretrain.errors import UserError
 
 OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
 MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+OF_LAUNCHERS = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_", "MASTER_", "TORCHELASTIC_",
+    "PMI_", "PMIX_", "OMPI_", "MPI_LOCAL", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID",
+)  # fmt: skip
+"""How the variables begin by which launchers tell a process its place."""
 Launcher = Literal["torchrun", "srun", "mpiexec", "python"]
 
 
@@ -70,6 +75,19 @@ def find_place(environment: Mapping[str, str]) -> Place:
         rank, world_size, local_rank = found
         return _sensible(Place("srun", rank, world_size, local_rank, _tasks_of_this_node(environment)), "SLURM's of the step")
     return Place("python")
+
+
+def rank_here(environment: Mapping[str, str]) -> int:
+    """Return the rank of this process; 0 where the environment makes no sense, which is said elsewhere."""
+    try:
+        return find_place(environment).rank
+    except UserError:
+        return 0
+
+
+def alone(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a process that none of the launchers around this one has started."""
+    return {name: value for name, value in environment.items() if not name.startswith(OF_LAUNCHERS)}
 
 
 def foreign_mpi(started: int, seen: int, library: str) -> UserError:

@@ -98,7 +98,8 @@ def line_end(begin: bytes, file: Path) -> bytes:
     """
     even, odd = begin[0::2].count(0), begin[1::2].count(0)
     if begin.startswith((b"\xff\xfe", b"\xfe\xff")) or max(even, odd) > len(begin) / 8:
-        raise BadDocument("UTF-16 text, and UTF-8 is expected; iconv -f UTF-16 -t UTF-8 IN > OUT converts it")
+        kind = "UTF-16" if begin.startswith((b"\xff\xfe", b"\xfe\xff")) else "UTF-16BE" if even > odd else "UTF-16LE"
+        raise BadDocument(f"UTF-16 text, and UTF-8 is expected; iconv -f {kind} -t UTF-8 IN > OUT converts it")
     if b"\n" in begin:
         return b"\n"
     returns = b"\r" in begin

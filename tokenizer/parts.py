@@ -79,7 +79,8 @@ class Parts:
             )
         file = self.folder / PLAN
         before = _read_plan(file)
-        if before is None:  # nothing says what these blocks are of
+        if before is None or not any(file.name != PLAN for file in self.folder.iterdir()):  # blocks of nobody knows what, or none
+            before = None
             for part in self.folder.iterdir():
                 part.unlink()
         else:

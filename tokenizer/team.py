@@ -174,7 +174,8 @@ def join() -> Team:
     Raises:
         UserError: there is a launcher and no MPI, or srun started tasks that know nothing of each other.
     """
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
+    told = os.environ.get("SLURM_STEP_NUM_TASKS", "") if "SLURM_STEP_ID" in os.environ else ""
+    tasks = int(told) if told.isdecimal() else 1
     launched = max((int(size) for _, name, *_ in (MPICH, OPEN_MPI) if (size := os.environ.get(name, "")).isdecimal()), default=1)
     if not any(name in os.environ for name in LAUNCHED) and tasks == 1:
         return ALONE

@@ -58,7 +58,7 @@ class Manifest(_Part):
 
     format: int
     step: Positive
-    """The last step that is in it; AdamW has made as many updates."""
+    """The last step that is in it."""
     samples: Count
     """Packed samples consumed: with the seed, the whole state of the data."""
     lr: float
@@ -74,6 +74,8 @@ class Manifest(_Part):
     """Checksum of the sentencepiece model by which the data was made."""
     data: dict[str, str] | None = None
     """Checksums of the token files, by the setting that names them; None in a checkpoint of a program that took none."""
+    updates: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
+    """AdamW's updates of each layer; None where there are as many as steps."""
     parameters: dict[str, Annotated[tuple[Positive, ...], Field(strict=False)]]
     """Shapes."""
     files: dict[str, TensorFileFacts]
@@ -85,8 +87,18 @@ class Manifest(_Part):
         return self.model_copy(update={"sha256": self._digest()})
 
     def _digest(self) -> str:
-        left_out = {"sha256"} if self.data is not None else {"sha256", "data"}
+        left_out = {"sha256", *(name for name in ("data", "updates") if getattr(self, name) is None)}
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()
+
+    def updates_of(self, layers: int) -> tuple[int, ...]:
+        """Return AdamW's updates of each layer.
+
+        Raises:
+            ValueError: it tells those of another number of layers.
+        """
+        if self.updates is not None and len(self.updates) != layers:
+            raise ValueError(f"it tells the updates of {len(self.updates)} layers, and the model has {layers}")
+        return self.updates or (self.step,) * layers
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Manifest":

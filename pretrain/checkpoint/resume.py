@@ -51,7 +51,7 @@ def resume(run: Run, saver: Saver, choice: str = "auto", changing: tuple[str, ..
         print(f"resuming after step {manifest.step} from {folder}{there}", flush=True)
     with ranks.all_or_none():
         saver.state.load(folder, manifest)
-    saver.state.loaded(manifest.step)
+    saver.state.loaded(manifest)
 
     def take_over() -> None:
         directory.describe(run, ranks.device.type)  # as it resumes

@@ -79,7 +79,10 @@ class Saver:
         if self._buffer is None:  # kept: pinning memory, and touching it first, takes longer than the copy
             self._buffer = _host_memory(sum(self.state.lengths.values()), self.ranks.device.type == "cuda")
         self.state.copy_to(self._buffer)
-        save, numbers = _Save(self.directory.checkpoint(position.step), position, lr), self._buffer.numpy()
+        save, numbers = (
+            _Save(self.directory.checkpoint(position.step), position, lr, self.state.optimizer.updates),
+            self._buffer.numpy(),
+        )
         self._pending = save
         save.start(lambda: self._write_and_seal(save, numbers))
         if not self.run.recipe.save_async:
@@ -144,7 +147,7 @@ class Saver:
         facts = ranks.on_main(manifest)
         with ranks.all_or_none():
             self.state.load(folder, facts, copies)
-        self.state.loaded(done)
+        self.state.loaded(facts, copies)
         if ranks.is_main:
             print(
                 f"step {done + 1}: layers {', '.join(str(new) for new, _ in copies)} begin as copies of"
@@ -185,6 +188,7 @@ class Saver:
             ds_config=run.ds.model_dump(mode="json", exclude_none=True),
             versions=provenance(self.ranks.device.type),
             tokenizer_sha256=self.data[TOKENIZER],
+            updates=None if set(save.updates) <= {save.position.step} else save.updates,
             data={name: checksum for name, checksum in self.data.items() if name != TOKENIZER},
             parameters=dict(sorted(shapes.items())),
             files={_file_of(rank): part.file for rank, part in enumerate(parts) if part.file is not None},
@@ -213,8 +217,8 @@ class Saver:
 class _Save:
     """One checkpoint on its way to the disk."""
 
-    def __init__(self, folder: Path, position: Position, lr: float) -> None:
-        self.folder, self.position, self.lr = folder, position, lr
+    def __init__(self, folder: Path, position: Position, lr: float, updates: tuple[int, ...]) -> None:
+        self.folder, self.position, self.lr, self.updates = folder, position, lr, updates
         self.unfinished = folder.with_suffix(".unfinished")
         self.written = Event()
         """This rank's part is on disk."""

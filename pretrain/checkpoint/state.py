@@ -1,6 +1,5 @@
 """What a checkpoint keeps of the model and its optimizer, and how it comes back."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pretrain.checkpoint.reader import Reader
 from pretrain.errors import UserError
 from pretrain.model.split import is_split, split_of
 from pretrain.optim.interface import ModelOptimizer
-from pretrain.optim.names import TENSORS
+from pretrain.optim.names import TENSORS, in_layer, layer_of
 from pretrain.optim.shards import Shard
 from pretrain.subnetwork.methods.base import Copies
 
@@ -60,7 +59,7 @@ class ModelState:
     @torch.no_grad()
     def copy_to(self, buffer: Tensor) -> None:
         """Copy everything that this rank writes into one vector of host memory; when this returns, training may continue."""
-        self.optimizer.settle()
+        self.optimizer.catch_up()
         begin, on_gpu = 0, False
         for kind in TENSORS:
             for placed in self.written:
@@ -100,15 +99,20 @@ class ModelState:
         except ValueError as error:
             raise UserError(f"{folder}: {error}") from None
 
-    def loaded(self, step: int) -> None:
-        """Have the optimizer take over what was loaded; to be called on all ranks when all of them have loaded."""
-        self.optimizer.restored(step)
+    def loaded(self, manifest: Manifest, copies: Copies = ()) -> None:
+        """Have the optimizer take over what was loaded; to be called on all ranks when all of them have loaded.
+
+        Args:
+            copies: layers that have become copies of others.
+        """
+        counts, sources = manifest.updates_of(len(self.optimizer.updates)), dict(copies)
+        self.optimizer.restored(manifest.step, tuple(counts[sources.get(layer, layer)] for layer in range(len(counts))))
 
 
 def _copied(name: str, copies: dict[int, int]) -> str | None:
     """Return the parameter that this one becomes a copy of."""
-    match = re.fullmatch(r"(decoder\.layers\.)(\d+)(\..+)", name)
-    return f"{match[1]}{copies[int(match[2])]}{match[3]}" if match and int(match[2]) in copies else None
+    layer = layer_of(name)
+    return in_layer(name, copies[layer]) if layer in copies else None
 
 
 def _placed(shard: Shard) -> PlacedShard:

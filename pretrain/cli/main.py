@@ -7,11 +7,13 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 
 from pretrain.cli import compare, export, inspect, job, plan, report, status, train, verify
 from pretrain.cli.arguments import Parser
 from pretrain.errors import TrainingStopped, UserError, lost_a_peer, one_line, reason
+from pretrain.place import rank_here
 from pretrain.streams import accept_any_text
 
 COMMANDS: dict[str, ModuleType] = {
@@ -29,14 +31,19 @@ COMMANDS: dict[str, ModuleType] = {
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
 """What a file system reports that cannot be written to; it is the user's to fix, and a traceback helps nobody."""
 
+NO_SUCH_PLACE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
+"""What it reports of a path that cannot be one."""
 RANK_0_SPEAKS_WITHIN = 10
-"""Seconds. Launchers end all ranks when the first is gone, which must not be rank 0 before it has said why."""
+"""Seconds. Launchers end all ranks when the first is gone, which must not happen before rank 0 has said why; and where it never
+does, another says it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it ended well, 2 for a mistake of the user's, 1 for a run that could not continue."""
     accept_any_text()
     words = list(sys.argv[1:] if argv is None else argv)
+    rank = rank_here(os.environ) if words[:1] == ["train"] else 0  # other commands are one process, whatever is left around it
+    _report = partial(_say, rank)
     parser = _parser()
     try:
         args, rest = parser.parse_known_args(words)
@@ -60,20 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report(f"stopped: another rank is gone ({one_line(error)}); it, or the launcher, reports why", everywhere=False)
         return 1
     except OSError as error:
+        if error.errno in NO_SUCH_PLACE:
+            _report(f"error: {error.filename or 'a file'}: {reason(error)}", everywhere=False)
+            return 2
         if error.errno not in NO_ROOM:
             raise
         _report(f"stopped: {error.filename or 'a file'} cannot be written: {reason(error)}", everywhere=False)
         return 1
 
 
-def _report(text: str, everywhere: bool = True) -> None:
+def _say(rank: int, text: str, everywhere: bool = True) -> None:
     """Print once for all ranks where all came to the same conclusion; else each for itself."""
-    rank = os.environ.get("RANK", "0")
-    if rank == "0" or not everywhere:
-        print(text if rank == "0" else f"rank {rank}: {text}", file=sys.stderr, flush=True)
-    else:
+    if rank and everywhere:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(RANK_0_SPEAKS_WITHIN)
+        time.sleep(RANK_0_SPEAKS_WITHIN)  # most launchers end this process meanwhile
+    print(text if rank == 0 else f"rank {rank}: {text}", file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,8 @@
 """Combinations that cannot run, each refused with the reason and what to write instead. What `plan` checks on a laptop is
 this."""
 
+import json
+
 from pretrain.config.run import Run
 from pretrain.errors import UserError
 
@@ -62,21 +64,44 @@ def _check_sharding(run: Run) -> None:
     p, stage, where = run.recipe.parallel, run.ds.zero_optimization.stage, f'{run.ds_file}: "zero_optimization.stage"'
     if run.ds.bf16.enabled and stage == 0:
         raise UserError(f"{where} 0 with bf16 cannot sum gradients in fp32 (DeepSpeed refuses it); use stage 1")
-    if stage < 2:
+    if stage in (1, 2):
+        _check_layerwise(run)
+        return
+    for name, value, default in (
+        ("zero_optimization.overlap_comm", run.ds.zero_optimization.overlap_comm, False),
+        ("communication_data_type", run.ds.communication_data_type, "fp32"),
+        ("progressive_subnetwork.skipped_update", run.ds.progressive_subnetwork.skipped_update, "exact"),
+    ):
+        if value != default:
+            raise UserError(
+                f'{run.ds_file}: "{name}" {json.dumps(value)} needs "zero_optimization.stage" 1 or 2, and it is {stage}'
+            )
+    if stage < 3:
         return
     if p.pipeline > 1:
         raise UserError(
-            f"{where} {stage} reduces gradients during the backward pass, before pipeline ranks have summed theirs; use 0 or "
-            f"1 with parallel.pipeline {p.pipeline}"
+            f"{where} 3 reduces gradients during the backward pass, before pipeline ranks have summed theirs; use 0 to 2 with"
+            f" parallel.pipeline {p.pipeline}"
         )
     if p.sequence:
-        raise UserError(f"{where} {stage} would miss the norms' gradients under parallel.sequence; use 0 or 1, or drop it")
+        raise UserError(f"{where} 3 would miss the norms' gradients under parallel.sequence; use 0 to 2, or drop it")
     paths = len(run.method.paths(run.steps))
     if run.micro_batches % paths:
         raise UserError(
-            f"{where} {stage} needs all replicas on one path at a time: paths_per_step {paths} must divide the "
+            f"{where} 3 needs all replicas on one path at a time: paths_per_step {paths} must divide the "
             f"{run.micro_batches} micro-batches of a rank"
         )
+
+
+def _check_layerwise(run: Run) -> None:
+    """Stages 1 and 2 are this program's own, by layer, and have no choice in these."""
+    zero = run.ds.zero_optimization
+    for name, refused in (("contiguous_gradients", False), ("allgather_partitions", False), ("round_robin_gradients", True)):
+        if getattr(zero, name) is refused:
+            raise UserError(
+                f'{run.ds_file}: "zero_optimization.{name}" {json.dumps(refused)} has no meaning in stage {zero.stage}, which'
+                " goes layer by layer; remove it"
+            )
 
 
 def _check_batch(run: Run) -> None:

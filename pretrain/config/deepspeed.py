@@ -122,8 +122,8 @@ class Zero(Strict):
     """Gather updated weights with all-gather instead of broadcasts."""
     round_robin_gradients: bool = False
     """Spread copies of gradients over ranks; only with offloading."""
-    overlap_comm: Literal[False] = False
-    """Must be false: gradients are reduced after the pipeline's schedule."""
+    overlap_comm: bool = False
+    """Stages 1 and 2: sum a layer's gradients over replicas while the backward pass of others goes on."""
 
     foreign: ClassVar[dict[str, str]] = ZERO_KEYS
 
@@ -149,6 +149,8 @@ class DeepSpeedConfig(Strict):
     """Precision."""
     data_types: DataTypes = DataTypes()
     """Types of what DeepSpeed keeps."""
+    communication_data_type: Literal["fp32", "bf16"] = "fp32"
+    """Stages 1 and 2: type in which gradients are sent and summed over replicas."""
     zero_optimization: Zero = Zero()
     """Sharding."""
     progressive_subnetwork: ProgressiveSubnetwork = FullKeys(method="full")

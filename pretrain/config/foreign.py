@@ -77,7 +77,7 @@ TOP_LEVEL_KEYS = {
     ),
     **_all(
         """
-        steps_per_print dump_state disable_python_gc disable_allgather communication_data_type
+        steps_per_print dump_state disable_python_gc disable_allgather
         seq_parallel_communication_data_type prescale_gradients gradient_predivide_factor gradient_allreduce_op
         torch_autocast zero_allow_untested_optimizer zero_force_ds_cpu_optimizer wall_clock_breakdown memory_breakdown
         flops_profiler bfloat16 autotuning hybrid_engine data_efficiency checkpoint aio dataloader_drop_last log_level

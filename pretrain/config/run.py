@@ -12,6 +12,9 @@ from pretrain.errors import UserError
 from pretrain.subnetwork.methods import Method
 from pretrain.subnetwork.path import LayerPath, parts_of_model, path_of_sample
 
+SINCE = {"ds.communication_data_type": "fp32", "ds.progressive_subnetwork.skipped_update": "exact"}
+"""Settings that came later, with the values that mean what was done before: left out where a run is compared with older ones."""
+
 
 @dataclass(frozen=True)
 class Position:
@@ -167,7 +170,8 @@ class Run:
             "ds.optimizer.params.torch_adam",
         }
         keys = _flat({"recipe": self.recipe.model_dump(mode="json"), "ds": self.ds.model_dump(mode="json")})
-        return {k: v for k, v in keys.items() if not any(k == i or k.startswith(i + ".") for i in indifferent)}
+        decide = {k: v for k, v in keys.items() if not any(k == i or k.startswith(i + ".") for i in indifferent)}
+        return {k: v for k, v in decide.items() if (k, v) not in SINCE.items()}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

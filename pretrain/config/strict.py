@@ -205,7 +205,7 @@ def _explain(error: ValidationError, model: type[Strict], source: str) -> str:
     if problem["type"] == "union_tag_invalid":  # of a block whose keys depend on one of them
         names.append(problem["ctx"]["discriminator"].strip("'"))
         message = f"input should be {' or '.join(problem['ctx']['expected_tags'].rsplit(', ', 1))}"
-        problem["input"] = problem["ctx"]["tag"]
+        problem["input"] = problem["input"].get(names[-1])
     if not names:
         return f"{source}: {message}"
     value = "null" if problem["input"] is None else repr(problem["input"])

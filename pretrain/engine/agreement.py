@@ -16,33 +16,38 @@ from pretrain.ranks.process import Ranks
 from pretrain.subnetwork import LayerPath, fingerprint
 
 
-def targets_and_paths(ranks: Ranks, step: int, batches: Sequence[Batch], paths: Sequence[LayerPath]) -> int:
+def targets_and_paths(ranks: Ranks, step: int, batches: Sequence[Batch], paths: Sequence[LayerPath], updates: int) -> int:
     """Count the global batch's target tokens and, in the same collective, verify that all ranks drew the same paths.
 
+    Args:
+        updates: the optimizer's fingerprint, alike on all ranks.
+
     Raises:
-        TrainingStopped: some ranks drew other paths, or no token is a target.
+        TrainingStopped: some ranks drew other paths or have updated other layers, or no token is a target.
     """
-    slots = torch.zeros(1 + ranks.world_size, dtype=torch.int64)
+    slots = torch.zeros(1 + 2 * ranks.world_size, dtype=torch.int64)
     if ranks.speaks_for_replica:
         slots[0] = sum(int(batch.targets.sum()) for batch in batches)
-    slots[1 + ranks.rank] = fingerprint(step, paths)
+    slots[1 + 2 * ranks.rank] = fingerprint(step, paths)
+    slots[2 + 2 * ranks.rank] = updates
     slots = slots.to(ranks.device)
     dist.all_reduce(slots)
     targets, *fingerprints = slots.tolist()
-    if len(set(fingerprints)) > 1:
-        raise TrainingStopped(f"step {step}: {disagreement(fingerprints)}; they must run the same code, recipe and seed")
+    for told, deed in ((fingerprints[::2], "drew other paths"), (fingerprints[1::2], "updated other layers before")):
+        if len(set(told)) > 1:
+            raise TrainingStopped(f"step {step}: {disagreement(told, deed)}; they must run the same code, recipe and seed")
     if targets == 0:
         raise TrainingStopped(f"step {step}: no target token in the whole batch; check data.train")
     return targets
 
 
-def disagreement(fingerprints: Sequence[int]) -> str:
-    """Say which ranks drew other paths; where there is no majority, which drew the same."""
+def disagreement(fingerprints: Sequence[int], deed: str) -> str:
+    """Say which ranks did something else than the rest; where there is no majority, which did the same."""
     counted = Counter(fingerprints).most_common()
     parties = [", ".join(str(rank) for rank, own in enumerate(fingerprints) if own == common) for common, _ in counted]
     if counted[0][1] * 2 > len(fingerprints):
-        return f"rank {', '.join(parties[1:])} drew other paths than the rest"
-    return f"the ranks drew different paths: {' against '.join(parties)}"
+        return f"rank {', '.join(parties[1:])} {deed} than the rest"
+    return f"the ranks {deed.replace('other', 'different')}: {' against '.join(parties)}"
 
 
 def finite_losses(

@@ -22,6 +22,7 @@ from pretrain.model.decoder import build_chunks, transformer_config
 from pretrain.model.weights import initialize
 from pretrain.optim.deepspeed import DeepSpeedOptimizer
 from pretrain.optim.interface import ModelOptimizer, Ran
+from pretrain.optim.layerwise import LayerwiseOptimizer
 from pretrain.optim.model import ChunkedModel
 from pretrain.optim.rates import learning_rate
 from pretrain.ranks.process import Ranks
@@ -39,7 +40,8 @@ def build_engine(run: Run, ranks: Ranks) -> "Engine":
         chunk.to(ranks.device)
         chunk.ddp_config = DistributedDataParallelConfig()  # Megatron's gradient helpers ask it for FSDP
     model = ChunkedModel(chunks)
-    optimizer = DeepSpeedOptimizer(model, config, run.ds)
+    by_layer = run.ds.zero_optimization.stage in (1, 2)
+    optimizer = (LayerwiseOptimizer if by_layer else DeepSpeedOptimizer)(model, config, run.ds, run.recipe.model.num_layers)
     stopwatch = Stopwatch(ranks.device)
     schedule = Schedule(chunks, optimizer, run.recipe, run.batching, ranks.device, config.params_dtype, stopwatch)
     return Engine(run.recipe, run.ds, run.batching, ranks, model, optimizer, schedule, stopwatch)
@@ -69,9 +71,9 @@ class Engine:
             TrainingStopped: ranks disagree about the paths, or a loss or the gradient is not finite.
         """
         # Before the schedule, because ranks on different paths would wait for each other for ever in it.
-        targets = agreement.targets_and_paths(self.ranks, step, batches, paths)
+        targets = agreement.targets_and_paths(self.ranks, step, batches, paths, self.optimizer.fingerprint())
         self.model.train()
-        self.optimizer.begin(Ran.of(paths, self.batching))
+        self.optimizer.begin(Ran.of(paths, self.batching, self.ranks.data_parallel_rank))
         # Gradients are averaged over replicas, so each replica's part is scaled up by their number.
         entries = self.forward_backward(self._micro_batches(batches, paths), scale=self.batching.replicas / targets)
         losses = [entry["sums"].sum() for entry in entries]
@@ -85,7 +87,7 @@ class Engine:
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], path: LayerPath | None = None) -> Evaluation:
         """Return losses through a path, by default with all layers active."""
-        self.optimizer.settle()
+        self.optimizer.settle(path)
         path = path or LayerPath.full(self.recipe.model.num_layers)
         self.model.eval()
         entries = self.forward_backward([MicroBatch(batch, path) for batch in batches], scale=1.0, forward_only=True)

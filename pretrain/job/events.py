@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretrain.errors import NodesUnfit, TrainingStopped, UserError, lost_a_peer, one_line
-from pretrain.place import this_node
+from pretrain.place import rank_here, this_node
 
 EventKind = Literal["started", "finished", "ended", "saved", "config", "stopped", "crash", "hung", "node", "requeued", "over"]
 """started, requeued, over: of the batch script, whose words these are; the others of the processes. finished: the last step is
@@ -38,7 +38,8 @@ class Event:
 
 def this_start(environment: Mapping[str, str]) -> tuple[str, int]:
     """Return job and restart of a process, which together identify one start of a run."""
-    return environment.get("SLURM_JOB_ID", "none"), int(environment.get("SLURM_RESTART_COUNT", "0"))
+    restart = environment.get("SLURM_RESTART_COUNT", "")
+    return environment.get("SLURM_JOB_ID", "none"), int(restart) if restart.isdecimal() else 0
 
 
 def report_to_job(
@@ -74,7 +75,7 @@ def report_failures(run_dir: Path | None) -> Iterator[None]:
         yield
     except Exception as error:
         if run_dir is not None and not lost_a_peer(error):
-            rank = int(os.environ.get("RANK", "0"))
+            rank = rank_here(os.environ)
             if isinstance(error, NodesUnfit):
                 for node, complaint in error.complaints.items() if rank == error.told_by else ():
                     report_to_job(run_dir, "node", complaint, rank, node=node)

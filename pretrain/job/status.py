@@ -57,6 +57,8 @@ def status_of(run: Path) -> dict[str, str]:
     job = events[-1].job if events else ""
     if not (run / "recipe.yaml").is_file():
         if not (run / "job.log").is_file():
+            if not run.exists():
+                raise UserError(f"{run}: {'a link that leads nowhere' if run.is_symlink() else 'no such folder'}")
             raise UserError(f"{run}: neither a run directory (it has no recipe.yaml) nor a folder of some")
         lines = (run / "job.log").read_text(errors="replace").splitlines()
         return {"run": str(run), "state": lines[-1].partition("  ")[2] if lines else "not started", "job": job}

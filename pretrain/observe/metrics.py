@@ -46,7 +46,7 @@ class MetricsFile:
     """Appends rows; each is in the file, whole, when the step ends."""
 
     def __init__(self, path: Path, resumed_at: int) -> None:
-        """Cut what is beyond step `resumed_at`, leaving the bytes before it alone; rows from a damaged one on are put aside."""
+        """Cut what is beyond step `resumed_at`, leaving the bytes before it alone; damaged rows are put aside."""
         found = _without_damage(path) if path.exists() else []
         self.restarts = 1 + max((row.get("restart", 0) for row, _ in found), default=-1)
         """How often the run has been resumed: 0 for the first start."""
@@ -72,24 +72,28 @@ class MetricsFile:
 
 
 def _without_damage(path: Path) -> list[tuple[MetricsRow, int]]:
-    """Return the rows as `_rows`; if one is damaged, those before it, and move the rest into a file beside."""
-    found = []
-    try:
-        for pair in _rows(path):
-            found.append(pair)
-    except UserError as damage:
-        number = 0
-        while (aside := path.with_name(f"{path.name}.damaged{number}")).exists():
-            number += 1
-        end = found[-1][1] if found else 0
-        write_whole(aside, path.read_bytes()[end:])
-        os.truncate(path, end)
-        print(f"WARNING: {str(damage).partition(';')[0]}; it and what follows is now in {aside.name}", flush=True)
-    return found
+    """Return the rows as `_rows`; lines that are none are moved into a file beside."""
+    damaged: list[int] = []
+    found = list(_rows(path, damaged))
+    if not damaged:
+        return found
+    number = 0
+    while (aside := path.with_name(f"{path.name}.damaged{number}")).exists():
+        number += 1
+    lines = path.read_bytes().split(b"\n")
+    write_whole(aside, b"".join(lines[number - 1] + b"\n" for number in damaged))
+    write_whole(path, b"\n".join(line for number, line in enumerate(lines, start=1) if number not in damaged))
+    are = f"line {damaged[0]} is not a row; it is" if len(damaged) == 1 else f"{len(damaged)} lines are not rows; they are"
+    print(f"WARNING: {path}: {are} now in {aside.name}", flush=True)
+    return list(_rows(path))
 
 
-def _rows(path: Path) -> Iterator[tuple[MetricsRow, int]]:
-    """Pairs of a row and the offset at which its line ends, in order."""
+def _rows(path: Path, damaged: list[int] | None = None) -> Iterator[tuple[MetricsRow, int]]:
+    """Pairs of a row and the offset at which its line ends, in order.
+
+    Args:
+        damaged: gets the numbers of lines that are no rows, instead of an error.
+    """
     end = 0
     *lines, _ = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -99,5 +103,8 @@ def _rows(path: Path) -> Iterator[tuple[MetricsRow, int]]:
             if not isinstance(row["step"], int):
                 raise TypeError("step")
         except (ValueError, TypeError, KeyError):
+            if damaged is not None:
+                damaged.append(number)
+                continue
             raise UserError(f"{path}: line {number} is not a row; restore the file or start in another run directory") from None
         yield row, end

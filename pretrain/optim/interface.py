@@ -2,7 +2,8 @@
 `deepspeed.py`, which `build_engine` (engine/engine.py) constructs.
 
 One step in order: `begin` before the first forward pass, the schedule runs what `entry` gives, `finish` when all micro-batches
-are through. `shards` and `restored` belong to checkpoints, `settle` to whoever else reads weights between two steps.
+are through. `catch_up`, `shards`, `updates` and `restored` belong to checkpoints, `settle` to whoever else reads weights between
+two steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,16 +25,35 @@ class Ran:
 
     last_micro_batch: tuple[int | None, ...]
     """For each layer the last micro-batch of a rank in which some replica runs it, counted from 0; None if no replica does."""
+    here: tuple[int, ...]
+    """How many of this rank's own micro-batches run each layer."""
 
     @classmethod
-    def of(cls, paths: Sequence[LayerPath], batching: Batching) -> "Ran":
-        """Find what a step runs whose micro-batches take `paths` as `Batching.path_index` says."""
+    def of(cls, paths: Sequence[LayerPath], batching: Batching, replica: int) -> "Ran":
+        """Find what a step runs whose micro-batches take `paths` as `Batching.path_index` says, `replica` being this rank's."""
         last: list[int | None] = [None] * len(paths[0].active)
-        for path, micro_batch in zip(paths, _last_micro_batches(batching, len(paths))):
+        here = [0] * len(last)
+        own = _micro_batches_of(batching, replica, len(paths))
+        for path, micro_batch, count in zip(paths, _last_micro_batches(batching, len(paths)), own):
             for layer, active in enumerate(path.active):
                 if active:
                     last[layer] = max(last[layer] or 0, micro_batch)
-        return cls(tuple(last))
+                    here[layer] += count
+        return cls(tuple(last), tuple(here))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those that any replica runs."""
+        return tuple(layer for layer, micro_batch in enumerate(self.last_micro_batch) if micro_batch is not None)
+
+
+@cache
+def _micro_batches_of(batching: Batching, replica: int, paths: int) -> tuple[int, ...]:
+    """For each of so many paths, the number of a replica's micro-batches that take it."""
+    count = [0] * paths
+    for micro_batch in range(batching.micro_batches):
+        count[batching.path_index(micro_batch, replica, paths)] += 1
+    return tuple(count)
 
 
 @cache
@@ -61,11 +81,21 @@ class ModelOptimizer(Protocol):
         Returns the norm of the whole model's gradient before clipping; below 0 or not finite if the update is not good.
         """
 
+    def fingerprint(self) -> int:
+        """Return a 63-bit hash of what all ranks must agree on before a step: the layers' counts of updates."""
+
+    @property
+    def updates(self) -> tuple[int, ...]:
+        """AdamW's updates of each layer so far. What is outside layers is updated in every step."""
+
+    def catch_up(self) -> None:
+        """Bring masters and moments up to date, before shards are read."""
+
     def shards(self) -> list[Shard]:
         """Return all that this rank keeps of masters and moments."""
 
-    def restored(self, step: int) -> None:
+    def restored(self, step: int, updates: tuple[int, ...]) -> None:
         """Take over masters and moments that were written into the shards, as they are after `step`; called on all ranks."""
 
-    def settle(self) -> None:
-        """Bring all weights up to date for a reader outside a step; called on all ranks."""
+    def settle(self, path: LayerPath | None = None) -> None:
+        """Bring the weights that a path runs, by default all, up to date for a reader outside a step; called on all ranks."""

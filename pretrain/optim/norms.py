@@ -1,29 +1,68 @@
-"""The gradient's norm and clipping, where DeepSpeed does neither as needed: without ZeRO."""
+"""The gradient's norm, over all ranks, and clipping by it."""
+
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch import Tensor
 
 from pretrain.model.split import is_split
+from pretrain.optim.groups import FlatGroup
 from pretrain.optim.model import ChunkedModel, gradient_of
 
 
 @torch.no_grad()
 def global_norm(model: ChunkedModel) -> float:
     """Return the norm of the whole model's gradient: every weight once, however many ranks hold parts or copies of it."""
-    counted = [
-        gradient_of(parameter)
-        for parameter in model.parameters()
-        if not model.is_copy(parameter) and (is_split(parameter) or parallel_state.get_tensor_model_parallel_rank() == 0)
-    ]
+    counted = [gradient_of(parameter) for parameter in model.parameters() if counts_here(model, parameter)]
     square = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in counted]).pow(2).sum()
     dist.all_reduce(square, group=parallel_state.get_model_parallel_group())
     return float(square.sqrt())
 
 
+def counts_here(model: ChunkedModel, parameter: torch.nn.Parameter) -> bool:
+    """Whether this rank counts a parameter in the norm; of copies one rank counts one."""
+    return not model.is_copy(parameter) and (is_split(parameter) or parallel_state.get_tensor_model_parallel_rank() == 0)
+
+
 @torch.no_grad()
 def clip(model: ChunkedModel, norm: float, largest: float) -> None:
     """Scale gradients down to `largest`, as DeepSpeed's ZeRO does; 0 leaves them alone."""
-    if largest and norm > largest:
+    if (ratio := clip_ratio(norm, largest)) < 1:
         for parameter in model.parameters():
-            gradient_of(parameter).mul_(largest / (norm + 1e-6))
+            gradient_of(parameter).mul_(ratio)
+
+
+def clip_ratio(norm: float, largest: float) -> float:
+    """Return the factor on gradients of this norm, at most 1; DeepSpeed adds as much to the norm. 0 leaves them alone."""
+    return min(1.0, largest / (norm + 1e-6)) if largest else 1.0
+
+
+class GroupNorm:
+    """The norm of what replicas have summed, each its part."""
+
+    def __init__(self, model: ChunkedModel, groups: Iterable[FlatGroup]) -> None:
+        self.counted = {
+            group: [stretch for stretch in group.stretches() if counts_here(model, stretch.parameter)] for group in groups
+        }
+        places = iter(range(sum(map(len, self.counted.values()))))
+        self.places = {group: [next(places) for _ in stretches] for group, stretches in self.counted.items()}
+        """Where each parameter's square stands, so that who sleeps does not change the order in which they are added up."""
+
+    @torch.no_grad()
+    def __call__(self, awake: Iterable[FlatGroup]) -> float:
+        """Return the norm over all ranks, of which those that are not `awake` have a gradient of 0."""
+        views: list[Tensor] = []
+        places: list[int] = []
+        device = torch.device("cpu")
+        for group in awake:
+            device = group.master.device
+            views += [group.own_reduced().narrow(0, s.offset, s.length) for s in self.counted[group]]
+            places += self.places[group]
+        squares = torch.zeros(sum(map(len, self.places.values())), device=device)
+        if views:
+            squares[torch.tensor(places, device=device)] = torch.stack(torch._foreach_norm(views)).square()
+        square = squares.sum()
+        dist.all_reduce(square)
+        return float(square.sqrt())

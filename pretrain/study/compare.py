@@ -91,10 +91,10 @@ class Bench:
         last = RunDirectory(self.run_dir(planned)).checkpoint(steps)
         if not (folder / "asked.json").exists() or not last.is_dir() or problem_of(last) is not None:
             return None  # training resumes from an older checkpoint where the last one is damaged
-        if self._lacks_evaluation(planned):
-            return None  # it ended, or is, between its last checkpoint and the evaluation, which training makes up for
         self.prepare(planned)  # is it what the study asks for?
         try:
+            if self._lacks_evaluation(planned):
+                return None  # it ended, or is, between its last checkpoint and the evaluation, which training makes up for
             row = row_of(self.run_dir(planned), planned.size, planned.method, data_of(planned.run), steps)
             if not row.finished:
                 raise UserError(f"{folder}: the last step was not evaluated")

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from pretrain.errors import TrainingStopped, UserError
 from pretrain.options import LOCK_SECONDS
+from pretrain.place import alone
 from pretrain.ranks.device import DeviceName, device_type
 from pretrain.ranks.signals import end_with_parent
 from pretrain.study.compare import Bench
@@ -102,7 +103,7 @@ def _start(bench: Bench, planned: Planned, slot: int, gpus: list[str], device: D
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
     # Safe path: the copy of the code, not the folder that we are in.
     search = [str(bench.code.absolute()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search), "PYTHONSAFEPATH": "1"}
+    environment = {**alone(os.environ), "PYTHONPATH": os.pathsep.join(search), "PYTHONSAFEPATH": "1"}
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot * count : (slot + 1) * count])
     file = bench.folder(planned) / "log.txt"

@@ -108,8 +108,6 @@ def read_study(file: Path, overrides: Sequence[tuple[str, str]] = ()) -> Study:
     for option, _ in overrides:
         if (key := _decided_by(option)) is not None:
             raise UserError(f'{COMMAND_LINE}: option "{option}": {file} decides that by its key "{key}"')
-    if asked.ds_config is None and (file.parent / asked.recipe).is_file():
-        raise UserError(f'{file}: key "ds_config" is missing; with a recipe of your own it names the DeepSpeed JSON')
     if len(set(asked.seeds)) < len(asked.seeds):
         raise UserError(f'{file}: key "seeds": {list(asked.seeds)} names one twice')
     baseline = asked.baseline or next(iter(asked.methods))

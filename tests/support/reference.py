@@ -25,7 +25,9 @@ class Reference:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     clipping: float = 0.4
-    updates: int = 0
+    stand_still: bool = False
+    """Whether AdamW passes over layers that no path of a step runs, rather than update them with a gradient of 0."""
+    updates: dict[str, int] = field(default_factory=dict)
     moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -37,12 +39,13 @@ class Reference:
         targets = sum(int(batch.targets.sum()) for batch in batches)
         loss = sum(self.loss_sum(batch, path) for batch, path in zip(batches, paths_of_batches)) / targets
         gradients = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
-        gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(self.weights.values(), gradients)]
-        norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
+        norm = math.sqrt(sum(float((g**2).sum()) for g in gradients if g is not None))
         factor = min(1.0, self.clipping / norm)
-        self.updates += 1
         for (name, weight), gradient in zip(self.weights.items(), gradients):
-            self._adamw(name, weight, gradient * factor, lr)
+            if gradient is not None:
+                self._adamw(name, weight, gradient * factor, lr)
+            elif not self.stand_still:
+                self._adamw(name, weight, torch.zeros_like(weight), lr)
         return loss.item(), norm
 
     def loss_sum(self, batch, path) -> Tensor:
@@ -125,13 +128,14 @@ class Reference:
 
     @torch.no_grad()
     def _adamw(self, name: str, weight: Tensor, gradient: Tensor, lr: float) -> None:
+        self.updates[name] = updates = self.updates.get(name, 0) + 1
         first, second = self.moments[name]
         b1, b2 = self.betas
         first.mul_(b1).add_((1 - b1) * gradient)
         second.mul_(b2).add_((1 - b2) * gradient**2)
         decay = self.weight_decay if weight.dim() >= 2 else 0.0
         weight.mul_(1 - lr * decay)
-        corrected = (first / (1 - b1**self.updates)) / ((second / (1 - b2**self.updates)).sqrt() + 1e-8)
+        corrected = (first / (1 - b1**updates)) / ((second / (1 - b2**updates)).sqrt() + 1e-8)
         weight.sub_(lr * corrected)
 
 

@@ -196,9 +196,10 @@ def whole_weights(engine) -> dict[str, torch.Tensor]:
     from megatron.core import parallel_state
 
     tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
+    engine.optimizer.settle()
     mine = {}
     for name, parameter in engine.model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=engine.optimizer.zero_stage == 3):
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_shape")):
             part = parameter.detach().float().clone()
         if getattr(parameter, "tensor_model_parallel", False) and tensor_ranks > 1:
             parts = [torch.empty_like(part) for _ in range(tensor_ranks)]

@@ -94,7 +94,7 @@ def marked(names: Iterable[str], quick: Collection[str]) -> list:
 
 
 BROKEN_TWO = {
-    "no_zero_filling": layout(**APART, **{"break": "no_zero_filling"}),
+    "no_zero_filling": layout(zero=0, **APART, **{"break": "no_zero_filling"}),
     "tied_embedding_counted_twice": layout(pipeline=2, **{"break": "tied_embedding_counted_twice"}),
     "stale_gradient": layout(zero=3, **REPLICAS, **{"break": "stale_gradient"}),
 }

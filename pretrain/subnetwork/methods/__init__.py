@@ -52,8 +52,7 @@ def _own_keys(block: Any) -> Any:
     strange = [key for key in FullKeys.model_fields if key in block and key not in keys.model_fields]
     refused = [key for key in strange if _as_kept(block[key]) != getattr(defaults, key)]
     if refused:
-        own = [key for key in keys.model_fields if key != "method"]
-        raise ValueError(f'method "{block["method"]}" has no {", ".join(refused)}; it takes {", ".join(own)}')
+        raise ValueError(f'method "{block["method"]}" has no {", ".join(refused)}; it takes {", ".join(keys.names())}')
     return {key: value for key, value in block.items() if key not in strange}
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -46,11 +46,21 @@ class Method(ABC):
         return ()
 
 
+SkippedUpdate = Annotated[
+    Literal["exact", "none"],
+    Field(
+        description="What AdamW does to a layer that no path of a step runs. exact: an update with a gradient of 0, as if it were"
+        " not skipped. none: nothing; its weights, moments and count of updates stand still."
+    ),
+]
+
+
 class MethodKeys(Strict, ABC):
     """The block `progressive_subnetwork` of one method: a subclass has its keys, their defaults and their explanation."""
 
     method: str
     """Name of the method; a subclass allows one."""
+    skipped_update: SkippedUpdate = "exact"
     summary: ClassVar[str]
     """What the method does, in a few words, for `--explain`."""
 
@@ -65,10 +75,18 @@ class MethodKeys(Strict, ABC):
             ValueError: settings that cannot run, with what to write instead.
         """
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return all keys but `method`, those that every method has last."""
+        return sorted(
+            cls.model_fields.keys() - {"method"},
+            key=lambda key: (key in MethodKeys.model_fields, list(cls.model_fields).index(key)),
+        )
+
     @property
     def given(self) -> dict[str, Any]:
-        """Own keys that have a value."""
-        own = {key: getattr(self, key) for key in type(self).model_fields if key != "method"}
+        """Keys that have a value, the method's own first."""
+        own = {key: getattr(self, key) for key in self.names()}
         return {key: value for key, value in own.items() if value is not None}
 
 

@@ -33,6 +33,7 @@ class Saved:
         return Saver(self.run, engine.optimizer, engine.ranks, directory or self.directory, self.data)
 
     def weights(self) -> dict[str, torch.Tensor]:
+        self.engine.optimizer.settle()
         return {name: parameter.detach().clone() for name, parameter in self.engine.model.named_parameters()}
 
 

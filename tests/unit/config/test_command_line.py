@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -60,3 +61,30 @@ def test_every_command_can_print_whatever_the_locale(project, tmp_path, command,
     )
     assert b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")
     assert done.returncode == (2 if "nowhere\u2192.yaml" in command else 0)
+
+
+@pytest.mark.parametrize(
+    "stale, command, complaint",
+    [
+        ({"RANK": "5", "WORLD_SIZE": "2"}, ["plan", "nosuch"], "nosuch"),
+        ({"RANK": "abc"}, ["plan", "nosuch"], "nosuch"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, ["export", "nosuch", "--to", "x"], "nosuch"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, ["train", "ul2_tiny", "--run-dir", "RUN"], "rank 5 of 2 processes"),
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, ["train", "ul2_tiny", "--run-dir", "RUN"], "RANK is 'abc', not a number"),
+        (
+            {"SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": "x"},
+            ["train", "ul2_tiny", "--run-dir", "RUN", "--steps", "abc"],
+            '"steps"',
+        ),
+        ({}, ["train", "ul2_tiny", "--run-dir", "x" * 300], "File name too long"),
+        ({}, ["status", "x" * 300], "File name too long"),
+    ],
+)
+def test_a_mistake_is_told_whatever_launchers_left_behind(tmp_path, stale, command, complaint):
+    words = [word.replace("RUN", str(tmp_path / "run")) for word in command]
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "pretrain", *words], env={**os.environ, **stale}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and complaint in done.stderr, done.stderr
+    assert time.monotonic() - started < 25

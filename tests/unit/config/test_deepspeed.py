@@ -44,7 +44,7 @@ def test_a_run_counts_what_its_method_ran(project, tmp_path, method):
     [
         (
             {"method": "pld", "path_lengths": "4-8"},
-            'method "pld" has no path_lengths; it takes theta, gamma, paths_per_step, residual_scale, path_seed',
+            'method "pld" has no path_lengths; it takes theta, gamma, paths_per_step, residual_scale, path_seed, skipped_update',
         ),
         ({"method": "ild_dts", "sampler": "exact", "theta": 0.5}, 'method "ild_dts" has no theta, sampler; it takes q_max'),
         ({"method": "raptr", "path_lengths": "4-8", "q_max": 0.6}, 'method "raptr" has no q_max'),

@@ -58,6 +58,7 @@ def exported(request, project, ranks, tmp_path_factory) -> Exported:
         saver.begin(run.position(Position(), 2), result.lr)
     batch = data.batch(3)[0]
     data.close()
+    engine.optimizer.settle()
     export(directory.path, home / "hf")
     return Exported(run, engine, home / "hf", batch)
 

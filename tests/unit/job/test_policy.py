@@ -85,6 +85,7 @@ def job(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "5")
 
 
 @pytest.mark.parametrize("error, kind", [(UserError("a"), "config"), (TrainingStopped("b"), "stopped"), (KeyError("c"), "crash")])

@@ -88,7 +88,7 @@ def test_what_is_wrong_with_one_run_stands_in_its_line(run, tmp_path, capsys):
     for folder, words in (
         (damaged, "is not of this program"),
         (none, "it has no recipe.yaml"),
-        (tmp_path / "missing", "it has no recipe.yaml"),
+        (tmp_path / "missing", "missing: no such folder"),
     ):
         with pytest.raises(UserError, match=words):
             status_of(folder)

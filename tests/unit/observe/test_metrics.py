@@ -9,14 +9,14 @@ def row(step: int, **more) -> str:
     return json.dumps({"step": step, "loss": 5.0, "restart": 0, **more}) + "\n"
 
 
-def test_what_follows_a_damaged_row_is_put_aside_and_said(tmp_path, capsys):
+def test_a_damaged_row_is_put_aside_and_said(tmp_path, capsys):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes((row(1) + row(2) + "\0\r\0\n" + row(4)).encode())
     metrics = MetricsFile(file, 4)
     metrics.append({"step": 5, "loss": 4.0, "restart": 1})
     metrics.close()
-    assert [found["step"] for found in read_rows(file)] == [1, 2, 5]
-    assert (tmp_path / "metrics.jsonl.damaged0").read_bytes() == b"\0\r\0\n" + row(4).encode()
+    assert [found["step"] for found in read_rows(file)] == [1, 2, 4, 5]
+    assert (tmp_path / "metrics.jsonl.damaged0").read_bytes() == b"\0\r\0\n"
     assert "line 3 is not a row" in capsys.readouterr().out
 
 

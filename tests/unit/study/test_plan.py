@@ -112,7 +112,7 @@ def test_a_length_nearby_that_cannot_be_run_is_not_in_the_way(project, tmp_path)
             "same data and model; set ds.train_batch_size under",
         ),
         ({"name": ".."}, 'key "name"'),
-        ({"ds_config": None}, 'key "ds_config" is missing; with a recipe of your own'),
+        ({"ds_config": None}, "how to optimise is said in a JSON file, and neither"),
         ({"options": {"steps": "many"}}, 'recipe.yaml and the study\'s options: key "steps"'),
         ({"options": {"seed": 3}}, 'seed is decided by the study\'s key "seeds"'),
         ({"options": {"ds.progressive_subnetwork.method": "full"}}, 'decided by the study\'s key "methods"'),

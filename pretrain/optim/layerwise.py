@@ -1,0 +1,254 @@
+"""ZeRO stages 1 and 2 by layer: a layer that a step skips is neither summed, nor updated, nor gathered.
+
+The flat groups are DeepSpeed's (deepspeed.py); what goes between replicas is in wire.py, who sleeps in sleep.py.
+docs/communication.md follows one step.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed.finalize_model_grads import (
+    _allreduce_non_tensor_model_parallel_grads,
+    _allreduce_word_embedding_grads,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from pretrain.config.deepspeed import DeepSpeedConfig
+from pretrain.model.decoder import Decoder
+from pretrain.optim.adamw import make_up, state_of, tensors_of
+from pretrain.optim.deepspeed import flat_groups
+from pretrain.optim.groups import FlatGroup, Stretch
+from pretrain.optim.interface import Ran
+from pretrain.optim.model import ChunkedModel
+from pretrain.optim.norms import GroupNorm, clip_ratio
+from pretrain.optim.shards import Shard
+from pretrain.optim.sleep import Sleepers
+from pretrain.optim.wire import Bundle, Transfer, Wire, bundles
+from pretrain.subnetwork import LayerPath
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ON_THE_WAY = 2
+"""Sums that may be under way in stage 2 before the buffers of older ones are given back."""
+
+
+class LayerwiseOptimizer:
+    """A `ModelOptimizer`. Gradients of a layer's matrices are summed as soon as its last backward pass is through, all others
+    after the schedule; weights are gathered before the next step that runs them."""
+
+    def __init__(self, model: ChunkedModel, config: TransformerConfig, ds: DeepSpeedConfig, layers: int) -> None:
+        zero = ds.zero_optimization
+        self.model, self.config, self.clipping = model, config, ds.gradient_clipping
+        self.overlaps, self.keeps_gradients = zero.overlap_comm, zero.stage == 1
+        self.reduce_most, self.gather_most = zero.reduce_bucket_size, zero.allgather_bucket_size
+        self.adamw, self.groups = flat_groups(model, ds)
+        self.wire = Wire(
+            parallel_state.get_data_parallel_group(), DTYPES[ds.communication_data_type], zero.reduce_scatter, zero.stage == 2
+        )
+        self.sleepers = Sleepers(layers, ds.progressive_subnetwork.skipped_update == "exact")
+        self.norm = GroupNorm(model, self.groups)
+        self._awake: list[FlatGroup] = []
+        self._awake_layers: Collection[int] = ()
+        self._waiting: list[Bundle] = []
+        self._left: dict[FlatGroup, int] = {}
+        self._sums: list[tuple[Bundle, Transfer]] = []
+        self._gathers: dict[FlatGroup, Transfer] = {}
+        self._watch()
+        if not self.keeps_gradients:
+            for group in self.groups:
+                group.gradients = None
+
+    def _watch(self) -> None:
+        """Sum gradients in fp32 where they arise; have each layer wait for its own weights."""
+        for group in self.groups:
+            for parameter, begin in group.views():
+                parameter.register_post_accumulate_grad_hook(partial(self._accumulate, group, begin))
+        of_layer: dict[int | None, list[FlatGroup]] = {}
+        for group in self.groups:
+            of_layer.setdefault(group.layer, []).append(group)
+        for chunk in self.model.chunks:
+            assert isinstance(chunk, Decoder)
+            chunk.register_forward_pre_hook(lambda module, args: self._arrived(of_layer.get(None, ())))
+            for layer in chunk.decoder.layers:
+                groups = of_layer[layer.layer_number - 1]
+                layer.register_forward_pre_hook(lambda module, args, groups=groups: self._arrived(groups))
+
+    def entry(self, chunk: Decoder) -> Callable[..., Tensor]:
+        return chunk
+
+    # Before the schedule: weights.
+
+    def begin(self, ran: Ran) -> None:
+        """Wake the layers that the step runs, and know in which order their gradients will be final."""
+        self._awake_layers = self._woken_by(ran)
+        self._awake = [group for group in self.groups if group.layer is None or group.layer in self._awake_layers]
+        self._wake(self._awake_layers, self._awake)
+        last = {layer: micro_batch for layer, micro_batch in enumerate(ran.last_micro_batch) if micro_batch is not None}
+        own = [(group.layer, group) for group in self._awake if group.layer is not None and group.is_matrices]
+        ordered = [group for _, group in sorted(own, key=lambda pair: (last.get(pair[0], -1), -pair[0]))]
+        self._left = {group: ran.here[layer] * len(group.members) for layer, group in own}
+        self._waiting = self._bundles(ordered, self.reduce_most)
+        self._send_what_is_final()
+
+    def _woken_by(self, ran: Ran) -> Collection[int]:
+        return ran.layers
+
+    def _bundles(self, groups: Iterable[FlatGroup], most: int) -> list[Bundle]:
+        return bundles(groups, most, self.wire.replicas)
+
+    @torch.no_grad()
+    def _wake(self, layers: Iterable[int], groups: Iterable[FlatGroup]) -> None:
+        """Make up for what layers have missed, and start to gather weights that are not up to date."""
+        for layer in layers:
+            self._make_up(layer)
+        stale = [group for group in groups if group.stale]
+        for group in stale:
+            group.own_weights.copy_(group.master.detach())
+            group.stale = False
+        if self.wire.replicas > 1:
+            for bundle in self._bundles(stale, self.gather_most):
+                transfer = self.wire.start_gather(bundle)
+                self._gathers |= {piece.group: transfer for piece in bundle}
+
+    def _make_up(self, layer: int) -> None:
+        if rates := self.sleepers.missed(layer):
+            for group, described in zip(self.groups, self.adamw.param_groups):
+                if group.layer == layer:
+                    make_up(self.adamw, described, group.master, rates)
+                    group.stale = True
+            self.sleepers.made_up(layer)
+
+    def _arrived(self, groups: Iterable[FlatGroup]) -> None:
+        for group in groups:
+            if transfer := self._gathers.pop(group, None):
+                transfer.wait()
+
+    # During the schedule: gradients.
+
+    @torch.no_grad()
+    def _accumulate(self, group: FlatGroup, begin: int, parameter: torch.nn.Parameter) -> None:
+        """Add a gradient that autograd has just made to the group's sum."""
+        assert parameter.grad is not None
+        group.need_gradients().narrow(0, begin, parameter.numel()).add_(parameter.grad.view(-1))
+        parameter.grad = None
+        if group in self._left:
+            self._left[group] -= 1
+            assert self._left[group] >= 0, "a layer has more backward passes than its paths say"
+            if self._left[group] == 0:
+                self._send_what_is_final()
+
+    def _send_what_is_final(self) -> None:
+        """Start the sums whose turn it is: the same order on all replicas, whatever each of them ran."""
+        while self.overlaps and self._waiting and not any(self._left[piece.group] for piece in self._waiting[0]):
+            self._send(self._waiting.pop(0))
+
+    def _send(self, bundle: Bundle) -> None:
+        if self.wire.replicas == 1:
+            return
+        self._sums.append((bundle, self.wire.start_sum(bundle)))
+        while not self.keeps_gradients and len(self._sums) > ON_THE_WAY:
+            self._receive()
+
+    def _receive(self) -> None:
+        """Wait for the oldest sum; in stage 2 its buffer is given back."""
+        bundle, transfer = self._sums.pop(0)
+        transfer.wait()
+        if not self.keeps_gradients:
+            for piece in bundle:
+                if piece.end == piece.group.part:
+                    piece.group.gradients = None
+
+    # After the schedule: norm, update.
+
+    @torch.no_grad()
+    def finish(self, lr: float) -> float:
+        """Complete the sums, clip, update what is awake."""
+        self._arrived(list(self._gathers))  # of layers that only other replicas ran
+        rest = [group for group in self._awake if group.layer is None or not group.is_matrices]
+        self._complete_gradients(rest)
+        for bundle in [*self._waiting, *self._bundles(rest, self.reduce_most)]:
+            self._send(bundle)
+        while self._sums:
+            self._receive()
+        self._waiting, self._left = [], {}
+        for group in self._awake:
+            if self.wire.replicas == 1:
+                group.reduced = group.need_gradients()
+            else:
+                group.own_reduced().mul_(1 / self.wire.replicas)
+        norm = self.norm(self._awake)
+        if 0 <= norm < float("inf"):
+            self._update(clip_ratio(norm, self.clipping), lr)
+        return norm
+
+    def _update(self, ratio: float, lr: float) -> None:
+        for group, described in zip(self.groups, self.adamw.param_groups):
+            described["lr"] = lr
+            group.master.grad = None  # AdamW passes over what has no gradient
+        for group in self._awake:
+            tensors_of(self.adamw, group.master)
+            group.master.grad = group.own_reduced() if ratio == 1 else group.own_reduced().mul_(ratio)
+        self.adamw.step()
+        for group in self._awake:
+            group.master.grad = group.reduced = None
+            group.stale = True
+            if self.keeps_gradients:
+                group.need_gradients().zero_()
+            else:
+                group.gradients = None
+        self.sleepers.stepped(self._awake_layers, lr)
+        for layer in self.sleepers.overslept():
+            self._make_up(layer)
+
+    def _complete_gradients(self, groups: Sequence[FlatGroup]) -> None:
+        """Sum what tensor ranks have parts of (norms under sequence parallelism) and pipeline ranks copies of (the tied
+        embedding), as Megatron-Core does; it passes over parameters without a gradient, as those of sleeping layers are."""
+        for group in groups:
+            for parameter, begin in group.views():
+                gradient = group.need_gradients().narrow(0, begin, parameter.numel())
+                parameter.main_grad = gradient.view_as(parameter)  # type: ignore[attr-defined]  # where Megatron-Core looks
+        chunks = list(self.model.chunks)
+        _allreduce_non_tensor_model_parallel_grads(chunks, self.config)
+        _allreduce_word_embedding_grads(chunks, self.config)
+        for group in groups:
+            for parameter in group.members.values():
+                del parameter.main_grad  # type: ignore[attr-defined]
+
+    # Between steps: checkpoints and other readers.
+
+    @property
+    def updates(self) -> tuple[int, ...]:
+        return tuple(self.sleepers.updates)
+
+    def fingerprint(self) -> int:
+        return self.sleepers.fingerprint()
+
+    def catch_up(self) -> None:
+        for layer in range(len(self.sleepers.updates)):
+            self._make_up(layer)
+
+    def settle(self, path: LayerPath | None = None) -> None:
+        layers = [layer for layer in range(len(self.sleepers.updates)) if path is None or path.active[layer]]
+        groups = [group for group in self.groups if group.layer is None or group.layer in layers]
+        self._wake(layers, groups)
+        self._arrived(groups)
+
+    def shards(self) -> list[Shard]:
+        return [self._shard(group, stretch) for group in self.groups for stretch in group.stretches()]
+
+    def _shard(self, group: FlatGroup, stretch: Stretch) -> Shard:
+        name, parameter, start, length, offset = stretch
+        tensors: Callable[[], Mapping[str, Tensor]] = partial(tensors_of, self.adamw, group.master)
+        return Shard(name, parameter, tuple(parameter.shape), self.model.is_copy(parameter), start, length, offset, tensors)
+
+    @torch.no_grad()
+    def restored(self, step: int, updates: tuple[int, ...]) -> None:
+        for group in self.groups:
+            count = step if group.layer is None else updates[group.layer]
+            tensors_of(self.adamw, group.master)
+            state_of(self.adamw, group.master)["step"].fill_(count)
+            group.stale = True
+        self.sleepers.restored(step, updates)
+        self.settle()

@@ -1,0 +1,274 @@
+"""Trains with layers that sleep, and beside it a twin in which none does, and compares them bit for bit on every rank.
+
+torchrun --standalone --nproc-per-node N -m tests.support.lazy RECIPE.yaml DS.json OUT.json CASES.json
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+
+from pretrain.config import read_run
+from pretrain.ranks.libraries import prepare_libraries
+
+prepare_libraries("cpu")  # before Megatron-Core is imported
+
+from pretrain.data.loader import open_data  # noqa: E402
+from pretrain.engine import engine as engine_module  # noqa: E402
+from pretrain.errors import TrainingStopped  # noqa: E402
+from pretrain.optim import layerwise  # noqa: E402
+from pretrain.optim.layerwise import LayerwiseOptimizer  # noqa: E402
+from pretrain.optim.names import TENSORS  # noqa: E402
+from pretrain.optim.sleep import Sleepers  # noqa: E402
+from pretrain.ranks.groups import destroy_groups, make_groups  # noqa: E402
+from pretrain.ranks.process import Ranks  # noqa: E402
+from tests.support.worker import end_groups, forget_deepspeed_groups  # noqa: E402
+
+STEPS = 24
+
+
+class Twin(LayerwiseOptimizer):
+    """Sums, updates and gathers all layers in every step; those that nobody ran have a gradient of 0. Under `skipped_update`
+    "none" AdamW passes over them, as over a parameter whose gradient is None."""
+
+    ran: set[int] | None = None
+
+    def begin(self, ran):
+        self.ran = set(ran.layers)
+        super().begin(ran)
+
+    def _woken_by(self, ran):
+        return range(len(ran.last_micro_batch))
+
+    def _bundles(self, groups, most):
+        """Messages of the layers that ran are as they would be without the others: rounding depends on what is sent together."""
+        groups = list(groups)
+        awake = [group for group in groups if self.ran is None or group.layer is None or group.layer in self.ran]
+        return super()._bundles(awake, most) + super()._bundles([group for group in groups if group not in awake], most)
+
+    def _update(self, ratio, lr):
+        if not self.sleepers.is_exact:
+            for group in self._awake:
+                if group.layer is not None and group.layer not in self.ran:
+                    assert not group.reduced.any()
+                    group.reduced = None
+            self._awake = [group for group in self._awake if group.layer is None or group.layer in self.ran]
+            self._awake_layers = self.ran
+        super()._update(ratio, lr)
+
+
+def train(run, ranks: Ranks, kind: type, events: dict[str, str], steps: int = STEPS) -> dict:
+    """Losses, norms, weights, masters, moments and counts. `events`: what happens after which step."""
+    data = open_data(run, ranks.data_parallel_rank, ranks.needs_text)
+    with patch.object(engine_module, "LayerwiseOptimizer", kind):
+        engine = engine_module.build_engine(run, ranks)
+    rows = []
+    for step in range(1, steps + 1):
+        result = engine.step(step, data.batch(step), run.method.paths(step))
+        rows.append((result.loss, result.grad_norm))
+        event = events.get(str(step))
+        if event == "save":
+            engine.optimizer.catch_up()
+        elif event == "evaluate":
+            engine.evaluate(data.held_out())
+        elif event == "part":
+            engine.evaluate(data.held_out(), run.parts["every_other"])
+        elif event == "load":  # everything from a copy of the masters and moments, as a checkpoint would bring them back
+            engine = reloaded(run, ranks, engine, kind)
+    data.close()
+    return {"rows": rows, **state(engine)}
+
+
+def state(engine) -> dict:
+    """What a rank holds when nothing is late."""
+    engine.optimizer.catch_up()
+    engine.optimizer.settle()
+    tensors = {f"{s.name}/{kind}": s.numbers(kind).clone() for s in engine.optimizer.shards() for kind in TENSORS}
+    weights = {name: weight.detach().clone() for name, weight in engine.model.named_parameters()}
+    return {"tensors": tensors, "weights": weights, "updates": engine.optimizer.updates}
+
+
+def reloaded(run, ranks: Ranks, engine, kind: type):
+    """A new engine that takes over what the other one would have saved."""
+    engine.optimizer.catch_up()
+    with patch.object(engine_module, "LayerwiseOptimizer", kind):
+        new = engine_module.build_engine(run, ranks)
+    for ours, theirs in zip(new.optimizer.shards(), engine.optimizer.shards(), strict=True):
+        for name in TENSORS:
+            ours.numbers(name).copy_(theirs.numbers(name))
+    new.optimizer.restored(engine.optimizer.sleepers.step, engine.optimizer.updates)
+    return new
+
+
+def differences(ours: dict, theirs: dict) -> list[str]:
+    """What is not bit-equal."""
+    found = ["updates"] if ours["updates"] != theirs["updates"] else []
+    found += [f"step {n}" for n, (a, b) in enumerate(zip(ours["rows"], theirs["rows"]), start=1) if a != b]
+    for what in ("tensors", "weights"):
+        assert ours[what].keys() == theirs[what].keys()
+        found += [f"{what} {name}" for name, one in ours[what].items() if not torch.equal(one, theirs[what][name])]
+    return found
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, list[int]]]:
+    """Bytes that each collective is given, by its kind; a sum's on all replicas."""
+    sizes: dict[str, list[int]] = {"reduce_scatter_tensor": [], "all_gather_into_tensor": [], "all_reduce": []}
+
+    def wrapped(name: str) -> Callable:
+        original = getattr(dist, name)
+
+        def call(tensor, *args, **options):
+            whole = args[0] if name == "reduce_scatter_tensor" else tensor
+            sizes[name].append(whole.numel() * whole.element_size())
+            return original(tensor, *args, **options)
+
+        return call
+
+    patches = [patch.object(dist, name, wrapped(name)) for name in sizes]
+    for one in patches:
+        one.start()
+    yield sizes
+    for one in patches:
+        one.stop()
+
+
+def bytes_of_steps(run, ranks: Ranks) -> dict:
+    """Bytes of every collective of each step, with what was active in it, and whether sleeping layers were left alone."""
+    data = open_data(run, ranks.data_parallel_rank, ranks.needs_text)
+    engine = engine_module.build_engine(run, ranks)
+    rows, alone = [], True
+    for step in range(1, 9):
+        paths = run.method.paths(step)
+        union = {layer for path in paths for layer, active in enumerate(path.active) if active}
+        asleep = [group for group in engine.optimizer.groups if group.layer is not None and group.layer not in union]
+        before = [kept(engine, group) for group in asleep]
+        with counted() as sizes:
+            engine.step(step, data.batch(step), paths)
+        alone &= all(torch.equal(a, b) for group, old in zip(asleep, before) for a, b in zip(old, kept(engine, group)))
+        elements = sum(group.size for group in engine.optimizer.groups if group.layer is None or group.layer in union)
+        rows.append({"union": len(union), "elements": elements, **sizes})
+    data.close()
+    return {"rows": rows, "alone": alone, "all": sum(group.size for group in engine.optimizer.groups)}
+
+
+def kept(engine, group) -> list[torch.Tensor]:
+    """Copies of all that a rank has of a group."""
+    state = engine.optimizer.adamw.state.get(group.master, {})
+    return [t.detach().clone() for t in (group.master, group.weights, group.gradients, *state.values()) if t is not None]
+
+
+def rates_of_today():
+    """Missed updates are made with the present learning rate."""
+    missed = Sleepers.missed
+    return patch.object(Sleepers, "missed", lambda self, layer: [self._rates[self.step] for _ in missed(self, layer)])
+
+
+def not_caught_up():
+    """A checkpoint is written while layers are behind."""
+    return patch.object(LayerwiseOptimizer, "catch_up", lambda self: None)
+
+
+def not_gathered_after_waking():
+    make_up = LayerwiseOptimizer._make_up
+
+    def without(self, layer):
+        before = [group.stale for group in self.groups]
+        make_up(self, layer)
+        for group, stale in zip(self.groups, before):
+            group.stale = stale
+
+    return patch.object(LayerwiseOptimizer, "_make_up", without)
+
+
+def no_decay_asleep():
+    make_up = layerwise.make_up
+    return patch.object(layerwise, "make_up", lambda a, group, *rest: make_up(a, {**group, "weight_decay": 0.0}, *rest))
+
+
+def unused_layers_send_nothing_new():
+    """A replica sends what it has of a layer that only another one ran: not zeros but an old sum."""
+    return patch.object(torch.Tensor, "zero_", lambda self: self)
+
+
+def counts_not_restored():
+    return patch.object(Sleepers, "restored", lambda self, step, updates: None)
+
+
+def summed_too_early():
+    """A layer counts as final when its first micro-batch is through."""
+    begin = LayerwiseOptimizer.begin
+
+    def early(self, ran):
+        begin(self, type(ran)(ran.last_micro_batch, tuple(min(1, count) for count in ran.here)))
+
+    return patch.object(LayerwiseOptimizer, "begin", early)
+
+
+def other_counts_on_rank_1():
+    stepped = Sleepers.stepped
+
+    def more(self, awake, rate):
+        stepped(self, awake, rate)
+        self.updates[1] += dist.get_rank() == 1 and self.step == 3
+
+    return patch.object(Sleepers, "stepped", more)
+
+
+BREAKS = {
+    f.__name__: f
+    for f in (
+        rates_of_today,
+        not_caught_up,
+        not_gathered_after_waking,
+        no_decay_asleep,
+        unused_layers_send_nothing_new,
+        counts_not_restored,
+        summed_too_early,
+        other_counts_on_rank_1,
+    )
+}
+
+
+def compared(run, ranks: Ranks, case: dict) -> dict:
+    """How what sleeps differs from its twin, with some in common; whatever ends a broken one is noticed, too."""
+    events, broken = case["events"], case.get("break")
+    theirs = train(run, ranks, Twin, case.get("events of the twin", {}))
+    try:
+        with BREAKS[broken]() if broken else nullcontext():
+            ours = train(run, ranks, LayerwiseOptimizer, events)
+    except (TrainingStopped, AssertionError, KeyError) as error:
+        return {"different": [f"{type(error).__name__}: {error}"]}
+    steps = [run.method.paths(step) for step in range(1, STEPS + 1)]
+    asleep = sum(not any(path.active[layer] for path in paths) for paths in steps for layer in range(len(steps[0][0].active)))
+    return {"different": differences(ours, theirs), "asleep": asleep, "updates": ours["updates"], "rows": ours["rows"]}
+
+
+def main() -> None:
+    recipe, ds, out, cases = sys.argv[1:]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    results = {}
+    for name, case in json.loads(Path(cases).read_text()).items():
+        run = read_run(recipe, [("--" + key, value) for key, value in case["settings"].items()], ds, dist.get_world_size())
+        ranks = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+        make_groups(run.recipe.parallel, run.recipe.seed, ranks.device)
+        everyone = [None] * ranks.world_size
+        dist.all_gather_object(everyone, bytes_of_steps(run, ranks) if case.get("bytes") else compared(run, ranks, case))
+        results[name] = everyone
+        forget_deepspeed_groups()
+        destroy_groups()
+        end_groups()
+    if dist.get_rank() == 0:
+        Path(out).write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

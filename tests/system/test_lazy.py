@@ -1,0 +1,144 @@
+"""A layer that sleeps costs nothing and changes nothing: bit for bit what a run gives in which no layer sleeps."""
+
+import json
+import random
+
+import pytest
+
+from tests.support.launch import torchrun
+
+pytestmark = pytest.mark.dist
+RAPTR = {"method": "raptr", "path_lengths": "4-6-8", "balance_groups": 2}
+METHODS = {
+    "raptr": {**RAPTR, "paths_per_step": 1},
+    "raptr on 8 paths": {**RAPTR, "paths_per_step": 8},
+    "pld": {"method": "pld", "theta": 0.3, "gamma": 0.1},
+    "stacking": {"method": "stacking", "path_lengths": "4-6-8"},
+    "midas": {"method": "midas", "path_lengths": "4-8"},
+}
+
+
+def case(seed: int, replicas: int, method: str | None = None, events: bool = True, **more) -> dict:
+    """A random case: what is trained, and what happens in between."""
+    draw = random.Random(seed)
+    method = method or draw.choice(["raptr", "raptr on 8 paths"])
+    seed_of_paths = {"path_seed": seed} if "raptr" in method else {}
+    settings = {
+        "ds.progressive_subnetwork": json.dumps(METHODS[method] | seed_of_paths),
+        "steps": 24,
+        "ds.train_batch_size": 16,
+        "ds.train_micro_batch_size_per_gpu": 2 if "8" in method else 16 // replicas // draw.choice([1, 2]),
+        "ds.gradient_clipping": draw.choice([0.4, 0.0]),
+        "ds.bf16.enabled": draw.random() < 0.3,
+        "ds.zero_optimization.stage": draw.choice([1, 2]),
+        "ds.zero_optimization.overlap_comm": draw.random() < 0.7,
+        "ds.zero_optimization.reduce_scatter": draw.random() < 0.8,
+        "ds.zero_optimization.reduce_bucket_size": draw.choice([500_000_000, 5_000, 20_000]),
+        "ds.zero_optimization.allgather_bucket_size": draw.choice([500_000_000, 5_000]),
+        "ds.progressive_subnetwork.skipped_update": draw.choice(["exact", "none"]),
+        **more,
+    }
+    return {
+        "settings": {key: json.dumps(value) if isinstance(value, bool) else str(value) for key, value in settings.items()},
+        "events": {str(step): draw.choice(["save", "evaluate", "part", "load"]) for step in draw.sample(range(1, 24), 6)}
+        if events
+        else {},
+    }
+
+
+def launch(project, folder, processes: int, cases: dict) -> dict:
+    """What every rank found, by case."""
+    out, file = folder / "out.json", folder / "cases.json"
+    file.write_text(json.dumps(cases))
+    process = torchrun(processes, "tests.support.lazy", project.recipe, project.ds, out, file)
+    try:
+        _, errors = process.communicate(timeout=900)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    return json.loads(out.read_text())
+
+
+def require_equal(results: dict) -> None:
+    for name, ranks in results.items():
+        for rank, found in enumerate(ranks):
+            assert found["different"] == [], f"{name}, rank {rank}"
+            assert found["asleep"] > 0, f"{name}: no layer ever slept"
+
+
+def test_two_replicas(project, tmp_path):
+    exact = {f"exact {seed}": case(seed, 2, **{"ds.progressive_subnetwork.skipped_update": "exact"}) for seed in range(3)}
+    none = {f"none {seed}": case(seed, 2, **{"ds.progressive_subnetwork.skipped_update": "none"}) for seed in range(3, 6)}
+    results = launch(project, tmp_path, 2, exact | none)
+    require_equal(results)
+    assert all(set(results[name][0]["updates"]) == {24} for name in exact)
+    assert all(min(results[name][0]["updates"]) < 24 for name in none)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_any_method_any_settings_any_events(project, tmp_path, replicas):
+    cases = {f"{seed}": case(100 * replicas + seed, replicas) for seed in range(10)}
+    cases |= {name: case(100 * replicas + n, replicas, name) for n, name in enumerate(METHODS, start=50)}
+    require_equal(launch(project, tmp_path, replicas, cases))
+
+
+BREAKS = {
+    "rates_of_today": {},
+    "not_caught_up": {"events": {"8": "load"}},
+    "not_gathered_after_waking": {},
+    "no_decay_asleep": {},
+    "unused_layers_send_nothing_new": {"method": "raptr on 8 paths"},
+    "counts_not_restored": {"events": {"8": "load"}},
+    "summed_too_early": {"ds.train_micro_batch_size_per_gpu": 2, "ds.zero_optimization.overlap_comm": True},
+    "other_counts_on_rank_1": {},
+}
+
+
+def test_every_break_is_noticed(project, tmp_path):
+    cases = {}
+    for name, how in BREAKS.items():
+        how = dict(how)
+        events = how.pop("events", {})
+        exact = {"ds.progressive_subnetwork.skipped_update": "exact", "ds.bf16.enabled": False, "ds.zero_optimization.stage": 1}
+        cases[name] = {**case(7, 2, how.pop("method", "raptr"), events=False, **exact, **how), "events": events, "break": name}
+    whole = {**cases["rates_of_today"], "break": None}
+    results = launch(project, tmp_path, 2, {**cases, "whole": whole})
+    require_equal({"whole": results.pop("whole")})
+    for name, ranks in results.items():
+        assert all(found["different"] for found in ranks), f"{name} is not noticed"
+    for found in results["other_counts_on_rank_1"]:
+        assert "step 4: the ranks updated different layers before: 0 against 1" in found["different"][0]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_bytes_follow_the_layers_that_run(project, tmp_path, bf16):
+    """Each collective is given what is active once; nothing large is summed to all, nothing of a sleeping layer is touched."""
+    settings = {"ds.progressive_subnetwork.path_lengths": "4", "ds.progressive_subnetwork.paths_per_step": 1}
+    cases = {
+        name: {**case(1, 2, "raptr", events=False, **settings, **more), "bytes": True}
+        for name, more in {
+            "exact": {"ds.progressive_subnetwork.skipped_update": "exact"},
+            "none": {"ds.progressive_subnetwork.skipped_update": "none"},
+            "full": {"ds.progressive_subnetwork.method": "full"},
+        }.items()
+    }
+    for one in cases.values():
+        one["settings"] |= {
+            "ds.bf16.enabled": json.dumps(bf16),
+            "ds.zero_optimization.reduce_scatter": "true",
+            "ds.zero_optimization.stage": "1",
+        }
+    for name, ranks in launch(project, tmp_path, 2, cases).items():
+        for found in ranks:
+            assert found["alone"]
+            for step, row in enumerate(found["rows"], start=1):
+                assert row["union"] == (8 if name == "full" else 4)
+                assert sum(row["reduce_scatter_tensor"]) == 4 * row["elements"]
+                assert max(row["all_reduce"]) < 64 * 1024
+                if step > 1:  # the first has the weights that it began with
+                    assert sum(row["all_gather_into_tensor"]) <= (2 if bf16 else 4) * row["elements"]
+            if name == "full":
+                assert found["rows"][-1]["elements"] == found["all"]
+            else:
+                assert found["rows"][-1]["elements"] < 0.8 * found["all"]  # small layers beside the vocabulary here
