@@ -96,7 +96,7 @@ class DataTypes(Strict):
     """Types of what DeepSpeed keeps."""
 
     grad_accum_dtype: Literal["fp32"] = "fp32"
-    """A rank sums the gradients of its micro-batches in fp32, always. With bf16, DeepSpeed sums over replicas in bf16."""
+    """A rank sums the gradients of its micro-batches in fp32, always."""
 
 
 def _without_what_is_off(data: Any) -> Any:
@@ -114,10 +114,10 @@ class Zero(Strict):
     allgather_bucket_size: Elements = 500_000_000
     """Elements that are gathered at a time."""
     contiguous_gradients: bool | None = None
-    """Copy gradients into one buffer before they are reduced. If left out, true in stages 2 and 3 as in DeepSpeed, and false in
-    0 and 1: there all gradients exist before reduction begins, and the copy only costs time (docs/decisions.md)."""
+    """Copy gradients into one buffer before they are reduced. If left out, true in stage 3 as in DeepSpeed, and false in 0: there
+    all gradients exist before reduction begins, and the copy only costs time (docs/decisions.md). Always so in 1 and 2."""
     reduce_scatter: bool = True
-    """Reduce each gradient to its owner only."""
+    """Reduce each gradient to its owner only; false: to all, which sends twice as much (stages 1 and 2)."""
     allgather_partitions: bool = True
     """Gather updated weights with all-gather instead of broadcasts."""
     round_robin_gradients: bool = False
@@ -150,7 +150,7 @@ class DeepSpeedConfig(Strict):
     data_types: DataTypes = DataTypes()
     """Types of what DeepSpeed keeps."""
     communication_data_type: Literal["fp32", "bf16"] = "fp32"
-    """Stages 1 and 2: type in which gradients are sent and summed over replicas."""
+    """Stages 1 and 2: type in which gradients are sent and summed over replicas. Stage 3 sums bf16 gradients in bf16."""
     zero_optimization: Zero = Zero()
     """Sharding."""
     progressive_subnetwork: ProgressiveSubnetwork = FullKeys(method="full")

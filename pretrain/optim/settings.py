@@ -27,7 +27,7 @@ def deepspeed_json(ds: DeepSpeedConfig) -> dict[str, Any]:
     bf16 = ds.bf16.enabled
     zero = ds.zero_optimization.model_dump(mode="json")
     if zero["contiguous_gradients"] is None:
-        zero["contiguous_gradients"] = ds.zero_optimization.stage >= 2
+        zero["contiguous_gradients"] = ds.zero_optimization.stage == 3
     return {
         "train_micro_batch_size_per_gpu": ds.train_micro_batch_size_per_gpu,
         "gradient_accumulation_steps": 1,
