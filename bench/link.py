@@ -147,14 +147,14 @@ def main() -> None:
         sys.exit(f"error: {problem}")
     from pretrain.versions import device_name
 
-    rows = {}
+    rows: dict[str, dict[str, dict[str, float]]] = {}
     with link(args.mbit) as names:
         if args.former != "none":
             with checkout(args.former) as code:
                 rows[f"former ({args.former})"] = measure(names, code, args.steps, options)
         for name, more in (("by layer", []), ("by layer, overlapped", OVERLAP)):
             rows[name] = measure(names, HOME.parent, args.steps, [*more, *options])
-    facts = {
+    facts: dict[str, object] = {
         "date": date.today().isoformat(),
         "device": device_name("cpu"),
         "link": f"{args.mbit} Mbit/s each way",

@@ -31,7 +31,7 @@ from pretrain.subnetwork import LayerPath
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ON_THE_WAY = 2
-"""Sums that may be under way in stage 2 before the buffers of older ones are given back."""
+"""Sums that may be under way in stage 2, with `overlap_comm`, before the buffers of older ones are given back."""
 
 
 class LayerwiseOptimizer:
@@ -41,7 +41,9 @@ class LayerwiseOptimizer:
     def __init__(self, model: ChunkedModel, config: TransformerConfig, ds: DeepSpeedConfig, layers: int) -> None:
         zero = ds.zero_optimization
         self.model, self.config, self.clipping = model, config, ds.gradient_clipping
-        self.overlaps, self.keeps_gradients = zero.overlap_comm, zero.stage == 1
+        self.keeps_gradients = zero.stage == 1
+        self.sends_early = zero.overlap_comm or not self.keeps_gradients
+        self.on_the_way = ON_THE_WAY if zero.overlap_comm else 0
         self.reduce_most, self.gather_most = zero.reduce_bucket_size, zero.allgather_bucket_size
         self.adamw, self.groups = flat_groups(model, ds)
         self.wire = Wire(
@@ -141,14 +143,14 @@ class LayerwiseOptimizer:
 
     def _send_what_is_final(self) -> None:
         """Start the sums whose turn it is: the same order on all replicas, whatever each of them ran."""
-        while self.overlaps and self._waiting and not any(self._left[piece.group] for piece in self._waiting[0]):
+        while self.sends_early and self._waiting and not any(self._left[piece.group] for piece in self._waiting[0]):
             self._send(self._waiting.pop(0))
 
     def _send(self, bundle: Bundle) -> None:
         if self.wire.replicas == 1:
             return
         self._sums.append((bundle, self.wire.start_sum(bundle)))
-        while not self.keeps_gradients and len(self._sums) > ON_THE_WAY:
+        while not self.keeps_gradients and len(self._sums) > self.on_the_way:
             self._receive()
 
     def _receive(self) -> None:

@@ -7,6 +7,8 @@ from pretrain.plan.balance import spread
 
 GIB = 2**30
 FP32 = 4
+ON_THE_WAY = 2
+"""As in optim/layerwise.py, which loads the libraries of a GPU; a test compares them."""
 DENSE_BUCKET = 500_000_000
 """Elements that DeepSpeed flattens at a time without ZeRO (engine.py, MEMORY_OPT_ALLREDUCE_SIZE)."""
 LIVE_PARAMETERS = 1_000_000_000
@@ -28,9 +30,9 @@ class RankMemory:
     """At the fullest moment of the pipeline's schedule, for each of the method's stages, on the path that gives this rank the
     most layers among those looked at (plan/balance.py)."""
     buffers: float
-    """DeepSpeed's: gradients on their way through a reduction, and ZeRO-3's gathered weights."""
+    """Copies of gradients on their way through a reduction, and ZeRO-3's gathered weights."""
     buffers_stay: bool
-    """Whether they exist beside the activations, as from stage 2 on; before, gradients are reduced when activations are gone."""
+    """Whether they exist beside the activations; else gradients are reduced when activations are gone."""
 
     @property
     def total(self) -> float:
@@ -57,45 +59,71 @@ def rank_memory(run: Run, rank: int) -> RankMemory:
         layers,
         count,
         weights=count * element / (replicas if stage == 3 else 1),
-        gradients=count * FP32 / (replicas if stage >= 2 else 1),
+        gradients=_gradients(run, count),
         optimizer=count * (moments + masters) / (replicas if stage >= 1 else 1),
         activations=tuple(
             _activations(run, rank, max(spread(run, s).of_rank(rank, p.pipeline)), element) for s in run.method.stages
         ),
-        buffers=_buffers(run, count, stage, element),
-        buffers_stay=stage >= 2,
+        buffers=_buffers(run, count, element),
+        buffers_stay=stage >= 2 or run.ds.zero_optimization.overlap_comm,
     )
 
 
-def _buffers(run: Run, count: int, stage: int, element: int) -> float:
-    """Stages 0 and 1 flatten gradients a bucket at a time; 2 and 3 keep a bucket of full size; 3 gathers weights in advance.
+def _gradients(run: Run, count: int) -> float:
+    """All of them in fp32, but in stage 3 and, with one micro-batch a step, in stage 2: that keeps those of the layers whose sums
+    are under way, and own parts of the rest (optim/layerwise.py)."""
+    stage, replicas = run.ds.zero_optimization.stage, run.data_parallel
+    if stage == 3:
+        return count * FP32 / replicas
+    if stage < 2 or run.micro_batches > 1 or replicas == 1:
+        return count * FP32
+    layers = run.recipe.model.num_layers // run.recipe.parallel.pipeline
+    on_the_way = min(layers, (ON_THE_WAY if run.ds.zero_optimization.overlap_comm else 0) + 1)
+    outside = count - layers * layer_parameters(run)
+    return count * FP32 / replicas + (on_the_way * layer_parameters(run) + outside) * FP32
 
-    With bf16 in stage 1 DeepSpeed puts all gradients into one fp32 buffer, also on one rank, unless there are so many that it
-    reduces them where they are (engine.py, allreduce_no_retain).
-    """
+
+def _buffers(run: Run, count: int, element: int) -> float:
+    """Stage 0 flattens gradients a bucket at a time; 3 keeps a bucket of full size, and gathers weights in advance. Stages 1 and
+    2 copy what they send only where it is cut, or sent in another type."""
     zero = run.ds.zero_optimization
-    if stage == 1 and run.ds.bf16.enabled:
-        return count * FP32 if count <= DENSE_BUCKET else 0.0
-    if stage < 2:
-        return min(count, zero.reduce_bucket_size if stage else DENSE_BUCKET) * FP32 if run.data_parallel > 1 else 0.0
-    contiguous = zero.contiguous_gradients is not False
-    bucket = (zero.reduce_bucket_size if contiguous else min(count, zero.reduce_bucket_size)) * FP32
-    return bucket + (min(count, LIVE_PARAMETERS) * element if stage == 3 else 0)
+    if zero.stage == 0:
+        return min(count, DENSE_BUCKET) * FP32 if run.data_parallel > 1 else 0.0
+    if zero.stage == 3:
+        contiguous = zero.contiguous_gradients is not False
+        bucket = (zero.reduce_bucket_size if contiguous else min(count, zero.reduce_bucket_size)) * FP32
+        return bucket + min(count, LIVE_PARAMETERS) * element
+    layer = layer_parameters(run)
+    largest = max(layer, count - layer * (run.recipe.model.num_layers // run.recipe.parallel.pipeline))
+    sent = 2 if run.ds.communication_data_type == "bf16" else FP32
+    is_copied = run.data_parallel > 1 and (sent != FP32 or largest > zero.reduce_bucket_size)
+    return min(largest, zero.reduce_bucket_size) * sent if is_copied else 0.0
 
 
-def parameters(run: Run, rank: int) -> int:
-    """Parameters on each GPU of pipeline rank `rank`, as Megatron-Core places them."""
+def layer_parameters(run: Run) -> int:
+    """Parameters of one layer on each GPU."""
     p, m = run.recipe.parallel, run.recipe.model
     h, f, tensor = m.hidden_size, m.ffn_hidden_size, p.tensor
     up = 2 * f if m.feed_forward == "swiglu" else f
     norm = h if m.norm == "rmsnorm" else 2 * h
     biases = (3 * h + up) // tensor + 2 * h if m.biases else 0
-    layer = (4 * h * h + (up + f) * h) // tensor + biases + 2 * norm
+    return (4 * h * h + (up + f) * h) // tensor + biases + 2 * norm
+
+
+def parameters(run: Run, rank: int) -> int:
+    """Parameters on each GPU of pipeline rank `rank`, as Megatron-Core places them."""
+    p, m = run.recipe.parallel, run.recipe.model
+    h, tensor = m.hidden_size, p.tensor
+    norm = h if m.norm == "rmsnorm" else 2 * h
     embedding = m.padded_vocab_size * h // tensor
     first, last = rank == 0, rank == p.pipeline - 1
     positions = run.recipe.data.sequence_length * h if m.position_embedding == "learned" else 0
     head = h * h + h + 2 * h + m.padded_vocab_size // tensor if m.head == "transform" else 0
-    count = m.num_layers // p.pipeline * layer + (embedding + positions if first else 0) + (norm + head if last else 0)
+    count = (
+        m.num_layers // p.pipeline * layer_parameters(run)
+        + (embedding + positions if first else 0)
+        + (norm + head if last else 0)
+    )
     own_output = last and (not first or not m.tied_embeddings)
     return count + (embedding if own_output else 0)
 
