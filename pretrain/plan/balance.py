@@ -34,10 +34,11 @@ class Spread:
 def spread(run: Run, stage: Stage) -> Spread:
     """Look at the first path of each step. With several paths a step, micro-batches even out a part of what is seen here."""
     parts = run.recipe.parallel.pipeline * run.recipe.parallel.virtual
-    return Spread(tuple(active_by_part(run.method.paths(step)[0].active, parts) for step in _some_steps(stage)))
+    return Spread(tuple(active_by_part(run.method.paths(step)[0].active, parts) for step in some_steps(stage)))
 
 
-def _some_steps(stage: Stage) -> Iterator[int]:
+def some_steps(stage: Stage) -> Iterator[int]:
+    """Steps of a stage that stand for all of them."""
     count = min(STEPS, stage.steps)
     return (stage.first_step + index * stage.steps // count for index in range(count))
 

@@ -13,6 +13,7 @@ from pretrain.plan.cost import Cluster, hours, speed, suggest
 from pretrain.plan.memory import GIB, rank_memory
 from pretrain.plan.parameters import count_parameters
 from pretrain.plan.target import Offer, Refused
+from pretrain.plan.wire import traffic
 
 MOST_SUGGESTIONS = 12
 
@@ -56,16 +57,19 @@ def stages(run: Run) -> Table:
         "active layers",
         "layer FLOPs",
         "model FLOPs",
+        *(["sent to replicas a step"] if run.data_parallel > 1 else []),
         "probability of a layer to run",
     )
     for stage in run.method.stages:
         saved = savings(run.method, run.recipe.shape, [stage])
+        sent = [f"{traffic(run, stage).total / 1e6:,.1f} MB"] if run.data_parallel > 1 else []
         table.add_row(
             str(stage.index),
             f"{stage.first_step:,} to {stage.last_step:,}",
             f"{float(expected_active(run.method, stage)):.4g} of {run.recipe.model.num_layers}",
             f"{100 * float(saved.layer_flops):.0f} %",
             f"{100 * saved.model_flops:.0f} %",
+            *sent,
             _ranges(run.method.keep(stage.first_step, stage.last_step)),
         )
     return table

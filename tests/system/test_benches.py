@@ -1,11 +1,14 @@
 """The benchmarks run, and write what they promise; what they measure is for a quiet machine."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from bench.link import why_not
 from tests.support.launch import torchrun
 
 SMALL = [
@@ -76,3 +79,23 @@ def test_the_others(tmp_path, project, module):
     )
     assert done.returncode == 0, done.stderr
     assert {path.suffix for path in (tmp_path / "results").glob(f"{module}_cpu*")} == {".json", ".md"}
+
+
+@pytest.mark.dist
+@pytest.mark.long
+def test_link(tmp_path):
+    """On real network namespaces; where they cannot be made it says why."""
+    if os.geteuid() == 0 and shutil.which("apt-get") and not (shutil.which("ip") and shutil.which("tc")):
+        subprocess.run(["apt-get", "update", "-qq"], capture_output=True)
+        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "iproute2"], capture_output=True)
+    words = ["--mbit", "100", "--steps", "2", "--former", "none", "--out", tmp_path, "--ds.train_batch_size", "8"]
+    done = subprocess.run([sys.executable, "-m", "bench.link", *map(str, words)], capture_output=True, text=True, timeout=400)
+    if (problem := why_not()) is not None:
+        assert done.returncode == 1 and done.stderr == f"error: {problem}\n"
+        pytest.skip(problem)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "link.json").read_text())["rows"]
+    for row in rows.values():
+        assert row["6"]["bytes"] < 0.6 * row["12"]["bytes"], "half the layers are half of what is sent"
+    seconds = [rows[name]["12"]["seconds"] for name in ("by layer", "by layer, overlapped")]
+    assert seconds[1] < 0.95 * seconds[0], "what overlaps is not waited for"
