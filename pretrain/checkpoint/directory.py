@@ -159,7 +159,7 @@ def seal(unfinished: Path, folder: Path, manifest: Manifest) -> None:
             raise OSError(
                 errno.EIO, f"rank 0 does not see what another rank wrote, {name}; do all nodes share this file system?", str(file)
             )
-    write_whole(unfinished / MANIFEST, manifest.sealed().model_dump_json() + "\n")
+    write_whole(unfinished / MANIFEST, manifest.sealed().text() + "\n")
     for part in unfinished.glob("rank_*.json"):
         part.unlink()
     to_disk(unfinished)

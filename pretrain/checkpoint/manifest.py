@@ -86,6 +86,10 @@ class Manifest(_Part):
         """Return the manifest with its checksum."""
         return self.model_copy(update={"sha256": self._digest()})
 
+    def text(self) -> str:
+        """Return it as it is written: without `updates` where programs before that key could read it."""
+        return self.model_dump_json(exclude={"updates"} if self.updates is None else None)
+
     def _digest(self) -> str:
         left_out = {"sha256", *(name for name in ("data", "updates") if getattr(self, name) is None)}
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()

@@ -33,7 +33,7 @@ def targets_and_paths(ranks: Ranks, step: int, batches: Sequence[Batch], paths: 
     slots = slots.to(ranks.device)
     dist.all_reduce(slots)
     targets, *fingerprints = slots.tolist()
-    for told, deed in ((fingerprints[::2], "drew other paths"), (fingerprints[1::2], "updated other layers before")):
+    for told, deed in ((fingerprints[::2], "drew other paths"), (fingerprints[1::2], "updated other layers")):
         if len(set(told)) > 1:
             raise TrainingStopped(f"step {step}: {disagreement(told, deed)}; they must run the same code, recipe and seed")
     if targets == 0:

@@ -30,12 +30,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from pretrain.config.deepspeed import DeepSpeedConfig
+from pretrain.errors import UserError
 from pretrain.model.decoder import Decoder
 from pretrain.optim.adamw import state_of, tensors_of
 from pretrain.optim.groups import FlatGroup, members_by_layer
 from pretrain.optim.interface import Ran
 from pretrain.optim.model import ChunkedModel
-from pretrain.optim.names import MASTER, layer_of
+from pretrain.optim.names import MASTER
 from pretrain.optim.norms import clip, global_norm
 from pretrain.optim.settings import ModelParallelUnit, deepspeed_json, parameter_groups
 from pretrain.optim.shards import Shard
@@ -150,12 +151,14 @@ class DeepSpeedOptimizer:
 
     @torch.no_grad()
     def restored(self, step: int, updates: tuple[int, ...]) -> None:
-        """Bring the weights that the model computes with up to their masters, and AdamW's counts of updates to the layers'."""
-        for shard in self.shards():
-            layer = layer_of(shard.name)
-            state_of(self.engine.basic_optimizer, shard.tensors()[MASTER])["step"].fill_(
-                step if layer is None else updates[layer]
+        """Bring the weights that the model computes with up to their masters, and AdamW's count of updates to `step`."""
+        if set(updates) != {step}:
+            raise UserError(
+                f"the layers of this checkpoint have been updated {min(updates)} to {max(updates)} times in {step} steps"
+                ' (skipped_update "none"), and "zero_optimization.stage" 0 and 3 keep one count for all; use 1 or 2'
             )
+        for shard in self.shards():
+            state_of(self.engine.basic_optimizer, shard.tensors()[MASTER])["step"].fill_(step)
         self.step, optimizer = step, self.engine.optimizer
         if self.is_zero_3:
             optimizer._partition_all_parameters()

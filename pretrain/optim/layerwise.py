@@ -4,6 +4,7 @@ The flat groups are DeepSpeed's (deepspeed.py); what goes between replicas is in
 docs/communication.md follows one step.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -42,13 +43,16 @@ class LayerwiseOptimizer:
         zero = ds.zero_optimization
         self.model, self.config, self.clipping = model, config, ds.gradient_clipping
         self.keeps_gradients = zero.stage == 1
-        self.sends_early = zero.overlap_comm or not self.keeps_gradients
-        self.on_the_way = ON_THE_WAY if zero.overlap_comm else 0
+        # Pipeline ranks of replicas on different paths would wait for each other in a circle if they waited amid the schedule.
+        waits_early = not self.keeps_gradients and parallel_state.get_pipeline_model_parallel_world_size() == 1
+        self.sends_early = zero.overlap_comm or waits_early
+        self.on_the_way = math.inf if not waits_early else ON_THE_WAY if zero.overlap_comm else 0
         self.reduce_most, self.gather_most = zero.reduce_bucket_size, zero.allgather_bucket_size
         self.adamw, self.groups = flat_groups(model, ds)
         self.wire = Wire(
             parallel_state.get_data_parallel_group(), DTYPES[ds.communication_data_type], zero.reduce_scatter, zero.stage == 2
         )
+        self.wire.open(self.groups[0].master.device)
         self.sleepers = Sleepers(layers, ds.progressive_subnetwork.skipped_update == "exact")
         self.norm = GroupNorm(model, self.groups)
         self._awake: list[FlatGroup] = []
@@ -87,12 +91,11 @@ class LayerwiseOptimizer:
         self._awake_layers = self._woken_by(ran)
         self._awake = [group for group in self.groups if group.layer is None or group.layer in self._awake_layers]
         self._wake(self._awake_layers, self._awake)
-        last = {layer: micro_batch for layer, micro_batch in enumerate(ran.last_micro_batch) if micro_batch is not None}
+        last = [-1 if micro_batch is None else micro_batch for micro_batch in ran.last_micro_batch]
         own = [(group.layer, group) for group in self._awake if group.layer is not None and group.is_matrices]
-        ordered = [group for _, group in sorted(own, key=lambda pair: (last.get(pair[0], -1), -pair[0]))]
+        ordered = [group for _, group in sorted(own, key=lambda pair: (last[pair[0]], -pair[0]))]
         self._left = {group: ran.here[layer] * len(group.members) for layer, group in own}
         self._waiting = self._bundles(ordered, self.reduce_most)
-        self._send_what_is_final()
 
     def _woken_by(self, ran: Ran) -> Collection[int]:
         return ran.layers
@@ -105,7 +108,7 @@ class LayerwiseOptimizer:
         """Make up for what layers have missed, and start to gather weights that are not up to date."""
         for layer in layers:
             self._make_up(layer)
-        stale = [group for group in groups if group.stale]
+        stale = sorted((group for group in groups if group.stale), key=lambda group: group.is_matrices)  # vectors share a message
         for group in stale:
             group.own_weights.copy_(group.master.detach())
             group.stale = False
@@ -138,8 +141,7 @@ class LayerwiseOptimizer:
         if group in self._left:
             self._left[group] -= 1
             assert self._left[group] >= 0, "a layer has more backward passes than its paths say"
-            if self._left[group] == 0:
-                self._send_what_is_final()
+        self._send_what_is_final()
 
     def _send_what_is_final(self) -> None:
         """Start the sums whose turn it is: the same order on all replicas, whatever each of them ran."""
@@ -150,7 +152,7 @@ class LayerwiseOptimizer:
         if self.wire.replicas == 1:
             return
         self._sums.append((bundle, self.wire.start_sum(bundle)))
-        while not self.keeps_gradients and len(self._sums) > self.on_the_way:
+        while len(self._sums) > self.on_the_way:
             self._receive()
 
     def _receive(self) -> None:

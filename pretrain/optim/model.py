@@ -30,7 +30,7 @@ class ChunkedModel(torch.nn.Module):
                 yield chunk.global_name(name), parameter
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the single chunk that ZeRO-2 and 3 allow, which come this way; otherwise the schedule runs the chunks."""
+        """Run the single chunk that ZeRO-3 allows, which comes this way; otherwise the schedule runs the chunks."""
         (chunk,) = self.chunks
         return chunk(*args, **kwargs)
 

@@ -1,6 +1,6 @@
 """The gradient's norm, over all ranks, and clipping by it."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -42,27 +42,24 @@ def clip_ratio(norm: float, largest: float) -> float:
 class GroupNorm:
     """The norm of what replicas have summed, each its part."""
 
-    def __init__(self, model: ChunkedModel, groups: Iterable[FlatGroup]) -> None:
-        self.counted = {
-            group: [stretch for stretch in group.stretches() if counts_here(model, stretch.parameter)] for group in groups
-        }
-        places = iter(range(sum(map(len, self.counted.values()))))
-        self.places = {group: [next(places) for _ in stretches] for group, stretches in self.counted.items()}
+    def __init__(self, model: ChunkedModel, groups: Sequence[FlatGroup]) -> None:
+        self.counted = {group: [s for s in group.stretches() if counts_here(model, s.parameter)] for group in groups}
+        self.size = sum(map(len, self.counted.values()))
+        self.device = groups[0].master.device
+        self.places: dict[FlatGroup, Tensor] = {}
         """Where each parameter's square stands, so that who sleeps does not change the order in which they are added up."""
+        begin = 0
+        for group, stretches in self.counted.items():
+            self.places[group] = torch.arange(begin, begin + len(stretches), device=self.device)
+            begin += len(stretches)
 
     @torch.no_grad()
-    def __call__(self, awake: Iterable[FlatGroup]) -> float:
+    def __call__(self, awake: Sequence[FlatGroup]) -> float:
         """Return the norm over all ranks, of which those that are not `awake` have a gradient of 0."""
-        views: list[Tensor] = []
-        places: list[int] = []
-        device = torch.device("cpu")
-        for group in awake:
-            device = group.master.device
-            views += [group.own_reduced().narrow(0, s.offset, s.length) for s in self.counted[group]]
-            places += self.places[group]
-        squares = torch.zeros(sum(map(len, self.places.values())), device=device)
+        squares = torch.zeros(self.size, device=self.device)
+        views = [group.own_reduced().narrow(0, s.offset, s.length) for group in awake for s in self.counted[group]]
         if views:
-            squares[torch.tensor(places, device=device)] = torch.stack(torch._foreach_norm(views)).square()
+            squares[torch.cat([self.places[group] for group in awake])] = torch.stack(torch._foreach_norm(views)).square()
         square = squares.sum()
         dist.all_reduce(square)
         return float(square.sqrt())

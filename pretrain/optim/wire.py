@@ -44,11 +44,12 @@ def bundles(groups: Iterable[FlatGroup], most: int, replicas: int) -> list[Bundl
     for group in groups:
         for begin in range(0, group.part, columns):
             piece = Piece(group, begin, min(begin + columns, group.part))
-            if held and filled + piece.end - piece.begin > columns:
+            length = piece.end - piece.begin
+            if held and (filled + length > columns or length * replicas >= JOINED_BELOW):
                 found.append(tuple(held))
                 held, filled = [], 0
             held.append(piece)
-            filled += piece.end - piece.begin
+            filled += length
             if filled * replicas >= JOINED_BELOW:
                 found.append(tuple(held))
                 held, filled = [], 0
@@ -82,6 +83,11 @@ class Wire:
         """
         self.group, self.dtype, self.scatters, self.frees = group, dtype, scatters, frees
         self.replicas, self.replica = dist.get_world_size(group), dist.get_rank(group)
+
+    def open(self, device: torch.device) -> None:
+        """Have all replicas meet once. NCCL connects at the first message, and ranks of a pipeline that do so amid a step may
+        wait for each other in a circle."""
+        dist.all_reduce(torch.zeros(1, device=device), group=self.group)
 
     def start_sum(self, bundle: Bundle) -> Transfer:
         """Start to sum a bundle's gradients over replicas; they end in `reduced` of its groups."""

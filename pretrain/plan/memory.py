@@ -75,7 +75,7 @@ def _gradients(run: Run, count: int) -> float:
     stage, replicas = run.ds.zero_optimization.stage, run.data_parallel
     if stage == 3:
         return count * FP32 / replicas
-    if stage < 2 or run.micro_batches > 1 or replicas == 1:
+    if stage < 2 or run.micro_batches > 1 or replicas == 1 or run.recipe.parallel.pipeline > 1:
         return count * FP32
     layers = run.recipe.model.num_layers // run.recipe.parallel.pipeline
     on_the_way = min(layers, (ON_THE_WAY if run.ds.zero_optimization.overlap_comm else 0) + 1)

@@ -6,7 +6,7 @@ torchrun --standalone --nproc-per-node N -m tests.support.lazy RECIPE.yaml DS.js
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,7 +21,7 @@ prepare_libraries("cpu")  # before Megatron-Core is imported
 from pretrain.data.loader import open_data  # noqa: E402
 from pretrain.engine import engine as engine_module  # noqa: E402
 from pretrain.errors import TrainingStopped  # noqa: E402
-from pretrain.optim import layerwise  # noqa: E402
+from pretrain.optim import layerwise, sleep  # noqa: E402
 from pretrain.optim.layerwise import LayerwiseOptimizer  # noqa: E402
 from pretrain.optim.names import TENSORS  # noqa: E402
 from pretrain.optim.sleep import Sleepers  # noqa: E402
@@ -130,12 +130,10 @@ def counted() -> Iterator[dict[str, list[int]]]:
 
         return call
 
-    patches = [patch.object(dist, name, wrapped(name)) for name in sizes]
-    for one in patches:
-        one.start()
-    yield sizes
-    for one in patches:
-        one.stop()
+    with ExitStack() as patches:
+        for name in sizes:
+            patches.enter_context(patch.object(dist, name, wrapped(name)))
+        yield sizes
 
 
 def bytes_of_steps(run, ranks: Ranks) -> dict:
@@ -148,11 +146,17 @@ def bytes_of_steps(run, ranks: Ranks) -> dict:
         union = {layer for path in paths for layer, active in enumerate(path.active) if active}
         asleep = [group for group in engine.optimizer.groups if group.layer is not None and group.layer not in union]
         before = [kept(engine, group) for group in asleep]
+        updates, exact = engine.optimizer.updates, engine.optimizer.sleepers.is_exact
+        changed = sum(
+            group.size
+            for group in engine.optimizer.groups
+            if step > 1 and (group.layer is None or (group.layer in union and (exact or updates[group.layer])))
+        )
         with counted() as sizes:
             engine.step(step, data.batch(step), paths)
         alone &= all(torch.equal(a, b) for group, old in zip(asleep, before) for a, b in zip(old, kept(engine, group)))
         elements = sum(group.size for group in engine.optimizer.groups if group.layer is None or group.layer in union)
-        rows.append({"union": len(union), "elements": elements, **sizes})
+        rows.append({"union": len(union), "elements": elements, "changed": changed, **sizes})
     data.close()
     return {"rows": rows, "alone": alone, "all": sum(group.size for group in engine.optimizer.groups)}
 
@@ -191,9 +195,17 @@ def no_decay_asleep():
     return patch.object(layerwise, "make_up", lambda a, group, *rest: make_up(a, {**group, "weight_decay": 0.0}, *rest))
 
 
-def unused_layers_send_nothing_new():
-    """A replica sends what it has of a layer that only another one ran: not zeros but an old sum."""
-    return patch.object(torch.Tensor, "zero_", lambda self: self)
+def unused_layers_do_not_send_zeros():
+    """A replica sends something else of a layer that only another one ran."""
+    begin = LayerwiseOptimizer.begin
+
+    def filled(self, ran):
+        begin(self, ran)
+        for group in self._awake:
+            if group.layer is not None and ran.here[group.layer] == 0:
+                group.need_gradients().fill_(1e-3)
+
+    return patch.object(LayerwiseOptimizer, "begin", filled)
 
 
 def counts_not_restored():
@@ -227,7 +239,7 @@ BREAKS = {
         not_caught_up,
         not_gathered_after_waking,
         no_decay_asleep,
-        unused_layers_send_nothing_new,
+        unused_layers_do_not_send_zeros,
         counts_not_restored,
         summed_too_early,
         other_counts_on_rank_1,
@@ -240,7 +252,8 @@ def compared(run, ranks: Ranks, case: dict) -> dict:
     events, broken = case["events"], case.get("break")
     theirs = train(run, ranks, Twin, case.get("events of the twin", {}))
     try:
-        with BREAKS[broken]() if broken else nullcontext():
+        longest = patch.object(sleep, "LONGEST_SLEEP", case.get("longest sleep", sleep.LONGEST_SLEEP))
+        with longest, BREAKS[broken]() if broken else nullcontext():
             ours = train(run, ranks, LayerwiseOptimizer, events)
     except (TrainingStopped, AssertionError, KeyError) as error:
         return {"different": [f"{type(error).__name__}: {error}"]}

@@ -33,6 +33,8 @@ def layout(tensor=1, pipeline=1, virtual=1, sequence=False, zero=1, **more) -> d
 
 APART = {**REPLICAS, "ds.progressive_subnetwork.paths_per_step": 8}
 """Two replicas, of which one runs even paths and the other odd ones, so that they skip different layers."""
+OVERLAP = {"ds.zero_optimization.overlap_comm": "true", "ds.zero_optimization.reduce_bucket_size": "9000"}
+"""A layer's sum starts while others are in their backward pass, and takes several messages."""
 RECOMPUTE = {"model.recompute": "layer"}
 BF16 = {"ds.bf16.enabled": "true"}
 ONE = {"fp32": layout(), "apart": layout(**APART), "bf16": layout(**BF16), "apart in bf16": layout(**APART, **BF16)}
@@ -74,6 +76,13 @@ FOUR = twice(
 ) | {
     "TP2 x PP2 with sequence parallelism, without ZeRO": layout(tensor=2, pipeline=2, sequence=True, zero=0),
     "TP2 x DP2 with ZeRO-2": layout(tensor=2, zero=2, **REPLICAS),
+    "TP2 x DP2 with sequence parallelism, overlapped": layout(tensor=2, sequence=True, **REPLICAS, **OVERLAP),
+    "DP2 x PP2 with two virtual chunks, overlapped": layout(pipeline=2, virtual=2, **REPLICAS, **OVERLAP),
+    "PP2 x DP2, replicas on paths apart, overlapped": layout(pipeline=2, **APART, **OVERLAP),
+    "PP2 x DP2 with ZeRO-2, replicas on paths apart, overlapped": layout(pipeline=2, zero=2, **APART, **OVERLAP),
+    "PP2 x DP2 with ZeRO-2, replicas on paths apart": layout(
+        pipeline=2, zero=2, **APART, **{"ds.zero_optimization.reduce_bucket_size": "9000"}
+    ),
     "bf16 TP2 x PP2": layout(tensor=2, pipeline=2, **BF16),
 }
 QUICK = {
