@@ -79,8 +79,10 @@ class Parts:
             )
         file = self.folder / PLAN
         before = _read_plan(file)
-        if before is None or not any(file.name != PLAN for file in self.folder.iterdir()):  # blocks of nobody knows what, or none
-            before = None
+        if before is not None and all(part.name == PLAN for part in self.folder.iterdir()):
+            same = {**plan, "block_bytes": before["block_bytes"]}
+            before = before if _apart_from_state(before) == _apart_from_state(same) else None  # another run's, which made nothing
+        if before is None:  # nothing says what these blocks are of
             for part in self.folder.iterdir():
                 part.unlink()
         else:

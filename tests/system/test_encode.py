@@ -296,7 +296,9 @@ def test_blocks_of_another_version_are_told_apart_from_those_of_other_inputs(hom
     file = Path(write(tmp_path, "x.txt", b"a line\n"))
     plan = _plan([file], tokenizer)
     parts = Parts.of(tmp_path / "out", 600)
-    parts.claim({key: value for key, value in plan.items() if key != "cut"} | {"cut": 1})
+    parts.claim(plan | {"files": [["z.txt", 7, 1]]})
+    parts.claim(plan | {"cut": 1})  # nothing was made of the others
+    (parts.folder / "000000-00000000.len").write_bytes(b"")
     with pytest.raises(UserError, match="left by another version of this program"):
         parts.claim(plan)
     with pytest.raises(UserError, match="left by a run on other inputs"):
