@@ -13,7 +13,7 @@ from pretrain.checkpoint.fragments import Fragment, Split
 from pretrain.checkpoint.tensors import NUMBER
 from pretrain.errors import one_line, reason
 from pretrain.files import sha256
-from pretrain.optim.names import TENSORS
+from pretrain.optim.names import TENSORS, layer_of
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -95,19 +95,18 @@ class Manifest(_Part):
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()
 
     def updates_of(self, layers: int) -> tuple[int, ...]:
-        """Return AdamW's updates of each layer.
-
-        Raises:
-            ValueError: it tells those of another number of layers.
-        """
-        if self.updates is not None and len(self.updates) != layers:
-            raise ValueError(f"it tells the updates of {len(self.updates)} layers, and the model has {layers}")
+        """Return AdamW's updates of each layer."""
         return self.updates or (self.step,) * layers
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Manifest":
         if self.format != FORMAT:
             raise ValueError(f"format {self.format}; this program reads {FORMAT}")
+        layers = {layer for name in self.parameters if (layer := layer_of(name)) is not None}
+        if self.updates is not None and (len(self.updates) != len(layers) or max(self.updates, default=0) > self.step):
+            raise ValueError(
+                f"it tells the updates of {len(self.updates)} layers in {self.step} steps, and has {len(layers)} layers"
+            )
         for file, facts in self.files.items():
             if file != Path(file).name or not file.endswith(".safetensors"):
                 raise ValueError(f"{file!r} is not the name of a file in the checkpoint")

@@ -22,10 +22,6 @@ import deepspeed
 import torch
 from deepspeed.runtime import bf16_optimizer
 from megatron.core import parallel_state
-from megatron.core.distributed.finalize_model_grads import (
-    _allreduce_non_tensor_model_parallel_grads,
-    _allreduce_word_embedding_grads,
-)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -35,7 +31,7 @@ from pretrain.model.decoder import Decoder
 from pretrain.optim.adamw import state_of, tensors_of
 from pretrain.optim.groups import FlatGroup, members_by_layer
 from pretrain.optim.interface import Ran
-from pretrain.optim.model import ChunkedModel
+from pretrain.optim.model import ChunkedModel, sum_over_model_ranks
 from pretrain.optim.names import MASTER
 from pretrain.optim.norms import clip, global_norm
 from pretrain.optim.settings import ModelParallelUnit, deepspeed_json, parameter_groups
@@ -130,9 +126,7 @@ class DeepSpeedOptimizer:
         for parameter in self.model.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        chunks = list(self.model.chunks)
-        _allreduce_non_tensor_model_parallel_grads(chunks, self.config)
-        _allreduce_word_embedding_grads(chunks, self.config)
+        sum_over_model_ranks(self.model, self.config)
 
     def fingerprint(self) -> int:
         """Every step updates all layers, so there is nothing to disagree about."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pretrain.optim.model import ChunkedModel
+from pretrain.optim.model import ChunkedModel, is_decayed
 from pretrain.optim.names import layer_of
 
 
@@ -28,7 +28,7 @@ def members_by_layer(model: ChunkedModel) -> list[Members]:
     found: dict[tuple[int, bool], dict[str, torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         layer = layer_of(name)
-        found.setdefault((-1 if layer is None else layer, parameter.dim() < 2), {})[name] = parameter
+        found.setdefault((-1 if layer is None else layer, not is_decayed(parameter)), {})[name] = parameter
     return [Members(None if key[0] < 0 else key[0], not key[1], found[key]) for key in sorted(found)]
 
 

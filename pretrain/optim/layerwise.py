@@ -10,10 +10,6 @@ from functools import partial
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed.finalize_model_grads import (
-    _allreduce_non_tensor_model_parallel_grads,
-    _allreduce_word_embedding_grads,
-)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -23,7 +19,7 @@ from pretrain.optim.adamw import make_up, state_of, tensors_of
 from pretrain.optim.deepspeed import flat_groups
 from pretrain.optim.groups import FlatGroup, Stretch
 from pretrain.optim.interface import Ran
-from pretrain.optim.model import ChunkedModel
+from pretrain.optim.model import ChunkedModel, sum_over_model_ranks
 from pretrain.optim.norms import GroupNorm, clip_ratio
 from pretrain.optim.shards import Shard
 from pretrain.optim.sleep import Sleepers
@@ -207,15 +203,13 @@ class LayerwiseOptimizer:
             self._make_up(layer)
 
     def _complete_gradients(self, groups: Sequence[FlatGroup]) -> None:
-        """Sum what tensor ranks have parts of (norms under sequence parallelism) and pipeline ranks copies of (the tied
-        embedding), as Megatron-Core does; it passes over parameters without a gradient, as those of sleeping layers are."""
+        """Sum what tensor and pipeline ranks share of these groups. Megatron-Core passes over parameters without gradients, those
+        of sleeping layers are."""
         for group in groups:
             for parameter, begin in group.views():
                 gradient = group.need_gradients().narrow(0, begin, parameter.numel())
                 parameter.main_grad = gradient.view_as(parameter)  # type: ignore[attr-defined]  # where Megatron-Core looks
-        chunks = list(self.model.chunks)
-        _allreduce_non_tensor_model_parallel_grads(chunks, self.config)
-        _allreduce_word_embedding_grads(chunks, self.config)
+        sum_over_model_ranks(self.model, self.config)
         for group in groups:
             for parameter in group.members.values():
                 del parameter.main_grad  # type: ignore[attr-defined]

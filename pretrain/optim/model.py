@@ -5,6 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from megatron.core.distributed.finalize_model_grads import (
+    _allreduce_non_tensor_model_parallel_grads,
+    _allreduce_word_embedding_grads,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
 
@@ -63,3 +68,16 @@ def gradient_of(parameter: torch.nn.Parameter) -> Tensor:
     """Return a gradient that is known to exist."""
     assert parameter.grad is not None, "gradients are completed before they are read"
     return parameter.grad
+
+
+def sum_over_model_ranks(model: ChunkedModel, config: TransformerConfig) -> None:
+    """Sum gradients that tensor ranks have parts of (norms under sequence parallelism) and pipeline ranks copies of (the tied
+    embedding), as Megatron-Core does."""
+    chunks = list(model.chunks)
+    _allreduce_non_tensor_model_parallel_grads(chunks, config)
+    _allreduce_word_embedding_grads(chunks, config)
+
+
+def is_decayed(parameter: torch.nn.Parameter) -> bool:
+    """Whether weight decay acts on a parameter: on matrices, not on norms and biases."""
+    return parameter.dim() >= 2

@@ -6,15 +6,15 @@ import torch
 from megatron.core import parallel_state
 
 from pretrain.config.deepspeed import DeepSpeedConfig
-from pretrain.optim.model import ChunkedModel
+from pretrain.optim.model import ChunkedModel, is_decayed
 
 
 def parameter_groups(model: ChunkedModel, weight_decay: float) -> list[dict[str, list[torch.nn.Parameter] | float]]:
     """Split weights into two groups: matrices are decayed, norms and biases are not."""
     parameters = [parameter for _, parameter in model.named_parameters()]
     return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if is_decayed(p)], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if not is_decayed(p)], "weight_decay": 0.0},
     ]
 
 

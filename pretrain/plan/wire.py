@@ -13,9 +13,9 @@ class Traffic:
     """Bytes that one GPU sends in a step to other replicas, in a ring: the most that a pipeline rank has to send."""
 
     sums: float
-    """What gradients are."""
+    """Gradients, to be summed."""
     gathers: float
-    """What weights are."""
+    """New weights, to all replicas."""
 
     @property
     def total(self) -> float:

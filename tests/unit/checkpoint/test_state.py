@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pretrain.checkpoint.directory import RunDirectory
-from pretrain.checkpoint.manifest import read_manifest
+from pretrain.checkpoint.manifest import Manifest, read_manifest
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.saver import Saver
 from pretrain.config.run import Position
@@ -75,3 +75,11 @@ def test_stages_with_one_count_for_all_refuse_several(project, ranks, tmp_path):
     train(project, ranks, tmp_path, 4, *NONE, saves=4)
     with pytest.raises(UserError, match=r"have been updated 1 to 4 times in 4 steps .*; use 1 or 2"):
         train(project, ranks, tmp_path, 6, *EXACT, "ds.zero_optimization.stage=0", changing=("skipped_update",))
+
+
+def test_counts_that_cannot_be_are_refused(project, ranks, tmp_path):
+    train(project, ranks, tmp_path, 4, *NONE, saves=4)
+    facts = read_manifest(tmp_path / "checkpoints" / "step_00000004").model_dump()
+    for wrong in (facts["updates"][:-1], (5, *facts["updates"][1:])):
+        with pytest.raises(ValueError, match="it tells the updates of"):
+            Manifest.model_validate({**facts, "updates": wrong})
