@@ -204,7 +204,7 @@ class LayerwiseOptimizer:
 
     def _complete_gradients(self, groups: Sequence[FlatGroup]) -> None:
         """Sum what tensor and pipeline ranks share of these groups. Megatron-Core passes over parameters without gradients, those
-        of sleeping layers are."""
+        of sleeping layers."""
         for group in groups:
             for parameter, begin in group.views():
                 gradient = group.need_gradients().narrow(0, begin, parameter.numel())
