@@ -3,7 +3,6 @@
 All layouts of one world size run in one launch, because starting processes takes longer than training.
 """
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 
 import pytest
@@ -11,80 +10,10 @@ import torch
 
 from pretrain.config import read_run
 from pretrain.plan.memory import parameters
-from tests.support.launch import torchrun
+from tests.support.layouts import APART, BF16, BF16_LOSS, BF16_NORM, FOUR, ONE, REPLICAS, TOLERANCE, TWO, distances, layout, train
 from tests.support.project import CLIPPING
 
 pytestmark = pytest.mark.dist
-TOLERANCE = 1e-4
-BF16_LOSS, BF16_NORM = 2e-3, 2e-2
-"""Against one process in bf16: sums of tensor ranks are rounded to bf16 in another order."""
-
-BATCH = {"ds.train_batch_size": 16, "ds.train_micro_batch_size_per_gpu": 4}
-"""Four micro-batches in a step."""
-REPLICAS = {"ds.train_micro_batch_size_per_gpu": 2}
-"""Four micro-batches for each of two replicas."""
-
-
-def layout(tensor=1, pipeline=1, virtual=1, sequence=False, zero=1, **more) -> dict[str, str]:
-    settings = {"parallel.tensor": tensor, "parallel.pipeline": pipeline, "parallel.virtual": virtual}
-    settings |= {"parallel.sequence": str(sequence).lower(), "ds.zero_optimization.stage": zero} | BATCH
-    return {key: str(value) for key, value in {**settings, **more}.items()}
-
-
-APART = {**REPLICAS, "ds.progressive_subnetwork.paths_per_step": 8}
-"""Two replicas, of which one runs even paths and the other odd ones, so that they skip different layers."""
-OVERLAP = {"ds.zero_optimization.overlap_comm": "true", "ds.zero_optimization.reduce_bucket_size": "9000"}
-"""A layer's sum starts while others are in their backward pass, and takes several messages."""
-RECOMPUTE = {"model.recompute": "layer"}
-BF16 = {"ds.bf16.enabled": "true"}
-ONE = {"fp32": layout(), "apart": layout(**APART), "bf16": layout(**BF16), "apart in bf16": layout(**APART, **BF16)}
-
-
-def twice(cases: dict[str, dict]) -> dict[str, dict]:
-    """Each layout as it is and with recomputation."""
-    return {
-        name + suffix: case | more for name, case in cases.items() for suffix, more in (("", {}), (", recomputed", RECOMPUTE))
-    }
-
-
-TWO = twice(
-    {
-        "TP2": layout(tensor=2),
-        "PP2": layout(pipeline=2),
-        "PP2 with two virtual chunks": layout(pipeline=2, virtual=2),
-        "DP2, replicas on paths apart": layout(**APART),
-        "DP2 with ZeRO-2": layout(zero=2, **REPLICAS),
-        "DP2 with ZeRO-3": layout(zero=3, **REPLICAS),
-    }
-) | {
-    "TP2 with sequence parallelism": layout(tensor=2, sequence=True),
-    "DP2": layout(**REPLICAS),
-    "DP2 without ZeRO, replicas on paths apart": layout(zero=0, **APART),
-    "PP2 with two virtual chunks, without ZeRO": layout(pipeline=2, virtual=2, zero=0),
-    "bf16 DP2, replicas on paths apart": layout(**APART, **BF16),
-    "bf16 DP2 with ZeRO-2": layout(zero=2, **REPLICAS, **BF16),
-    "bf16 DP2 with ZeRO-3": layout(zero=3, **REPLICAS, **BF16),
-}
-FOUR = twice(
-    {
-        "PP4": layout(pipeline=4),
-        "TP2 x PP2 with sequence parallelism": layout(tensor=2, pipeline=2, sequence=True),
-        "DP2 x PP2 with two virtual chunks": layout(pipeline=2, virtual=2, **REPLICAS),
-        "TP2 x DP2, replicas on paths apart": layout(tensor=2, **APART),
-        "PP2 x DP2, replicas on paths apart": layout(pipeline=2, **APART),
-    }
-) | {
-    "TP2 x PP2 with sequence parallelism, without ZeRO": layout(tensor=2, pipeline=2, sequence=True, zero=0),
-    "TP2 x DP2 with ZeRO-2": layout(tensor=2, zero=2, **REPLICAS),
-    "TP2 x DP2 with sequence parallelism, overlapped": layout(tensor=2, sequence=True, **REPLICAS, **OVERLAP),
-    "DP2 x PP2 with two virtual chunks, overlapped": layout(pipeline=2, virtual=2, **REPLICAS, **OVERLAP),
-    "PP2 x DP2, replicas on paths apart, overlapped": layout(pipeline=2, **APART, **OVERLAP),
-    "PP2 x DP2 with ZeRO-2, replicas on paths apart, overlapped": layout(pipeline=2, zero=2, **APART, **OVERLAP),
-    "PP2 x DP2 with ZeRO-2, replicas on paths apart": layout(
-        pipeline=2, zero=2, **APART, **{"ds.zero_optimization.reduce_bucket_size": "9000"}
-    ),
-    "bf16 TP2 x PP2": layout(tensor=2, pipeline=2, **BF16),
-}
 QUICK = {
     "TP2 with sequence parallelism",
     "PP2 with two virtual chunks, recomputed",
@@ -110,18 +39,6 @@ BROKEN_TWO = {
 CRASHES = {"no_zero_filling": "Received data size doesn't match expected size", "no_clone": "the gradient's norm is not finite"}
 """Breaks that may end in a crash, and how."""
 BROKEN_FOUR = {"no_clone": layout(pipeline=4, **{"break": "no_clone"})}
-
-
-def train(project, folder, processes: int, cases: dict) -> tuple[dict, str]:
-    """Results by case, and what was written to standard error."""
-    out, file = folder / f"{processes}.pt", folder / f"{processes}.json"
-    file.write_text(json.dumps(cases))
-    process = torchrun(processes, "tests.support.worker", project.recipe, project.ds, out, file)
-    try:
-        _, errors = process.communicate(timeout=900)
-    finally:
-        process.kill()
-    return (torch.load(out) if process.returncode == 0 else {}), errors
 
 
 @pytest.fixture(scope="module")
@@ -160,17 +77,6 @@ def others(project, tmp_path_factory):
 def result(request, name):
     """What the layout `name` came to."""
     return request.getfixturevalue("quick" if name in QUICK else "others")[name]
-
-
-def distances(ours: dict, theirs: dict) -> dict[str, float]:
-    a, b = torch.tensor(ours["rows"]), torch.tensor(theirs["rows"])
-    assert ours["weights"].keys() == theirs["weights"].keys()
-    return {
-        "loss": float((a[:, 0] - b[:, 0]).abs().max()),
-        "norm": float(((a[:, 1] - b[:, 1]) / b[:, 1]).abs().max()),
-        "weights": float(torch.stack([(w - theirs["weights"][name]).abs().max() for name, w in ours["weights"].items()]).max()),
-        "evaluation": abs(ours["evaluation"] - theirs["evaluation"]),
-    }
 
 
 def counterpart(name: str) -> str:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.support.layouts import APART, RECOMPUTE, REPLICAS, TOLERANCE, distances, layout, train
 from tests.support.project import BERT
-from tests.system.test_layouts import APART, RECOMPUTE, REPLICAS, TOLERANCE, distances, layout, train
 
 pytestmark = [pytest.mark.dist, pytest.mark.long]
 CAUSAL = {"data.objective": "causal"}

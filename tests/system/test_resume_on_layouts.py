@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from tests.system.test_layouts import BF16, BF16_LOSS, BF16_NORM, REPLICAS, TOLERANCE, layout, train
+from tests.support.layouts import BF16, BF16_LOSS, BF16_NORM, REPLICAS, TOLERANCE, layout, train
 
 pytestmark = pytest.mark.dist
 HALF, LAST = 10, 20
