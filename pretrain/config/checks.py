@@ -64,7 +64,12 @@ def _check_sharding(run: Run) -> None:
     p, stage, where = run.recipe.parallel, run.ds.zero_optimization.stage, f'{run.ds_file}: "zero_optimization.stage"'
     if run.ds.bf16.enabled and stage == 0:
         raise UserError(f"{where} 0 with bf16 cannot sum gradients in fp32 (DeepSpeed refuses it); use stage 1")
-    if stage in (1, 2):
+    if stage == 3 and p.pipeline > 1:
+        raise UserError(
+            f"{where} 3 gathers every layer anew for each micro-batch, which a pipeline has many of; use 1 or 2 with"
+            f" parallel.pipeline {p.pipeline}"
+        )
+    if stage > 0:
         _check_layerwise(run)
         return
     for name, value, default in (
@@ -73,28 +78,11 @@ def _check_sharding(run: Run) -> None:
         ("progressive_subnetwork.skipped_update", run.ds.progressive_subnetwork.skipped_update, "exact"),
     ):
         if value != default:
-            raise UserError(
-                f'{run.ds_file}: "{name}" {json.dumps(value)} needs "zero_optimization.stage" 1 or 2, and it is {stage}'
-            )
-    if stage < 3:
-        return
-    if p.pipeline > 1:
-        raise UserError(
-            f"{where} 3 reduces gradients during the backward pass, before pipeline ranks have summed theirs; use 0 to 2 with"
-            f" parallel.pipeline {p.pipeline}"
-        )
-    if p.sequence:
-        raise UserError(f"{where} 3 would miss the norms' gradients under parallel.sequence; use 0 to 2, or drop it")
-    paths = len(run.method.paths(run.steps))
-    if run.micro_batches % paths:
-        raise UserError(
-            f"{where} 3 needs all replicas on one path at a time: paths_per_step {paths} must divide the "
-            f"{run.micro_batches} micro-batches of a rank"
-        )
+            raise UserError(f'{run.ds_file}: "{name}" {json.dumps(value)} needs "zero_optimization.stage" 1, 2 or 3, and it is 0')
 
 
 def _check_layerwise(run: Run) -> None:
-    """Stages 1 and 2 are this program's own, by layer, and have no choice in these."""
+    """Stages 1 to 3 are this program's own, by layer, and have no choice in these."""
     zero = run.ds.zero_optimization
     for name, refused in (("contiguous_gradients", False), ("allgather_partitions", False), ("round_robin_gradients", True)):
         if getattr(zero, name) is refused:

@@ -114,16 +114,16 @@ class Zero(Strict):
     allgather_bucket_size: Elements = 500_000_000
     """Elements that are gathered at a time."""
     contiguous_gradients: bool | None = None
-    """Copy gradients into one buffer before they are reduced. If left out, true in stage 3 as in DeepSpeed, and false in 0: there
-    all gradients exist before reduction begins, and the copy only costs time (docs/decisions.md). Always so in 1 and 2."""
+    """Stage 0: copy gradients into one buffer before they are reduced; false if left out, because all gradients exist before
+    reduction begins, and the copy only costs time (docs/decisions.md). Always so in stages 1 to 3."""
     reduce_scatter: bool = True
-    """Reduce each gradient to its owner only; false: to all, which sends twice as much (stages 1 and 2)."""
+    """Reduce each gradient to its owner only; false: to all, which sends twice as much (stages 1 to 3)."""
     allgather_partitions: bool = True
     """Gather updated weights with all-gather instead of broadcasts."""
     round_robin_gradients: bool = False
     """Spread copies of gradients over ranks; only with offloading."""
     overlap_comm: bool = False
-    """Stages 1 and 2: sum a layer's gradients over replicas while the backward pass of others goes on."""
+    """Stages 1 to 3: sum a layer's gradients over replicas while the backward pass of others goes on."""
 
     foreign: ClassVar[dict[str, str]] = ZERO_KEYS
 
@@ -150,7 +150,7 @@ class DeepSpeedConfig(Strict):
     data_types: DataTypes = DataTypes()
     """Types of what DeepSpeed keeps."""
     communication_data_type: Literal["fp32", "bf16"] = "fp32"
-    """Stages 1 and 2: type in which gradients are sent and summed over replicas. Stage 3 sums bf16 gradients in bf16."""
+    """Stages 1 to 3: type in which gradients are sent and summed over replicas."""
     zero_optimization: Zero = Zero()
     """Sharding."""
     progressive_subnetwork: ProgressiveSubnetwork = FullKeys(method="full")

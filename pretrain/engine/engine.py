@@ -21,6 +21,7 @@ from pretrain.engine.stopwatch import Stopwatch
 from pretrain.model.decoder import build_chunks, transformer_config
 from pretrain.model.weights import initialize
 from pretrain.optim.deepspeed import DeepSpeedOptimizer
+from pretrain.optim.fully_sharded import FullyShardedOptimizer
 from pretrain.optim.interface import ModelOptimizer, Ran
 from pretrain.optim.layerwise import LayerwiseOptimizer
 from pretrain.optim.model import ChunkedModel
@@ -40,11 +41,17 @@ def build_engine(run: Run, ranks: Ranks) -> "Engine":
         chunk.to(ranks.device)
         chunk.ddp_config = DistributedDataParallelConfig()  # Megatron's gradient helpers ask it for FSDP
     model = ChunkedModel(chunks)
-    by_layer = run.ds.zero_optimization.stage in (1, 2)
-    optimizer = (LayerwiseOptimizer if by_layer else DeepSpeedOptimizer)(model, config, run.ds, run.recipe.model.num_layers)
+    optimizer = _optimizer_of(run)(model, config, run.ds, run.recipe.model.num_layers)
     stopwatch = Stopwatch(ranks.device)
-    schedule = Schedule(chunks, optimizer, run.recipe, run.batching, ranks.device, config.params_dtype, stopwatch)
+    schedule = Schedule(chunks, run.recipe, run.batching, ranks.device, config.params_dtype, stopwatch)
     return Engine(run.recipe, run.ds, run.batching, ranks, model, optimizer, schedule, stopwatch)
+
+
+def _optimizer_of(run: Run) -> type[DeepSpeedOptimizer | LayerwiseOptimizer]:
+    stage = run.ds.zero_optimization.stage
+    if stage == 0:
+        return DeepSpeedOptimizer
+    return FullyShardedOptimizer if stage == 3 and run.data_parallel > 1 else LayerwiseOptimizer
 
 
 class Engine:
@@ -87,8 +94,8 @@ class Engine:
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], path: LayerPath | None = None) -> Evaluation:
         """Return losses through a path, by default with all layers active."""
-        self.optimizer.settle(path)
         path = path or LayerPath.full(self.recipe.model.num_layers)
+        self.optimizer.wake(path)
         self.model.eval()
         entries = self.forward_backward([MicroBatch(batch, path) for batch in batches], scale=1.0, forward_only=True)
         self.stopwatch.read_and_reset()  # belongs to no step

@@ -14,7 +14,6 @@ from pretrain.engine.stopwatch import Stopwatch
 from pretrain.model.attention import block_mask, dense_mask
 from pretrain.model.decoder import Decoder
 from pretrain.model.layer import LayerInputs
-from pretrain.optim.interface import ModelOptimizer
 
 ReduceLosses = Callable[[Tensor], tuple[Tensor, Tensor, Entry]]
 
@@ -25,7 +24,6 @@ class Schedule:
     def __init__(
         self,
         chunks: Sequence[Decoder],
-        optimizer: ModelOptimizer,
         recipe: Recipe,
         batching: Batching,
         device: torch.device,
@@ -33,7 +31,6 @@ class Schedule:
         stopwatch: Stopwatch,
     ) -> None:
         self.chunks, self.device, self.dtype, self.stopwatch = list(chunks), device, dtype, stopwatch
-        self.entries = {chunk: optimizer.entry(chunk) for chunk in chunks}
         self.uses_flex = recipe.model.attention == "flex"
         self.kinds = len(recipe.data.kinds)
         self.sequence_length, self.micro_batch_size = recipe.data.sequence_length, batching.micro_batch_size
@@ -67,5 +64,5 @@ class Schedule:
         mask = block_mask(segments, prefix) if self.uses_flex else dense_mask(segments, prefix, self.dtype)
         inputs = LayerInputs(mask, micro_batch.path)
         with self.stopwatch.running():
-            output = self.entries[chunk](batch["tokens"], batch["positions"], inputs, labels=batch["labels"])
+            output = chunk(batch["tokens"], batch["positions"], inputs, labels=batch["labels"])
         return output, lambda losses: reduce_losses(losses, batch["targets"], batch["kinds"], self.kinds, scale)

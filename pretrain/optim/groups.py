@@ -47,18 +47,17 @@ class Stretch(NamedTuple):
 class FlatGroup:
     """Members of a group one behind the other, cut into as many equal parts as there are replicas; this rank keeps one."""
 
-    def __init__(self, members: Members, weights: Tensor, master: Tensor, gradients: Tensor, replica: int) -> None:
+    def __init__(self, members: Members, weights: Tensor, master: Tensor, replica: int) -> None:
         """
         Args:
             weights: [replicas * part], which the model computes with; its parameters are views of it.
             master: [part] fp32.
-            gradients: [replicas * part] fp32, zeros.
         """
         self.layer, self.members = members.layer, members.parameters
         self.is_matrices = members.decays
         self.weights, self.master, self.replica = weights.detach(), master, replica
         self.part = master.numel()
-        self.gradients: Tensor | None = gradients
+        self.gradients: Tensor | None = None
         self.reduced: Tensor | None = None
         """[part], own part of the gradient's mean over replicas, once it is there."""
         self.stale = False
@@ -77,6 +76,17 @@ class FlatGroup:
         if self.gradients is None:
             self.gradients = torch.zeros(self.size, dtype=torch.float32, device=self.weights.device)
         return self.gradients
+
+    def need_weights(self) -> Tensor:
+        """Return `weights`, with room for them."""
+        storage = self.weights.untyped_storage()
+        if storage.size() == 0:
+            storage.resize_(self.weights.numel() * self.weights.element_size())
+        return self.weights
+
+    def give_back_weights(self) -> None:
+        """Free their memory. Parameters, and what autograd has saved of them, are views, good again after `need_weights`."""
+        self.weights.untyped_storage().resize_(0)
 
     def own_reduced(self) -> Tensor:
         """Return `reduced`, which is known to be there."""

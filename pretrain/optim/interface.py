@@ -1,20 +1,17 @@
 """What the engine and checkpoints ask of an optimizer. A new way to reduce gradients is a class beside
 `deepspeed.py`, which `build_engine` (engine/engine.py) constructs.
 
-One step in order: `begin` before the first forward pass, the schedule runs what `entry` gives, `finish` when all micro-batches
-are through. `catch_up`, `shards`, `updates` and `restored` belong to checkpoints, `settle` to whoever else reads weights between
-two steps.
+One step in order: `begin` before the first forward pass, the schedule runs the chunks, hooks watch, `finish` when all
+micro-batches are through. `wake` belongs to evaluations, `catch_up`, `shards`, `updates` and `restored` to checkpoints,
+`settle` to whoever else reads weights between two steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-from torch import Tensor
-
 from pretrain.config.run import Batching
-from pretrain.model.decoder import Decoder
 from pretrain.optim.shards import Shard
 from pretrain.subnetwork import LayerPath
 
@@ -27,6 +24,8 @@ class Ran:
     """For each layer the last micro-batch of a rank in which some replica runs it, counted from 0; None if no replica does."""
     here: tuple[int, ...]
     """How many of this rank's own micro-batches run each layer."""
+    by_micro_batch: tuple[frozenset[int], ...]
+    """For each micro-batch of a rank, the layers that some replica runs in it."""
 
     @classmethod
     def of(cls, paths: Sequence[LayerPath], batching: Batching, replica: int) -> "Ran":
@@ -39,7 +38,9 @@ class Ran:
                 if active:
                     last[layer] = max(last[layer] or 0, micro_batch)
                     here[layer] += count
-        return cls(tuple(last), tuple(here))
+        taken = _paths_of_micro_batches(batching, len(paths))
+        together = tuple(frozenset(layer for index in indices for layer in paths[index].layers) for indices in taken)
+        return cls(tuple(last), tuple(here), together)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -57,13 +58,19 @@ def _micro_batches_of(batching: Batching, replica: int, paths: int) -> tuple[int
 
 
 @cache
+def _paths_of_micro_batches(batching: Batching, paths: int) -> tuple[frozenset[int], ...]:
+    """For each micro-batch of a rank, which of so many paths some replica takes in it: the same in all steps of a stage."""
+    return tuple(
+        frozenset(batching.path_index(micro_batch, replica, paths) for replica in range(batching.replicas))
+        for micro_batch in range(batching.micro_batches)
+    )
+
+
+@cache
 def _last_micro_batches(batching: Batching, paths: int) -> tuple[int, ...]:
-    """For each of so many paths, the last micro-batch in which some replica takes it: the same in all steps of a stage."""
-    last = [-1] * paths
-    for micro_batch in range(batching.micro_batches):
-        for replica in range(batching.replicas):
-            last[batching.path_index(micro_batch, replica, paths)] = micro_batch
-    return tuple(last)
+    """For each of so many paths, the last micro-batch in which some replica takes it."""
+    taken = _paths_of_micro_batches(batching, paths)
+    return tuple(max((n for n, indices in enumerate(taken) if path in indices), default=-1) for path in range(paths))
 
 
 class ModelOptimizer(Protocol):
@@ -71,9 +78,6 @@ class ModelOptimizer(Protocol):
 
     def begin(self, ran: Ran) -> None:
         """Get ready for a step that runs these parts."""
-
-    def entry(self, chunk: Decoder) -> Callable[..., Tensor]:
-        """Return what the schedule calls to run a chunk: the chunk itself, or something around it that watches gradients."""
 
     def finish(self, lr: float) -> float:
         """Sum gradients over all ranks that share weights, clip, and update with this learning rate.
@@ -97,5 +101,8 @@ class ModelOptimizer(Protocol):
     def restored(self, step: int, updates: tuple[int, ...]) -> None:
         """Take over masters and moments that were written into the shards, as they are after `step`; called on all ranks."""
 
-    def settle(self, path: LayerPath | None = None) -> None:
-        """Bring the weights that a path runs, by default all, up to date for a reader outside a step; called on all ranks."""
+    def wake(self, path: LayerPath) -> None:
+        """Get ready for forward passes through a path, outside a step; called on all ranks."""
+
+    def settle(self) -> None:
+        """Bring all weights up to date for a reader outside a step, until the next step; called on all ranks."""

@@ -1,4 +1,4 @@
-"""ZeRO stages 1 and 2 by layer: a layer that a step skips is neither summed, nor updated, nor gathered.
+"""ZeRO stages 1 and 2 by layer: a layer that a step skips is neither summed, nor updated, nor gathered. fully_sharded.py adds 3.
 
 The flat groups are DeepSpeed's (deepspeed.py); what goes between replicas is in wire.py, who sleeps in sleep.py.
 docs/communication.md follows one step.
@@ -46,7 +46,7 @@ class LayerwiseOptimizer:
         self.reduce_most, self.gather_most = zero.reduce_bucket_size, zero.allgather_bucket_size
         self.adamw, self.groups = flat_groups(model, ds)
         self.wire = Wire(
-            parallel_state.get_data_parallel_group(), DTYPES[ds.communication_data_type], zero.reduce_scatter, zero.stage == 2
+            parallel_state.get_data_parallel_group(), DTYPES[ds.communication_data_type], zero.reduce_scatter, zero.stage >= 2
         )
         self.wire.open(self.groups[0].master.device)
         self.sleepers = Sleepers(layers, ds.progressive_subnetwork.skipped_update == "exact")
@@ -56,11 +56,8 @@ class LayerwiseOptimizer:
         self._waiting: list[Bundle] = []
         self._left: dict[FlatGroup, int] = {}
         self._sums: list[tuple[Bundle, Transfer]] = []
-        self._gathers: dict[FlatGroup, Transfer] = {}
+        self._gathers: dict[FlatGroup, list[Transfer]] = {}
         self._watch()
-        if not self.keeps_gradients:
-            for group in self.groups:
-                group.gradients = None
 
     def _watch(self) -> None:
         """Sum gradients in fp32 where they arise; have each layer wait for its own weights."""
@@ -77,16 +74,15 @@ class LayerwiseOptimizer:
                 groups = of_layer[layer.layer_number - 1]
                 layer.register_forward_pre_hook(lambda module, args, groups=groups: self._arrived(groups))
 
-    def entry(self, chunk: Decoder) -> Callable[..., Tensor]:
-        return chunk
-
     # Before the schedule: weights.
 
     def begin(self, ran: Ran) -> None:
         """Wake the layers that the step runs, and know in which order their gradients will be final."""
         self._awake_layers = self._woken_by(ran)
-        self._awake = [group for group in self.groups if group.layer is None or group.layer in self._awake_layers]
-        self._wake(self._awake_layers, self._awake)
+        self._awake = self._wake(self._awake_layers)
+        self._expect(ran)
+
+    def _expect(self, ran: Ran) -> None:
         last = [-1 if micro_batch is None else micro_batch for micro_batch in ran.last_micro_batch]
         own = [(group.layer, group) for group in self._awake if group.layer is not None and group.is_matrices]
         ordered = [group for _, group in sorted(own, key=lambda pair: (last[pair[0]], -pair[0]))]
@@ -100,18 +96,29 @@ class LayerwiseOptimizer:
         return bundles(groups, most, self.wire.replicas)
 
     @torch.no_grad()
-    def _wake(self, layers: Iterable[int], groups: Iterable[FlatGroup]) -> None:
-        """Make up for what layers have missed, and start to gather weights that are not up to date."""
+    def _wake(self, layers: Collection[int]) -> list[FlatGroup]:
+        """Make up for what layers have missed, and start to gather weights that are not up to date. Returns the groups of these
+        layers, and those outside layers."""
         for layer in layers:
             self._make_up(layer)
-        stale = sorted((group for group in groups if group.stale), key=lambda group: group.is_matrices)  # vectors share a message
-        for group in stale:
+        awake = [group for group in self.groups if group.layer is None or group.layer in layers]
+        stale = [group for group in awake if group.stale and not self._is_lent(group)]
+        self._gather(sorted(stale, key=lambda group: group.is_matrices))  # vectors share a message
+        return awake
+
+    def _is_lent(self, group: FlatGroup) -> bool:
+        """Whether the weights of a group are on a rank only while a pass needs them (stage 3)."""
+        return False
+
+    def _gather(self, groups: Sequence[FlatGroup]) -> None:
+        for group in groups:
             group.own_weights.copy_(group.master.detach())
             group.stale = False
         if self.wire.replicas > 1:
-            for bundle in self._bundles(stale, self.gather_most):
+            for bundle in self._bundles(groups, self.gather_most):
                 transfer = self.wire.start_gather(bundle)
-                self._gathers |= {piece.group: transfer for piece in bundle}
+                for piece in bundle:
+                    self._gathers.setdefault(piece.group, []).append(transfer)
 
     def _make_up(self, layer: int) -> None:
         if rates := self.sleepers.missed(layer):
@@ -123,7 +130,7 @@ class LayerwiseOptimizer:
 
     def _arrived(self, groups: Iterable[FlatGroup]) -> None:
         for group in groups:
-            if transfer := self._gathers.pop(group, None):
+            for transfer in self._gathers.pop(group, ()):
                 transfer.wait()
 
     # During the schedule: gradients.
@@ -227,11 +234,11 @@ class LayerwiseOptimizer:
         for layer in range(len(self.sleepers.updates)):
             self._make_up(layer)
 
-    def settle(self, path: LayerPath | None = None) -> None:
-        layers = [layer for layer in range(len(self.sleepers.updates)) if path is None or path.active[layer]]
-        groups = [group for group in self.groups if group.layer is None or group.layer in layers]
-        self._wake(layers, groups)
-        self._arrived(groups)
+    def wake(self, path: LayerPath) -> None:
+        self._wake(path.layers)
+
+    def settle(self) -> None:
+        self._arrived(self._wake(range(len(self.sleepers.updates))))
 
     def shards(self) -> list[Shard]:
         return [self._shard(group, stretch) for group in self.groups for stretch in group.stretches()]
@@ -249,4 +256,3 @@ class LayerwiseOptimizer:
             state_of(self.adamw, group.master)["step"].fill_(count)
             group.stale = True
         self.sleepers.restored(step, updates)
-        self.settle()

@@ -1,7 +1,7 @@
 """The model as an optimizer sees it: one module over this rank's chunks, with global names."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from megatron.core.distributed.finalize_model_grads import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn.modules.module import _IncompatibleKeys
 
 from pretrain.model.decoder import Decoder
 
@@ -34,22 +33,8 @@ class ChunkedModel(torch.nn.Module):
             for name, parameter in chunk.named_parameters(remove_duplicate=remove_duplicate):
                 yield chunk.global_name(name), parameter
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the single chunk that ZeRO-3 allows, which comes this way; otherwise the schedule runs the chunks."""
-        (chunk,) = self.chunks
-        return chunk(*args, **kwargs)
-
     def state_dict(self, *args: Any, **kwargs: Any) -> OrderedDict[str, Tensor]:  # type: ignore[override]  # DeepSpeed asks for names only
         return OrderedDict((name, parameter.detach()) for name, parameter in self.named_parameters())
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> _IncompatibleKeys:
-        own = dict(self.named_parameters())
-        if own.keys() != state_dict.keys():
-            raise ValueError(f"weights do not belong to this model: {sorted(own.keys() ^ state_dict.keys())[:5]}")
-        for name, parameter in own.items():
-            parameter.copy_(state_dict[name])
-        return _IncompatibleKeys([], [])
 
     @staticmethod
     def is_copy(parameter: torch.nn.Parameter) -> bool:

@@ -19,23 +19,21 @@ def parameter_groups(model: ChunkedModel, weight_decay: float) -> list[dict[str,
 
 
 def deepspeed_json(ds: DeepSpeedConfig) -> dict[str, Any]:
-    """Complete the user's settings with the switches that the schedule in front of DeepSpeed needs.
+    """Complete the user's settings of a run without ZeRO, the only one that has DeepSpeed's engine, with the switches that the
+    schedule in front of it needs.
 
     Megatron-Core's schedule accumulates, so to DeepSpeed every call is a whole step of one accumulation. The learning rate is set
     before each step (rates.py), so DeepSpeed gets no schedule.
     """
-    bf16 = ds.bf16.enabled
     zero = ds.zero_optimization.model_dump(mode="json")
-    if zero["contiguous_gradients"] is None:
-        zero["contiguous_gradients"] = ds.zero_optimization.stage == 3
+    zero["contiguous_gradients"] = bool(zero["contiguous_gradients"])
     return {
         "train_micro_batch_size_per_gpu": ds.train_micro_batch_size_per_gpu,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": ds.gradient_clipping if ds.zero_optimization.stage else 0.0,
+        "gradient_clipping": 0.0,  # by deepspeed.py
         "optimizer": ds.optimizer.model_dump(mode="json"),
         "zero_optimization": zero,
-        "bf16": {"enabled": bf16, "immediate_grad_update": bf16},
         "data_types": ds.data_types.model_dump(mode="json"),
         "steps_per_print": None,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU before every micro-batch

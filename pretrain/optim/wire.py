@@ -110,8 +110,8 @@ class Wire:
                 group.reduced = numbers
             else:
                 if group.reduced is None:
-                    group.reduced = torch.empty(group.part, dtype=torch.float32, device=own.device)
-                group.reduced[piece.begin : piece.end].copy_(numbers)
+                    group.reduced = torch.zeros(group.part, dtype=torch.float32, device=own.device)
+                group.reduced[piece.begin : piece.end].add_(numbers)  # in stage 3 to what earlier micro-batches gave
 
     def start_gather(self, bundle: Bundle) -> Transfer:
         """Start to bring the weights of a bundle from their owners to all replicas."""

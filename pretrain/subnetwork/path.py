@@ -30,6 +30,11 @@ class LayerPath:
     def length(self) -> int:
         return sum(self.active)
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those that are active."""
+        return tuple(layer for layer, active in enumerate(self.active) if active)
+
     @classmethod
     def through(cls, active: Sequence[bool]) -> "LayerPath":
         """These layers, unscaled."""

@@ -55,6 +55,9 @@ TWO = twice(
     "bf16 DP2, replicas on paths apart": layout(**APART, **BF16),
     "bf16 DP2 with ZeRO-2": layout(zero=2, **REPLICAS, **BF16),
     "bf16 DP2 with ZeRO-3": layout(zero=3, **REPLICAS, **BF16),
+    "DP2 with ZeRO-3, replicas on paths apart, overlapped": layout(
+        zero=3, **APART, **OVERLAP, **{"ds.zero_optimization.allgather_bucket_size": "7000"}
+    ),
 }
 FOUR = twice(
     {
@@ -67,6 +70,7 @@ FOUR = twice(
 ) | {
     "TP2 x PP2 with sequence parallelism, without ZeRO": layout(tensor=2, pipeline=2, sequence=True, zero=0),
     "TP2 x DP2 with ZeRO-2": layout(tensor=2, zero=2, **REPLICAS),
+    "TP2 x DP2 with ZeRO-3 and sequence parallelism": layout(tensor=2, sequence=True, zero=3, **REPLICAS),
     "TP2 x DP2 with sequence parallelism, overlapped": layout(tensor=2, sequence=True, **REPLICAS, **OVERLAP),
     "DP2 x PP2 with two virtual chunks, overlapped": layout(pipeline=2, virtual=2, **REPLICAS, **OVERLAP),
     "PP2 x DP2, replicas on paths apart, overlapped": layout(pipeline=2, **APART, **OVERLAP),

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,6 +23,7 @@ from pretrain.data.loader import open_data  # noqa: E402
 from pretrain.engine import engine as engine_module  # noqa: E402
 from pretrain.errors import TrainingStopped  # noqa: E402
 from pretrain.optim import layerwise, sleep  # noqa: E402
+from pretrain.optim.fully_sharded import FullyShardedOptimizer  # noqa: E402
 from pretrain.optim.layerwise import LayerwiseOptimizer  # noqa: E402
 from pretrain.optim.names import TENSORS  # noqa: E402
 from pretrain.optim.sleep import Sleepers  # noqa: E402
@@ -32,7 +34,7 @@ from tests.support.worker import end_groups, forget_deepspeed_groups  # noqa: E4
 STEPS = 24
 
 
-class Twin(LayerwiseOptimizer):
+class Eager:
     """Sums, updates and gathers all layers in every step; those that nobody ran have a gradient of 0. Under `skipped_update`
     "none" AdamW passes over them, as over a parameter whose gradient is None."""
 
@@ -62,10 +64,31 @@ class Twin(LayerwiseOptimizer):
         super()._update(ratio, lr)
 
 
-def train(run, ranks: Ranks, kind: type, events: dict[str, str], steps: int = STEPS) -> dict:
+class Twin(Eager, LayerwiseOptimizer):
+    """The twin of stages 1 and 2."""
+
+
+class ShardedTwin(Eager, FullyShardedOptimizer):
+    """The twin of stage 3, which takes all layers through all passes."""
+
+    def _expect(self, ran):
+        everything = frozenset(range(len(ran.last_micro_batch)))
+        super()._expect(replace(ran, by_micro_batch=(everything,) * len(ran.by_micro_batch)))
+
+
+@contextmanager
+def trained_by(layerwise_kind: type, sharded_kind: type) -> Iterator[None]:
+    with (
+        patch.object(engine_module, "LayerwiseOptimizer", layerwise_kind),
+        patch.object(engine_module, "FullyShardedOptimizer", sharded_kind),
+    ):
+        yield
+
+
+def train(run, ranks: Ranks, kinds: tuple[type, type], events: dict[str, str], steps: int = STEPS) -> dict:
     """Losses, norms, weights, masters, moments and counts. `events`: what happens after which step."""
     data = open_data(run, ranks.data_parallel_rank, ranks.needs_text)
-    with patch.object(engine_module, "LayerwiseOptimizer", kind):
+    with trained_by(*kinds):
         engine = engine_module.build_engine(run, ranks)
     rows = []
     for step in range(1, steps + 1):
@@ -79,7 +102,7 @@ def train(run, ranks: Ranks, kind: type, events: dict[str, str], steps: int = ST
         elif event == "part":
             engine.evaluate(data.held_out(), run.parts["every_other"])
         elif event == "load":  # everything from a copy of the masters and moments, as a checkpoint would bring them back
-            engine = reloaded(run, ranks, engine, kind)
+            engine = reloaded(run, ranks, engine, kinds)
     data.close()
     return {"rows": rows, **state(engine)}
 
@@ -93,10 +116,10 @@ def state(engine) -> dict:
     return {"tensors": tensors, "weights": weights, "updates": engine.optimizer.updates}
 
 
-def reloaded(run, ranks: Ranks, engine, kind: type):
+def reloaded(run, ranks: Ranks, engine, kinds: tuple[type, type]):
     """A new engine that takes over what the other one would have saved."""
     engine.optimizer.catch_up()
-    with patch.object(engine_module, "LayerwiseOptimizer", kind):
+    with trained_by(*kinds):
         new = engine_module.build_engine(run, ranks)
     for ours, theirs in zip(new.optimizer.shards(), engine.optimizer.shards(), strict=True):
         for name in TENSORS:
@@ -116,8 +139,8 @@ def differences(ours: dict, theirs: dict) -> list[str]:
 
 
 @contextmanager
-def counted() -> Iterator[dict[str, list[int]]]:
-    """Bytes that each collective is given, by its kind; a sum's on all replicas."""
+def counted(watch: Callable[[], None]) -> Iterator[dict[str, list[int]]]:
+    """Bytes that each collective is given, by its kind; a sum's on all replicas. `watch` is called with each."""
     sizes: dict[str, list[int]] = {"reduce_scatter_tensor": [], "all_gather_into_tensor": [], "all_reduce": []}
 
     def wrapped(name: str) -> Callable:
@@ -126,6 +149,7 @@ def counted() -> Iterator[dict[str, list[int]]]:
         def call(tensor, *args, **options):
             whole = args[0] if name == "reduce_scatter_tensor" else tensor
             sizes[name].append(whole.numel() * whole.element_size())
+            watch()
             return original(tensor, *args, **options)
 
         return call
@@ -137,34 +161,44 @@ def counted() -> Iterator[dict[str, list[int]]]:
 
 
 def bytes_of_steps(run, ranks: Ranks) -> dict:
-    """Bytes of every collective of each step, with what was active in it, and whether sleeping layers were left alone."""
+    """Bytes of every collective of each step, with what was active in it, the most bytes of weights that were there at a time,
+    and whether sleeping layers were left alone."""
     data = open_data(run, ranks.data_parallel_rank, ranks.needs_text)
     engine = engine_module.build_engine(run, ranks)
+    groups, lent = engine.optimizer.groups, engine.optimizer._is_lent
     rows, alone = [], True
     for step in range(1, 9):
         paths = run.method.paths(step)
-        union = {layer for path in paths for layer, active in enumerate(path.active) if active}
-        asleep = [group for group in engine.optimizer.groups if group.layer is not None and group.layer not in union]
+        union = {layer for path in paths for layer in path.layers}
+        awake = [group for group in groups if group.layer is None or group.layer in union]
+        asleep = [group for group in groups if group not in awake]
         before = [kept(engine, group) for group in asleep]
         updates, exact = engine.optimizer.updates, engine.optimizer.sleepers.is_exact
-        changed = sum(
-            group.size
-            for group in engine.optimizer.groups
-            if step > 1 and (group.layer is None or (group.layer in union and (exact or updates[group.layer])))
-        )
-        with counted() as sizes:
+        changed = [g for g in awake if step > 1 and (g.layer is None or exact or updates[g.layer]) and not lent(g)]
+        weights = []
+        with counted(lambda: weights.append(sum(group.weights.untyped_storage().nbytes() for group in groups))) as sizes:
             engine.step(step, data.batch(step), paths)
         alone &= all(torch.equal(a, b) for group, old in zip(asleep, before) for a, b in zip(old, kept(engine, group)))
-        elements = sum(group.size for group in engine.optimizer.groups if group.layer is None or group.layer in union)
-        rows.append({"union": len(union), "elements": elements, "changed": changed, **sizes})
+        rows.append(
+            {
+                "union": len(union),
+                "elements": sum(group.size for group in awake if not lent(group)),
+                "lent": [group.size for group in awake if lent(group)],
+                "changed": sum(group.size for group in changed),
+                "most weights": max(weights),
+                **sizes,
+            }
+        )
     data.close()
-    return {"rows": rows, "alone": alone, "all": sum(group.size for group in engine.optimizer.groups)}
+    resident = sum(group.size for group in groups if not lent(group))
+    return {"rows": rows, "alone": alone, "resident": resident, "all": sum(group.size for group in groups)}
 
 
 def kept(engine, group) -> list[torch.Tensor]:
     """Copies of all that a rank has of a group."""
     state = engine.optimizer.adamw.state.get(group.master, {})
-    return [t.detach().clone() for t in (group.master, group.weights, group.gradients, *state.values()) if t is not None]
+    weights = group.weights if group.weights.untyped_storage().size() else None
+    return [t.detach().clone() for t in (group.master, weights, group.gradients, *state.values()) if t is not None]
 
 
 def rates_of_today():
@@ -188,6 +222,19 @@ def not_gathered_after_waking():
             group.stale = stale
 
     return patch.object(LayerwiseOptimizer, "_make_up", without)
+
+
+def last_message_alone():
+    """Of a gather in several messages, the last one alone is put where it belongs."""
+    arrived = LayerwiseOptimizer._arrived
+
+    def late(self, groups):
+        groups = list(groups)
+        for group in groups:
+            self._gathers[group] = self._gathers.get(group, [])[-1:]
+        arrived(self, groups)
+
+    return patch.object(LayerwiseOptimizer, "_arrived", late)
 
 
 def no_decay_asleep():
@@ -217,7 +264,7 @@ def summed_too_early():
     begin = LayerwiseOptimizer.begin
 
     def early(self, ran):
-        begin(self, type(ran)(ran.last_micro_batch, tuple(min(1, count) for count in ran.here)))
+        begin(self, replace(ran, here=tuple(min(1, count) for count in ran.here)))
 
     return patch.object(LayerwiseOptimizer, "begin", early)
 
@@ -238,6 +285,7 @@ BREAKS = {
         rates_of_today,
         not_caught_up,
         not_gathered_after_waking,
+        last_message_alone,
         no_decay_asleep,
         unused_layers_do_not_send_zeros,
         counts_not_restored,
@@ -247,14 +295,21 @@ BREAKS = {
 }
 
 
+def read_run_of(case: dict, *more: str):
+    """The run of a case's settings, with those under further names on top."""
+    settings = {key: value for name in ("settings", *more) for key, value in case[name].items()}
+    return read_run(sys.argv[1], [("--" + key, value) for key, value in settings.items()], sys.argv[2], dist.get_world_size())
+
+
 def compared(run, ranks: Ranks, case: dict) -> dict:
     """How what sleeps differs from its twin, with some in common; whatever ends a broken one is noticed, too."""
     events, broken = case["events"], case.get("break")
-    theirs = train(run, ranks, Twin, case.get("events of the twin", {}))
+    twins = read_run_of(case, "settings of the twin") if "settings of the twin" in case else run
+    theirs = train(twins, ranks, (Twin, ShardedTwin), {})
     try:
         longest = patch.object(sleep, "LONGEST_SLEEP", case.get("longest sleep", sleep.LONGEST_SLEEP))
         with longest, BREAKS[broken]() if broken else nullcontext():
-            ours = train(run, ranks, LayerwiseOptimizer, events)
+            ours = train(run, ranks, (LayerwiseOptimizer, FullyShardedOptimizer), events)
     except (TrainingStopped, AssertionError, KeyError) as error:
         return {"different": [f"{type(error).__name__}: {error}"]}
     steps = [run.method.paths(step) for step in range(1, STEPS + 1)]
@@ -263,12 +318,12 @@ def compared(run, ranks: Ranks, case: dict) -> dict:
 
 
 def main() -> None:
-    recipe, ds, out, cases = sys.argv[1:]
+    out, cases = sys.argv[3:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     results = {}
     for name, case in json.loads(Path(cases).read_text()).items():
-        run = read_run(recipe, [("--" + key, value) for key, value in case["settings"].items()], ds, dist.get_world_size())
+        run = read_run_of(case)
         ranks = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
         make_groups(run.recipe.parallel, run.recipe.seed, ranks.device)
         everyone = [None] * ranks.world_size

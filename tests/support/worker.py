@@ -61,13 +61,6 @@ def shifted_path():
     return patch.object(Raptr, "paths", lambda self, step: paths(self, step + (dist.get_rank() == 1)))
 
 
-def no_zero_filling():
-    """Replicas that skipped different layers hand DeepSpeed different sets of gradients."""
-    from pretrain.optim.deepspeed import DeepSpeedOptimizer
-
-    return patch.object(DeepSpeedOptimizer, "complete_gradients", lambda self: None)
-
-
 def tied_embedding_counted_twice():
     from pretrain.optim import model
 
@@ -78,10 +71,17 @@ def tied_embedding_counted_twice():
     return patch.object(model, "mark_copies", mark_none)
 
 
-def stale_gradient():
-    from pretrain.optim.deepspeed import DeepSpeedOptimizer
+def last_micro_batch_alone():
+    """Of a layer's gradients, which ZeRO-3 sends after each micro-batch, the last ones count, not their sum."""
+    from pretrain.optim.fully_sharded import FullyShardedOptimizer
 
-    return patch.object(DeepSpeedOptimizer, "begin", lambda self, ran: None)
+    leave = FullyShardedOptimizer._leave_first
+
+    def forgetful(self):
+        self._pass[0].reduced = None
+        leave(self)
+
+    return patch.object(FullyShardedOptimizer, "_leave_first", forgetful)
 
 
 def no_clone():
@@ -111,8 +111,7 @@ def moments_forgotten():
 
 
 BREAKS = {
-    f.__name__: f
-    for f in (shifted_path, no_zero_filling, tied_embedding_counted_twice, stale_gradient, no_clone, moments_forgotten)
+    f.__name__: f for f in (shifted_path, tied_embedding_counted_twice, last_micro_batch_alone, no_clone, moments_forgotten)
 }
 
 
@@ -130,7 +129,7 @@ def train(run, ranks: Ranks, steps: int = STEPS) -> dict:
     evaluation = engine.evaluate(data.held_out())
     data.close()
     weights = whole_weights(engine)
-    count = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in engine.model.parameters())
+    count = sum(p.numel() for p in engine.model.parameters())
     counts = [None] * ranks.world_size
     dist.all_gather_object(counts, count)
     return {"rows": rows, "evaluation": evaluation.loss, "weights": weights, "parameters": counts}
@@ -192,15 +191,13 @@ def count_collectives(run, ranks: Ranks, lengths) -> list[int]:
 
 def whole_weights(engine) -> dict[str, torch.Tensor]:
     """Every weight in full, put together from tensor and pipeline ranks."""
-    import deepspeed
     from megatron.core import parallel_state
 
     tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
     engine.optimizer.settle()
     mine = {}
     for name, parameter in engine.model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_shape")):
-            part = parameter.detach().float().clone()
+        part = parameter.detach().float().clone()
         if getattr(parameter, "tensor_model_parallel", False) and tensor_ranks > 1:
             parts = [torch.empty_like(part) for _ in range(tensor_ranks)]
             dist.all_gather(parts, part, group=parallel_state.get_tensor_model_parallel_group())

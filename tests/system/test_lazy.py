@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import product
 
 import pytest
 
@@ -30,7 +31,7 @@ def case(seed: int, replicas: int, method: str | None = None, events: bool = Tru
         "ds.train_micro_batch_size_per_gpu": 2 if "8" in method else 16 // replicas // draw.choice([1, 2]),
         "ds.gradient_clipping": draw.choice([0.4, 0.0]),
         "ds.bf16.enabled": draw.random() < 0.3,
-        "ds.zero_optimization.stage": draw.choice([1, 2]),
+        "ds.zero_optimization.stage": draw.choice([1, 2, 3]),
         "ds.zero_optimization.overlap_comm": draw.random() < 0.7,
         "ds.zero_optimization.reduce_scatter": draw.random() < 0.8,
         "ds.zero_optimization.reduce_bucket_size": draw.choice([500_000_000, 5_000, 20_000]),
@@ -68,17 +69,28 @@ def require_equal(results: dict) -> None:
 
 
 def test_two_replicas(project, tmp_path):
-    exact = {
-        f"exact {seed}": case(seed, 2, "raptr", **{"ds.progressive_subnetwork.skipped_update": "exact"}) for seed in range(3)
+    stages = {"ds.zero_optimization.stage": 1}, {"ds.zero_optimization.stage": 2}, {"ds.zero_optimization.stage": 3}
+    cases = {
+        f"{update}, stage {n}": case(seed, 2, "raptr", **{"ds.progressive_subnetwork.skipped_update": update}, **stage)
+        for seed, (update, (n, stage)) in enumerate(product(("exact", "none"), enumerate(stages, start=1)))
     }
-    exact["exact 0"]["longest sleep"] = 3
-    none = {
-        f"none {seed}": case(seed, 2, "raptr", **{"ds.progressive_subnetwork.skipped_update": "none"}) for seed in range(3, 6)
-    }
-    results = launch(project, tmp_path, 2, exact | none)
+    cases["exact, stage 1"]["longest sleep"] = 3
+    results = launch(project, tmp_path, 2, cases)
     require_equal(results)
-    assert all(set(results[name][0]["updates"]) == {24} for name in exact)
-    assert all(min(results[name][0]["updates"]) < 24 for name in none)
+    for name, ranks in results.items():
+        assert (min(ranks[0]["updates"]) == 24) == ("exact" in name)
+
+
+def test_what_messages_are_cut_into_changes_no_weight(project, tmp_path):
+    """Of two replicas a sum is the same in any message, and a gather always; one micro-batch is one sum in stage 3, too."""
+    of_twin = {"ds.zero_optimization.reduce_bucket_size": "500000000", "ds.zero_optimization.allgather_bucket_size": "500000000"}
+    cases = {}
+    for stage in (1, 3):
+        more = {"ds.zero_optimization.stage": stage, "ds.zero_optimization.allgather_bucket_size": 3_000}
+        more |= {"ds.train_micro_batch_size_per_gpu": 8, "ds.zero_optimization.reduce_bucket_size": 5_000}
+        cases[f"stage {stage}"] = case(11 + stage, 2, "raptr", **more)
+        cases[f"stage {stage}"]["settings of the twin"] = of_twin | {"ds.zero_optimization.stage": "1"}
+    require_equal(launch(project, tmp_path, 2, cases))
 
 
 @pytest.mark.long
@@ -93,6 +105,7 @@ BREAKS = {
     "rates_of_today": {},
     "not_caught_up": {"events": {"8": "load"}},
     "not_gathered_after_waking": {},
+    "last_message_alone": {"ds.zero_optimization.allgather_bucket_size": 3_000},
     "no_decay_asleep": {},
     "unused_layers_do_not_send_zeros": {"method": "raptr on 8 paths"},
     "counts_not_restored": {"events": {"8": "load"}},
@@ -127,25 +140,29 @@ def test_bytes_follow_the_layers_that_run(project, tmp_path, bf16):
             "exact": {"ds.progressive_subnetwork.skipped_update": "exact"},
             "none": {"ds.progressive_subnetwork.skipped_update": "none"},
             "full": {"ds.progressive_subnetwork.method": "full"},
+            "stage 3": {"ds.zero_optimization.stage": "3"},
+            "full in stage 3": {"ds.zero_optimization.stage": "3", "ds.progressive_subnetwork.method": "full"},
         }.items()
     }
-    for one in cases.values():
+    for name, one in cases.items():
         one["settings"] |= {
             "ds.bf16.enabled": json.dumps(bf16),
+            "ds.train_micro_batch_size_per_gpu": "4",
             "ds.zero_optimization.reduce_scatter": "true",
-            "ds.zero_optimization.stage": "1",
+            "ds.zero_optimization.stage": "3" if "stage 3" in name else "1",
             "ds.communication_data_type": "fp32",
         }
+    micro_batches, weight = 2, 2 if bf16 else 4
     for name, ranks in launch(project, tmp_path, 2, cases).items():
         for found in ranks:
             assert found["alone"]
             for step, row in enumerate(found["rows"], start=1):
-                assert row["union"] == (8 if name == "full" else 4)
-                assert sum(row["reduce_scatter_tensor"]) == 4 * row["elements"]
+                assert row["union"] == len(row["lent"] or range(row["union"])) == (8 if "full" in name else 4)
+                passes = micro_batches * sum(row["lent"])  # in stage 3, of which only the layers' matrices are lent
+                assert sum(row["reduce_scatter_tensor"]) == 4 * (row["elements"] + passes)
                 assert max(row["all_reduce"]) < 64 * 1024
-                assert sum(row["all_gather_into_tensor"]) == (2 if bf16 else 4) * row["changed"], "once, where it has changed"
+                assert sum(row["all_gather_into_tensor"]) == weight * (row["changed"] + 2 * passes), "once, where it has changed"
                 assert (row["changed"] > 0) == (step > 1), "the first has the weights that it began with"
-            if name == "full":
-                assert found["rows"][-1]["elements"] == found["all"]
-            else:
-                assert found["rows"][-1]["elements"] < 0.8 * found["all"]  # small layers beside the vocabulary here
+                assert row["most weights"] <= weight * (found["resident"] + sum(sorted(row["lent"])[-2:])), "of two layers"
+                assert ("stage 3" in name) == (found["resident"] < found["all"])
+            assert (found["rows"][-1]["elements"] + sum(found["rows"][-1]["lent"]) == found["all"]) == ("full" in name)

@@ -104,7 +104,7 @@ def test_the_slowest_rank_is_named(project, tmp_path):
     with contextlib.suppress(psutil.NoSuchProcess):  # it is done
         while process.poll() is None:
             victim.suspend()
-            time.sleep(0.03)
+            time.sleep(0.06)
             victim.resume()
             time.sleep(0.01)
     assert process.wait() == 0
