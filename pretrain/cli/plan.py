@@ -13,7 +13,19 @@ from pretrain.errors import UserError
 from pretrain.plan.hardware import GPUS
 
 HELP, EPILOG = "check everything and show what a run would do", SETTINGS
-OPTIONS = ("nodes", "gpus-per-node", "gpu", "mfu", "price-per-gpu-hour", "suggest", "target-speedup", *TRAIN_OPTIONS)
+OPTIONS = (
+    "nodes",
+    "gpus-per-node",
+    "gpu",
+    "mfu",
+    "price-per-gpu-hour",
+    "suggest",
+    "target-speedup",
+    "link-gbps",
+    "intra-node-gbps",
+    "scale-to",
+    *TRAIN_OPTIONS,
+)
 DEFAULT_GPU, DEFAULT_MFU = "h100", 0.4
 
 
@@ -26,6 +38,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--mfu", type=float, default=DEFAULT_MFU, help=f"share of the GPU's peak that training reaches; {DEFAULT_MFU}"
     )
     parser.add_argument("--price-per-gpu-hour", type=float)
+    parser.add_argument(
+        "--link-gbps",
+        type=float,
+        metavar="RATE",
+        help="of a node to others, one direction, in Gbit/s: how long steps will take",
+    )
+    parser.add_argument(
+        "--intra-node-gbps",
+        type=float,
+        metavar="RATE",
+        help="of a GPU to others of its node; if left out, as its data sheet says",
+    )
+    parser.add_argument(
+        "--scale-to", type=int, metavar="GPUS", help="with --link-gbps: the speed-up on more and more GPUs, up to so many"
+    )
     parser.add_argument(
         "--target-speedup",
         type=float,
@@ -51,13 +78,17 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     prepare_libraries("cpu")
     from pretrain.plan.cost import Cluster
+    from pretrain.plan.link import Links
     from pretrain.plan.show import print_plan, print_suggestions
 
     cluster = None
     if args.nodes is not None:
         cluster = Cluster(args.nodes, args.gpus_per_node, args.gpu, args.mfu, args.price_per_gpu_hour)
+    links = None
+    if args.link_gbps is not None:
+        links = Links(args.link_gbps, args.intra_node_gbps or GPUS[args.gpu].link_gbps)
     if problem is None:
-        print_plan(run, cluster, args.suggest, args.target_speedup)
+        print_plan(run, cluster, args.suggest, args.target_speedup, links, args.scale_to)
         return 0
     assert cluster is not None, "--suggest needs a cluster"
     print(f"this layout cannot run: {problem}\n")
@@ -83,6 +114,17 @@ def _require_sensible(args: argparse.Namespace) -> None:
         raise UserError(f"{COMMAND_LINE}: --nodes and --gpus-per-node go together")
     if args.nodes is None and (args.price_per_gpu_hour is not None or args.gpu != DEFAULT_GPU or args.mfu != DEFAULT_MFU):
         raise UserError(f"{COMMAND_LINE}: --gpu, --mfu and --price-per-gpu-hour need --nodes and --gpus-per-node")
+    for name, value, needed in (
+        ("link-gbps", args.link_gbps, "nodes"),
+        ("intra-node-gbps", args.intra_node_gbps, "link-gbps"),
+        ("scale-to", args.scale_to, "link-gbps"),
+    ):
+        if value is not None and getattr(args, needed.replace("-", "_")) is None:
+            raise UserError(f"{COMMAND_LINE}: --{name} needs --{needed}")
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{COMMAND_LINE}: --{name} {value:g} must be above 0")
+    if args.scale_to is not None and args.scale_to < args.gpus_per_node:
+        raise UserError(f"{COMMAND_LINE}: --scale-to {args.scale_to} is less than a node of {args.gpus_per_node} GPUs")
     for name, value, least in (
         ("nodes", args.nodes, 1),
         ("gpus-per-node", args.gpus_per_node, 1),

@@ -11,8 +11,8 @@ ON_THE_WAY = 2
 """As in optim/layerwise.py, which loads the libraries of a GPU; a test compares them."""
 DENSE_BUCKET = 500_000_000
 """Elements that DeepSpeed flattens at a time without ZeRO (engine.py, MEMORY_OPT_ALLREDUCE_SIZE)."""
-LIVE_PARAMETERS = 1_000_000_000
-"""Gathered weights that ZeRO-3 may hold at a time (its stage3_max_live_parameters, left at the default)."""
+LENT = 2
+"""Layers whose weights ZeRO-3 has at a time: one that computes and the next (optim/fully_sharded.py)."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RankMemory:
     """At the fullest moment of the pipeline's schedule, for each of the method's stages, on the path that gives this rank the
     most layers among those looked at (plan/balance.py)."""
     buffers: float
-    """Copies of gradients on their way through a reduction, and ZeRO-3's gathered weights."""
+    """Copies of gradients on their way through a reduction."""
     buffers_stay: bool
     """Whether they exist beside the activations; else gradients are reduced when activations are gone."""
 
@@ -58,24 +58,31 @@ def rank_memory(run: Run, rank: int) -> RankMemory:
     return RankMemory(
         layers,
         count,
-        weights=count * element / (replicas if stage == 3 else 1),
+        weights=_weights(run, count) * element,
         gradients=_gradients(run, count),
         optimizer=count * (moments + masters) / (replicas if stage >= 1 else 1),
         activations=tuple(
             _activations(run, rank, max(spread(run, s).of_rank(rank, p.pipeline)), element) for s in run.method.stages
         ),
-        buffers=_buffers(run, count, element),
+        buffers=_buffers(run, count),
         buffers_stay=stage >= 2 or run.ds.zero_optimization.overlap_comm,
     )
+
+
+def _weights(run: Run, count: int) -> int:
+    """All of them, but in stage 3: that has the matrices of two layers at a time, what is outside layers, and all vectors."""
+    layers = run.recipe.model.num_layers // run.recipe.parallel.pipeline
+    if run.ds.zero_optimization.stage < 3 or run.data_parallel == 1:
+        return count
+    return count - max(0, layers - LENT) * (layer_parameters(run) - _layer_vectors(run))
 
 
 def _gradients(run: Run, count: int) -> float:
     """All of them in fp32, but in stage 3 and, with one micro-batch a step, in stage 2: that keeps those of the layers whose sums
     are under way, and own parts of the rest (optim/layerwise.py)."""
     stage, replicas = run.ds.zero_optimization.stage, run.data_parallel
-    if stage == 3:
-        return count * FP32 / replicas
-    if stage < 2 or run.micro_batches > 1 or replicas == 1 or run.recipe.parallel.pipeline > 1:
+    early = run.micro_batches == 1 and run.recipe.parallel.pipeline == 1
+    if replicas == 1 or stage < 2 or (stage == 2 and not early):
         return count * FP32
     layers = run.recipe.model.num_layers // run.recipe.parallel.pipeline
     on_the_way = min(layers, (ON_THE_WAY if run.ds.zero_optimization.overlap_comm else 0) + 1)
@@ -83,16 +90,12 @@ def _gradients(run: Run, count: int) -> float:
     return count * FP32 / replicas + (on_the_way * layer_parameters(run) + outside) * FP32
 
 
-def _buffers(run: Run, count: int, element: int) -> float:
-    """Stage 0 flattens gradients a bucket at a time; 3 keeps a bucket of full size, and gathers weights in advance. Stages 1 and
-    2 copy what they send only where it is cut, or sent in another type."""
+def _buffers(run: Run, count: int) -> float:
+    """Stage 0 flattens gradients a bucket at a time. The others copy what they send only where it is cut, or sent in another
+    type."""
     zero = run.ds.zero_optimization
     if zero.stage == 0:
         return min(count, DENSE_BUCKET) * FP32 if run.data_parallel > 1 else 0.0
-    if zero.stage == 3:
-        contiguous = zero.contiguous_gradients is not False
-        bucket = (zero.reduce_bucket_size if contiguous else min(count, zero.reduce_bucket_size)) * FP32
-        return bucket + min(count, LIVE_PARAMETERS) * element
     layer = layer_parameters(run)
     largest = max(layer, count - layer * (run.recipe.model.num_layers // run.recipe.parallel.pipeline))
     sent = 2 if run.ds.communication_data_type == "bf16" else FP32
@@ -102,12 +105,20 @@ def _buffers(run: Run, count: int, element: int) -> float:
 
 def layer_parameters(run: Run) -> int:
     """Parameters of one layer on each GPU."""
-    p, m = run.recipe.parallel, run.recipe.model
-    h, f, tensor = m.hidden_size, m.ffn_hidden_size, p.tensor
+    m = run.recipe.model
+    h, f = m.hidden_size, m.ffn_hidden_size
+    up = 2 * f if m.feed_forward == "swiglu" else f
+    return (4 * h * h + (up + f) * h) // run.recipe.parallel.tensor + _layer_vectors(run)
+
+
+def _layer_vectors(run: Run) -> int:
+    """Those of them in norms and biases."""
+    m = run.recipe.model
+    h, f = m.hidden_size, m.ffn_hidden_size
     up = 2 * f if m.feed_forward == "swiglu" else f
     norm = h if m.norm == "rmsnorm" else 2 * h
-    biases = (3 * h + up) // tensor + 2 * h if m.biases else 0
-    return (4 * h * h + (up + f) * h) // tensor + biases + 2 * norm
+    biases = (3 * h + up) // run.recipe.parallel.tensor + 2 * h if m.biases else 0
+    return biases + 2 * norm
 
 
 def parameters(run: Run, rank: int) -> int:

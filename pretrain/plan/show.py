@@ -5,15 +5,25 @@ from rich.console import Console
 from pretrain.config import Run
 from pretrain.plan import tables
 from pretrain.plan.cost import Cluster, why_not_plain
+from pretrain.plan.link import Links
 from pretrain.plan.target import offers
 from pretrain.plan.warnings import room_warnings, target_warnings, warnings
 
 
-def print_plan(run: Run, cluster: Cluster | None = None, suggestions: bool = False, target: float | None = None) -> None:
+def print_plan(
+    run: Run,
+    cluster: Cluster | None = None,
+    suggestions: bool = False,
+    target: float | None = None,
+    links: Links | None = None,
+    scale_to: int | None = None,
+) -> None:
     """Build the model on the meta device, which allocates nothing, and show what the run would do.
 
     Args:
         target: how many times fewer layer operations path lengths are to be proposed for.
+        links: of the cluster.
+        scale_to: GPUs up to which larger clusters are looked at.
     """
     proposed = [] if target is None else offers(run, target)  # what cannot be fulfilled is reported first
     console = _console()
@@ -22,6 +32,10 @@ def print_plan(run: Run, cluster: Cluster | None = None, suggestions: bool = Fal
     if cluster is not None:
         shown.append(tables.cost(run, cluster))
         warned += room_warnings(run, cluster)
+        if links is not None:
+            shown.append(tables.link(run, cluster, links))
+            if scale_to is not None:
+                shown.append(tables.scale(run, cluster, links, scale_to))
         if suggestions:
             shown.append(tables.suggestions(run, cluster))
     if target is not None:

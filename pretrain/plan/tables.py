@@ -10,6 +10,7 @@ from pretrain.cost.flops import expected_active, savings
 from pretrain.observe.console import short
 from pretrain.plan.balance import spread
 from pretrain.plan.cost import Cluster, hours, speed, suggest
+from pretrain.plan.link import BENDS_AT, Links, forecast, scaled
 from pretrain.plan.memory import GIB, rank_memory
 from pretrain.plan.parameters import count_parameters
 from pretrain.plan.target import Offer, Refused
@@ -136,6 +137,59 @@ def cost(run: Run, cluster: Cluster) -> Table:
             "busiest pipeline rank's active layers over the mean, by stage", "1.00", " ".join(f"{ratio:.2f}" for ratio in even)
         )
     table.add_row("busiest pipeline rank waits (fill and drain)", f"{100 * pace.bubble:.1f} %", "")
+    return table
+
+
+def link(run: Run, cluster: Cluster, links: Links) -> Table:
+    found = forecast(run, cluster, links)
+    table = _table(
+        f"steps with {links.node:g} Gbit/s between nodes and {links.gpu:g} in them; {100 * cluster.mfu:g} % MFU but for waiting",
+        "",
+        "computing",
+        "sent by a GPU",
+        "step",
+        "waits",
+    )
+    named = [("all layers", found.full), *((f"stage {n}", pace) for n, pace in enumerate(found.stages, start=1))]
+    for name, pace in named:
+        table.add_row(
+            name,
+            f"{pace.computing * 1000:,.1f} ms",
+            f"{pace.sent.total / 1e6:,.1f} MB",
+            f"{pace.whole * 1000:,.1f} ms",
+            f"{100 * (1 - pace.computing / pace.whole):.1f} %",
+        )
+    table.add_row("speed-up of the run", f"{1 / speed(run).ratio:.2f}x", "", f"{found.speedup:.2f}x", "")
+    return table
+
+
+def scale(run: Run, cluster: Cluster, links: Links, most: int) -> Table:
+    table = _table(
+        f"with more GPUs and the same batch, to {most:,}",
+        "GPUs",
+        "hours, all layers",
+        f"hours, {run.method.name}",
+        "speed-up",
+        "ideal",
+        "waits",
+        "",
+    )
+    bent = False
+    for larger, grown in scaled(run, cluster, most):
+        if grown is None:
+            table.add_row(f"{larger.gpus:,}", "–", "–", "–", "–", "–", "cannot run so")
+            continue
+        found = forecast(grown, larger, links)
+        bends, bent = not bent and found.waits > BENDS_AT, bent or found.waits > BENDS_AT
+        table.add_row(
+            f"{larger.gpus:,}",
+            f"{found.full.whole * run.steps / 3600:,.1f}",
+            f"{found.seconds * run.steps / 3600:,.1f}",
+            f"{found.speedup:.2f}x",
+            f"{1 / speed(grown).ratio:.2f}x",
+            f"{100 * found.waits:.1f} %",
+            "bends here" if bends else "",
+        )
     return table
 
 

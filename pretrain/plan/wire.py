@@ -13,39 +13,58 @@ class Traffic:
     """Bytes that one GPU sends in a step to other replicas, in a ring: the most that a pipeline rank has to send."""
 
     sums: float
-    """Gradients, to be summed."""
+    """Gradients of layers, to be summed."""
     gathers: float
-    """New weights, to all replicas."""
+    """New weights of layers, to all replicas."""
+    outside_sums: float
+    """Gradients of what is outside layers and runs in every step."""
+    outside_gathers: float
 
     @property
     def total(self) -> float:
-        return self.sums + self.gathers
+        return self.sums + self.gathers + self.outside_sums + self.outside_gathers
 
 
 def active_layers(run: Run, stage: Stage) -> float:
     """Return how many layers a step of the stage uses in all its paths together, mean over some steps."""
+    return _mean_union(run, stage, [range(len(run.method.paths(stage.first_step)))])
+
+
+def active_in_micro_batch(run: Run, stage: Stage) -> float:
+    """Return how many layers the replicas together use in one micro-batch, mean over micro-batches and some steps."""
+    count = len(run.method.paths(stage.first_step))
+    taken = {
+        frozenset(run.path_index(micro_batch, replica, count) for replica in range(run.data_parallel)): None
+        for micro_batch in range(run.micro_batches)
+    }
+    return _mean_union(run, stage, list(taken))
+
+
+def _mean_union(run: Run, stage: Stage, taken: list) -> float:
+    """Mean number of layers that the paths of each set of indices use together."""
     steps = list(some_steps(stage))
-    used = (
-        sum(any(path.active[layer] for path in run.method.paths(step)) for layer in range(run.recipe.model.num_layers))
-        for step in steps
-    )
-    return sum(used) / len(steps)
+    used = 0
+    for step in steps:
+        paths = run.method.paths(step)
+        used += sum(len({layer for index in indices for layer in paths[index].layers}) for indices in taken)
+    return used / (len(steps) * len(taken))
 
 
 def traffic(run: Run, stage: Stage) -> Traffic:
     """Return what a step of the stage sends.
 
-    Stage 0 all-reduces all gradients, and stage 3 gathers all weights twice, whatever a step runs.
+    Stage 0 all-reduces all gradients, whatever a step runs. Stage 3 sums and gathers in each micro-batch.
     """
     replicas, zero, layers = run.data_parallel, run.ds.zero_optimization, run.recipe.model.num_layers
     weight = 2 if run.ds.bf16.enabled else FP32
     own, layer = layers // run.recipe.parallel.pipeline, layer_parameters(run)
-    everything = max(parameters(run, rank) for rank in range(run.recipe.parallel.pipeline))
-    active = everything - own * layer + own * layer * active_layers(run, stage) / layers
     once = (replicas - 1) / replicas
+    outside = once * (max(parameters(run, rank) for rank in range(run.recipe.parallel.pipeline)) - own * layer)
     if zero.stage == 0:
-        return Traffic(2 * once * everything * FP32, 0.0)
+        return Traffic(2 * once * own * layer * FP32, 0.0, 2 * outside * FP32, 0.0)
+    sent = (2 if run.ds.communication_data_type == "bf16" else FP32) * (1 if zero.reduce_scatter else 2)
     if zero.stage == 3:
-        return Traffic(once * active * weight * run.micro_batches, once * 2 * everything * weight)
-    sent = 2 if run.ds.communication_data_type == "bf16" else FP32
-    return Traffic((1 if zero.reduce_scatter else 2) * once * active * sent, once * active * weight)
+        passes = once * own * layer * active_in_micro_batch(run, stage) / layers * run.micro_batches
+        return Traffic(passes * sent, 2 * passes * weight, outside * sent, outside * weight)
+    active = once * own * layer * active_layers(run, stage) / layers
+    return Traffic(active * sent, active * weight, outside * sent, outside * weight)

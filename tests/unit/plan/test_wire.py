@@ -3,7 +3,7 @@
 import pytest
 
 from pretrain.plan.memory import layer_parameters, parameters
-from pretrain.plan.wire import active_layers, traffic
+from pretrain.plan.wire import active_in_micro_batch, active_layers, traffic
 
 BLOCK = "ds.progressive_subnetwork"
 
@@ -14,7 +14,8 @@ def test_sums_and_gathers_follow_the_layers_of_each_stage(project):
     assert [active_layers(run, stage) for stage in run.method.stages] == [4, 6, 8]
     for stage, active in zip(run.method.stages, (4, 6, 8)):
         sent = traffic(run, stage)
-        assert (sent.sums, sent.gathers) == ((outside + active * layer) * 4 / 2, (outside + active * layer) * 2 / 2)
+        assert (sent.sums, sent.gathers) == (active * layer * 4 / 2, active * layer * 2 / 2)
+        assert (sent.outside_sums, sent.outside_gathers) == (outside * 4 / 2, outside * 2 / 2)
 
 
 def test_several_paths_use_more_layers_together(project):
@@ -37,8 +38,28 @@ def test_keys_of_the_json_change_the_sums(project, settings, factor):
     assert traffic(other, stage).gathers == traffic(plain, stage).gathers
 
 
-def test_stages_0_and_3_send_all_layers_always(project):
-    for zero in (0, 3):
-        run = project.run(f"ds.zero_optimization.stage={zero}", f"{BLOCK}.paths_per_step=1", world_size=2)
-        first, last = (traffic(run, stage) for stage in (run.method.stages[0], run.method.stages[-1]))
-        assert first.gathers == last.gathers and (zero == 3) == (first.sums < last.sums)
+def test_stage_0_sends_all_layers_always(project):
+    run = project.run("ds.zero_optimization.stage=0", f"{BLOCK}.paths_per_step=1", world_size=2)
+    first, last = (traffic(run, stage) for stage in (run.method.stages[0], run.method.stages[-1]))
+    assert first == last and first.gathers == 0 and first.total == 2 * parameters(run, 0) * 4 / 2
+
+
+def test_stage_3_sends_in_every_micro_batch(project):
+    run = project.run("ds.zero_optimization.stage=3", "ds.bf16.enabled=true", f"{BLOCK}.paths_per_step=1", world_size=2)
+    layer, micro_batches = layer_parameters(run), run.micro_batches
+    for stage, active in zip(run.method.stages, (4, 6, 8)):
+        sent = traffic(run, stage)
+        assert micro_batches == 2
+        assert sent.sums == micro_batches * active * layer * 4 / 2
+        assert sent.gathers == micro_batches * 2 * active * layer * 2 / 2
+
+
+def test_stage_3_sends_what_some_replica_runs_in_a_micro_batch(project):
+    """Of four paths two replicas take two in each of two micro-batches; of two paths one."""
+
+    def used(paths: int) -> float:
+        settings = (f"{BLOCK}.paths_per_step={paths}", "ds.train_batch_size=8", "steps=600", "ds.zero_optimization.stage=3")
+        run = project.run(*settings, world_size=2)
+        return active_in_micro_batch(run, run.method.stages[0])
+
+    assert used(2) == 4 and 4.5 < used(4) < 7
