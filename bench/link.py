@@ -1,10 +1,11 @@
 """Two replicas on a link of a set rate: what does a step with fewer layers cost, and what does overlap buy?
 
-    python -m bench.link [--mbit 400] [--steps 6] [--former COMMIT] [options of train]
+    python -m bench.link [--mbit 400 ...] [--steps 6] [--former COMMIT] [options of train]
 
 Needs root, `ip` and `tc` (Debian's iproute2): two network namespaces on this machine are joined by a veth pair that
 `tc tbf` slows down in both directions, and each holds one process. Wall clock. The former program is checked out of git, and
-measured by the same worker in the same minutes; it reduced, updated and gathered all layers in every step.
+measured by the same worker in the same minutes; it reduced, updated and gathered all layers in every step. What computing takes
+is measured first, and from it what `plan` would say of each link.
 """
 
 import argparse
@@ -16,9 +17,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pretrain.config import Run
 
 HOME = Path(__file__).parent
 FORMER = "1053206"
@@ -26,6 +32,10 @@ FORMER = "1053206"
 SIZE = ["--model.hidden_size", "256", "--model.ffn_hidden_size", "768", "--model.num_attention_heads", "4"]
 METHOD = ["--ds.progressive_subnetwork.path_lengths", "6-8-10-12", "--data.sequence_length", "128"]
 OVERLAP = ["--ds.zero_optimization.overlap_comm", "true"]
+
+
+Row = dict[str, dict[str, float]]
+"""By number of layers, seconds and bytes of a step."""
 
 
 def why_not() -> str | None:
@@ -82,24 +92,74 @@ def _run(*words: str) -> None:
         raise SystemExit(f"error: {' '.join(words)}: {done.stderr.strip()}")
 
 
-def measure(names: Sequence[str], code: Path, steps: int, options: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Medians of seconds and bytes of a step, by number of layers."""
-    with tempfile.TemporaryDirectory() as out:
-        processes = [
+def replicas(names: Sequence[str], code: Path, folder: str, words: Sequence[str], together: bool = True) -> None:
+    """Run the worker in both namespaces, as replicas of one job or each alone; it writes into `folder`, alone into its `0` and
+    `1`."""
+    processes = []
+    for rank, name in enumerate(names):
+        out = folder if together else f"{folder}/{rank}"
+        Path(out).mkdir(exist_ok=True)
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "10.91.7.1"}
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": f"10.91.7.{rank + 1}"}
+        processes.append(
             subprocess.Popen(
                 ["ip", "netns", "exec", name, sys.executable, str(HOME / "link_worker.py"), str(HOME / "path_speed.yaml"),
-                 str(HOME / "path_speed.json"), name[:15], out, str(steps), *SIZE, *METHOD, *options],
-                env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "10.91.7.1", "MASTER_PORT": "29571",
-                     "GLOO_SOCKET_IFNAME": name[:15], "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
+                 str(HOME / "path_speed.json"), name[:15], out, words[0], words[1], *SIZE, *METHOD, *words[2:]],
+                env={**os.environ, **(place if together else alone), "MASTER_PORT": "29571", "GLOO_SOCKET_IFNAME": name[:15],
+                     "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             )
-            for rank, name in enumerate(names)
-        ]  # fmt: skip
-        told = [process.communicate()[1] for process in processes]
-        if any(process.returncode for process in processes):
-            raise SystemExit(f"error: a replica failed: {told[0] or told[1]}")
-        found = json.loads((Path(out) / "link.json").read_text())
+        )  # fmt: skip
+    told = [process.communicate()[1] for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit(f"error: a replica failed: {told[0] or told[1]}")
+
+
+def measure(names: Sequence[str], code: Path, steps: int, options: Sequence[str]) -> Row:
+    """Medians of seconds and bytes of a step, by number of layers."""
+    with tempfile.TemporaryDirectory() as folder:
+        replicas(names, code, folder, [str(steps), "steps", *options])
+        return _medians(Path(folder))
+
+
+def measure_alone(names: Sequence[str], steps: int, options: Sequence[str]) -> dict[str, float]:
+    """Seconds of the same steps where nothing is sent: two processes beside each other, each with its share of the batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        share = ["--ds.train_batch_size", str(planned(options).batch // 2)]
+        replicas(names, HOME.parent, folder, [str(steps), "steps", *options, *share], together=False)
+        rows = [_medians(Path(folder) / name) for name in ("0", "1")]
+    return {layers: max(row[layers]["seconds"] for row in rows) for layers in rows[0]}
+
+
+def _medians(folder: Path) -> Row:
+    found = json.loads((folder / "link.json").read_text())
     return {layers: {what: median(numbers) for what, numbers in row.items()} for layers, row in found.items()}
+
+
+def planned(options: Sequence[str]) -> "Run":
+    """The run that is measured, as `plan` sees it."""
+    from pretrain.config import read_run
+    from pretrain.config.command_line import option_pairs
+
+    return read_run(str(HOME / "path_speed.yaml"), option_pairs([*SIZE, *METHOD, *options]), str(HOME / "path_speed.json"), 2)
+
+
+def predict(computing: dict[str, float], mbit: int, options: Sequence[str]) -> dict[str, float]:
+    """Seconds of a step that `plan` makes of the time that computing takes, by number of layers."""
+    from pretrain.plan.link import Work, step_seconds
+    from pretrain.plan.wire import traffic
+
+    run = planned(options)
+    zero, most, least = run.ds.zero_optimization, max(map(int, computing)), min(map(int, computing))
+    layer = (computing[str(most)] - computing[str(least)]) / (most - least) / run.micro_batches
+    found = {}
+    for stage in run.method.stages:
+        k = stage.path_length
+        sent = traffic(run, stage)
+        sent = replace(sent, sums=2 * sent.sums, outside_sums=2 * sent.outside_sums)  # Gloo's reduce-scatter is an all-reduce
+        work = Work(computing[str(k)], forward=k * layer / 3, backward=k * layer * 2 / 3, layers=k)
+        found[str(k)] = step_seconds(work, sent, mbit * 1e6 / 8, run.micro_batches, zero.stage, zero.overlap_comm)
+    return found
 
 
 @contextmanager
@@ -114,31 +174,50 @@ def checkout(commit: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def write(rows: dict[str, dict[str, dict[str, float]]], facts: dict[str, object], out: Path) -> None:
-    """Seconds, bytes and what fewer layers buy, as a table and as JSON."""
-    lengths = list(next(iter(rows.values())))
+def gain(seconds: Sequence[float]) -> float:
+    """How many times faster a run of equal stages with these steps is than one with the first, longest, in every step."""
+    return seconds[0] * len(seconds) / sum(seconds)
+
+
+def lines(mbit: int, rows: dict[str, Row], computing: dict[str, float], predicted: dict[str, dict[str, float]]) -> list[str]:
+    """A table of one rate.
+
+    The ideal gain has both parts of the longest step shrink with the layers: T(k) = C(k) + (T(L) - C(L)) B(k) / B(L), where C is
+    what computing takes alone and B the bytes that were sent.
+    """
+    lengths = list(computing)
     most, least = lengths[0], lengths[-1]
-    head = ["", *(f"{k} of {most}" for k in lengths), f"{most} over {least}", "whole run", f"MB sent, {most} and {least}"]
-    lines = ["# Two replicas on a slow link", "", *(f"- {key}: {value}" for key, value in facts.items()), ""]
-    lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    head = [
+        "",
+        *(f"{k} of {most}" for k in lengths),
+        f"{most} over {least}",
+        "whole run",
+        "its ideal",
+        f"MB sent, {most} and {least}",
+    ]
+    found = [f"## {mbit} Mbit/s", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, row in rows.items():
         seconds = [row[k]["seconds"] for k in lengths]
-        whole = seconds[0] * len(seconds) / sum(seconds)
+        waits = seconds[0] - computing[most]
+        ideal = gain([computing[k] + waits * row[k]["bytes"] / row[most]["bytes"] for k in lengths])
         sent = " / ".join(f"{row[k]['bytes'] / 1e6:.1f}" for k in (most, least))
         numbers = [f"{s * 1000:.0f} ms" for s in seconds]
-        lines.append(f"| {name} | {' | '.join(numbers)} | {seconds[0] / seconds[-1]:.2f} | {whole:.2f} | {sent} |")
-    lines += ["", "`whole run`: all steps with all layers, over a run of equal stages with these lengths.", ""]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "link.json").write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
-    (out / "link.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+        ideals = f"{ideal:.2f}" if name in predicted else "–"
+        found.append(
+            f"| {name} | {' | '.join(numbers)} | {seconds[0] / seconds[-1]:.2f} | {gain(seconds):.2f} | {ideals} | {sent} |"
+        )
+        if name in predicted:
+            told = [predicted[name][k] for k in lengths]
+            numbers = [f"{t * 1000:.0f} ({100 * (t / s - 1):+.0f} %)" for t, s in zip(told, seconds)]
+            found.append(f"| ... as planned | {' | '.join(numbers)} | {told[0] / told[-1]:.2f} | {gain(told):.2f} | | |")
+    return [*found, ""]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--mbit", type=int, default=400, help="rate of the link in each direction; 400")
+    parser.add_argument("--mbit", type=int, nargs="+", default=[400], help="rates of the link in each direction; 400")
     parser.add_argument("--steps", type=int, default=6, help="steps that are measured for each number of layers; 6")
     parser.add_argument("--former", default=FORMER, metavar="COMMIT", help=f"the program to compare with, or none; {FORMER}")
     parser.add_argument("--out", type=Path, default=HOME / "results")
@@ -147,20 +226,39 @@ def main() -> None:
         sys.exit(f"error: {problem}")
     from pretrain.versions import device_name
 
-    rows: dict[str, dict[str, dict[str, float]]] = {}
-    with link(args.mbit) as names:
-        if args.former != "none":
-            with checkout(args.former) as code:
-                rows[f"former ({args.former})"] = measure(names, code, args.steps, options)
-        for name, more in (("by layer", []), ("by layer, overlapped", OVERLAP)):
-            rows[name] = measure(names, HOME.parent, args.steps, [*more, *options])
     facts: dict[str, object] = {
         "date": date.today().isoformat(),
         "device": device_name("cpu"),
-        "link": f"{args.mbit} Mbit/s each way",
+        "link": "both ways at its rate",
         "command": " ".join(["-m bench.link", *sys.argv[1:]]),
     }
-    write(rows, facts, args.out)
+    with link(args.mbit[0]) as names:
+        computing = measure_alone(names, args.steps, options)
+    text = ["# Two replicas on a slow link", "", *(f"- {key}: {value}" for key, value in facts.items())]
+    text += ["- nothing sent: " + ", ".join(f"{k} layers {s * 1000:.0f} ms" for k, s in computing.items()), ""]
+    results: dict[str, object] = {"facts": facts, "computing": computing}
+    for mbit in args.mbit:
+        named = {"by layer": [], "by layer, overlapped": OVERLAP}
+        predicted = {name: predict(computing, mbit, [*more, *options]) for name, more in named.items()}
+        rows: dict[str, Row] = {}
+        with link(mbit) as names:
+            if args.former != "none":
+                with checkout(args.former) as code:
+                    rows[f"former ({args.former})"] = measure(names, code, args.steps, options)
+            for name, more in named.items():
+                rows[name] = measure(names, HOME.parent, args.steps, [*more, *options])
+        results[f"{mbit} Mbit/s"] = {"rows": rows, "predicted": predicted}
+        text += lines(mbit, rows, computing, predicted)
+    text += [
+        "`whole run`: all steps with all layers, over a run of equal stages with these lengths. `its ideal`: if what is waited"
+        " for with all layers shrank with the bytes. `as planned`: what `plan` makes of the rate and of computing alone; in"
+        " brackets how far it is off.",
+        "",
+    ]
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "link.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.out / "link.md").write_text("\n".join(text))
+    print("\n".join(text))
 
 
 if __name__ == "__main__":

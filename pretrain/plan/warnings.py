@@ -41,6 +41,7 @@ def warnings(run: Run) -> Iterator[str]:
             )
     yield from _independent_draws(run)
     yield from _balance(run)
+    yield from _unknown_tokenizers(run)
     warm_up = run.ds.scheduler.params.warmup_num_steps if run.ds.scheduler else 0
     if warm_up >= run.steps:
         yield (
@@ -49,6 +50,17 @@ def warnings(run: Run) -> Iterator[str]:
         )
     if method.name == "raptr" and method.stages[-1].path_length < layers:
         yield f"the last stage runs {method.stages[-1].path_length} of {layers} layers; RaPTr ends with the full model"
+
+
+def _unknown_tokenizers(run: Run) -> Iterator[str]:
+    """Token files of other tools have no manifest, and those of this project may have lost theirs."""
+    for source in run.recipe.data.all_sources:
+        for prefix in (source.train, source.valid):
+            if prefix is not None and Path(f"{prefix}.idx").is_file() and not Path(f"{prefix}.json").is_file():
+                yield (
+                    f"{prefix}.json is not there, so that nothing says whether these tokens are pieces of data.tokenizer; encode"
+                    " again, or make sure of it"
+                )
 
 
 def report_warnings(run: Run, run_dir: Path) -> None:

@@ -94,7 +94,9 @@ def test_link(tmp_path):
         assert done.returncode == 1 and done.stderr == f"error: {problem}\n"
         pytest.skip(problem)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "link.json").read_text())["rows"]
+    found = json.loads((tmp_path / "link.json").read_text())["100 Mbit/s"]
+    rows = found["rows"]
+    assert found["predicted"].keys() == rows.keys() and "as planned" in done.stdout
     for row in rows.values():
         assert row["6"]["bytes"] < 0.6 * row["12"]["bytes"], "half the layers are half of what is sent"
     seconds = [rows[name]["12"]["seconds"] for name in ("by layer", "by layer, overlapped")]

@@ -1,5 +1,6 @@
 """`plan` checks what train checks, counts what train builds, and allocates nothing."""
 
+import shutil
 import subprocess
 import sys
 
@@ -111,3 +112,12 @@ def test_a_cluster_that_makes_no_sense_is_refused(words, complaint):
 def test_it_refuses_what_train_would(setting):
     done = plan("ul2_1.6b", *setting)
     assert done.returncode == 2 and done.stderr.startswith("error: ")
+
+
+def test_token_files_without_a_manifest_are_warned_of(project, tmp_path):
+    for end in (".bin", ".idx", ".json"):
+        shutil.copy(f"{project.home}/train{end}", tmp_path / f"mine{end}")
+    run = project.run(f"data.valid={tmp_path}/mine")
+    assert list(warnings(run)) == []
+    (tmp_path / "mine.json").unlink()
+    assert [text for text in warnings(run) if f"{tmp_path}/mine.json is not there" in text]
