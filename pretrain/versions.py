@@ -13,6 +13,8 @@ PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "sentencepiece")
 HOME = Path(__file__).parent.parent
 TORCH = ((2, 11), (2, 13))
 """The first and the last torch with which this program has been tested."""
+DEEPSPEED = ("0.19.8",)
+"""The versions of DeepSpeed whose private parts optim/deepspeed.py knows."""
 CODE_LIST = "slurm/code_files.txt"
 """Names of what a run takes along, one a line, from the top of the repository."""
 
@@ -33,6 +35,19 @@ def require_tested_torch(found: str) -> None:
         raise UserError(
             f"torch {found}: this program is tested with torch {'.'.join(map(str, first))} to {'.'.join(map(str, last))}; install"
             " one of these, as requirements.txt does"
+        )
+
+
+def require_known_deepspeed(found: str) -> None:
+    """Refuse a DeepSpeed whose insides may be others.
+
+    Raises:
+        UserError: it is none of those that are known to work.
+    """
+    if found.partition("+")[0] not in DEEPSPEED:
+        raise UserError(
+            f"deepspeed {found}: this program uses parts of DeepSpeed that change from version to version, and is known to work"
+            f" with {', '.join(DEEPSPEED)}; install deepspeed=={DEEPSPEED[-1]}, as requirements.txt does"
         )
 
 

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import partial, wraps
+from importlib.metadata import version
 from types import FunctionType
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 
 from pretrain.ranks.caches import prepare_caches
 from pretrain.ranks.device import DeviceType
-from pretrain.versions import require_tested_torch
+from pretrain.versions import require_known_deepspeed, require_tested_torch
 
 
 def prepare_libraries(device: DeviceType) -> None:
     """Set what DeepSpeed reads at import, and silence notices that say nothing to a user of this program."""
     require_tested_torch(torch.__version__)
+    require_known_deepspeed(version("deepspeed"))
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     elif "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name, which torch would pass over
