@@ -47,6 +47,7 @@ def test_weights_moments_and_the_count_of_updates_come_back(saved, ranks):
     position = resume(saved.run, saved.saver(engine=engine))
     assert (position.step, position.samples) == (STEPS, STEPS * saved.run.batch)
     theirs = saved.weights()
+    engine.optimizer.settle()
     assert all(torch.equal(ours, theirs[name]) for name, ours in engine.model.named_parameters())
     for ours, theirs in zip(engine.optimizer.shards(), saved.engine.optimizer.shards()):
         for kind in TENSORS:

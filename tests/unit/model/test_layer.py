@@ -86,7 +86,7 @@ def test_skipped_layers_have_no_gradient_and_pass_their_input_on(project, ranks)
     batch, *_ = data.batch(1)
     data.close()
     engine.forward_backward([MicroBatch(batch, path_of(8, {0, 4}))], scale=1.0)
-    trained = {group.layer for group in engine.optimizer.groups if group.gradients.any()}
+    trained = {group.layer for group in engine.optimizer.groups if group.gradients is not None}
     assert trained == {None, 0, 4}
     layer = engine.model.chunks[0].decoder.layers[1]
     x = torch.randn(4, 1, 32)
