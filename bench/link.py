@@ -31,6 +31,8 @@ FORMER = "1053206"
 """The last commit before layers were summed, updated and gathered by themselves."""
 SIZE = ["--model.hidden_size", "256", "--model.ffn_hidden_size", "768", "--model.num_attention_heads", "4"]
 METHOD = ["--ds.progressive_subnetwork.path_lengths", "6-8-10-12", "--data.sequence_length", "128"]
+ONE_MICRO_BATCH = ["--ds.train_micro_batch_size_per_gpu", "8"]
+"""Sums overlap with the backward pass of the last one alone."""
 OVERLAP = ["--ds.zero_optimization.overlap_comm", "true"]
 
 
@@ -104,7 +106,7 @@ def replicas(names: Sequence[str], code: Path, folder: str, words: Sequence[str]
         processes.append(
             subprocess.Popen(
                 ["ip", "netns", "exec", name, sys.executable, str(HOME / "link_worker.py"), str(HOME / "path_speed.yaml"),
-                 str(HOME / "path_speed.json"), name[:15], out, words[0], words[1], *SIZE, *METHOD, *words[2:]],
+                 str(HOME / "path_speed.json"), name[:15], out, words[0], words[1], *SIZE, *METHOD, *ONE_MICRO_BATCH, *words[2:]],
                 env={**os.environ, **(place if together else alone), "MASTER_PORT": "29571", "GLOO_SOCKET_IFNAME": name[:15],
                      "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -141,7 +143,12 @@ def planned(options: Sequence[str]) -> "Run":
     from pretrain.config import read_run
     from pretrain.config.command_line import option_pairs
 
-    return read_run(str(HOME / "path_speed.yaml"), option_pairs([*SIZE, *METHOD, *options]), str(HOME / "path_speed.json"), 2)
+    return read_run(
+        str(HOME / "path_speed.yaml"),
+        option_pairs([*SIZE, *METHOD, *ONE_MICRO_BATCH, *options]),
+        str(HOME / "path_speed.json"),
+        2,
+    )
 
 
 def predict(computing: dict[str, float], mbit: int, options: Sequence[str]) -> dict[str, float]:

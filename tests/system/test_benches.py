@@ -88,7 +88,20 @@ def test_link(tmp_path):
     if os.geteuid() == 0 and shutil.which("apt-get") and not (shutil.which("ip") and shutil.which("tc")):
         subprocess.run(["apt-get", "update", "-qq"], capture_output=True)
         subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "iproute2"], capture_output=True)
-    words = ["--mbit", "100", "--steps", "2", "--former", "none", "--out", tmp_path, "--ds.train_batch_size", "8"]
+    words = [
+        "--mbit",
+        "100",
+        "--steps",
+        "2",
+        "--former",
+        "none",
+        "--out",
+        tmp_path,
+        "--ds.train_batch_size",
+        "8",
+        "--ds.train_micro_batch_size_per_gpu",
+        "4",
+    ]
     done = subprocess.run([sys.executable, "-m", "bench.link", *map(str, words)], capture_output=True, text=True, timeout=400)
     if (problem := why_not()) is not None:
         assert done.returncode == 1 and done.stderr == f"error: {problem}\n"
