@@ -73,10 +73,6 @@ class FullyShardedOptimizer(LayerwiseOptimizer):
             self._lend(group)
             self._arrived([group])
 
-    def finish(self, lr: float) -> float:
-        self._pass_by_the_rest()
-        return super().finish(lr)
-
     # Passes.
 
     def _enter_forward(self) -> None:
@@ -86,10 +82,15 @@ class FullyShardedOptimizer(LayerwiseOptimizer):
     def _watch_way_back(self, output: Tensor) -> None:
         if output.requires_grad:
             layers = sorted(self._layers_of(self._micro_batch), reverse=True)
-            output.register_hook(lambda gradient: self._enter(layers, is_backward=True))
+            output.register_hook(lambda gradient: self._enter_backward(layers))
+
+    def _enter_backward(self, layers: Collection[int]) -> None:
+        self._enter(layers, is_backward=True)
+        # When autograd is through with all that this rank's path runs; the others wait for it in what may be left.
+        torch.autograd.Variable._execution_engine.queue_callback(self._pass_by_the_rest)  # type: ignore[attr-defined]
 
     def _enter(self, layers: Collection[int], is_backward: bool) -> None:
-        self._pass_by_the_rest()
+        assert not self._pass, "a pass ends before the next begins"
         self._pass, self._is_backward = deque(self.matrices[layer] for layer in layers), is_backward
         if self._pass:
             self._lend(self._pass[0])
