@@ -77,7 +77,9 @@ def test_two_replicas(project, tmp_path):
     cases["exact, stage 1"]["longest sleep"] = 3
     # Of eight paths each replica runs others, in stage 3 also the last layers on the way back.
     apart = {**RAPTR, "paths_per_step": 8, "fixed_layers": [], "path_lengths": "2-6-8"}
-    cases["apart, exact, stage 3"] = case(6, 2, "raptr on 8 paths", **stages[2])
+    cases["apart, exact, stage 3"] = case(
+        6, 2, "raptr on 8 paths", **stages[2], **{"ds.progressive_subnetwork.skipped_update": "exact"}
+    )
     cases["apart, exact, stage 3"]["settings"]["ds.progressive_subnetwork"] = json.dumps(apart)
     results = launch(project, tmp_path, 2, cases)
     require_equal(results)
