@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,6 +37,11 @@ ONE_MICRO_BATCH = ["--ds.train_micro_batch_size_per_gpu", "8"]
 OVERLAP = ["--ds.zero_optimization.overlap_comm", "true"]
 
 
+EXPLAINED = (
+    "`whole run`: all steps with all layers, over a run of equal stages with these lengths. `its ideal`: if what is waited for with"
+    " all layers shrank with the bytes. `as planned`: what `plan` makes of the rate and of computing alone; in brackets how far it"
+    " is off."
+)
 Row = dict[str, dict[str, float]]
 """By number of layers, seconds and bytes of a step."""
 
@@ -256,12 +262,7 @@ def main() -> None:
                 rows[name] = measure(names, HOME.parent, args.steps, [*more, *options])
         results[f"{mbit} Mbit/s"] = {"rows": rows, "predicted": predicted}
         text += lines(mbit, rows, computing, predicted)
-    text += [
-        "`whole run`: all steps with all layers, over a run of equal stages with these lengths. `its ideal`: if what is waited"
-        " for with all layers shrank with the bytes. `as planned`: what `plan` makes of the rate and of computing alone; in"
-        " brackets how far it is off.",
-        "",
-    ]
+    text += [textwrap.fill(EXPLAINED, 130), ""]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "link.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.out / "link.md").write_text("\n".join(text))
