@@ -38,9 +38,9 @@ OVERLAP = ["--ds.zero_optimization.overlap_comm", "true"]
 
 
 EXPLAINED = (
-    "`whole run`: all steps with all layers, over a run of equal stages with these lengths. `its ideal`: if what is waited for with"
-    " all layers shrank with the bytes. `as planned`: what `plan` makes of the rate and of computing alone; in brackets how far it"
-    " is off."
+    "`whole run`: all steps with all layers, over a run of equal stages with these lengths. `its ideal`: if what is waited for"
+    " with all layers shrank with the bytes. `as planned`: what `plan` makes of the rate and of computing alone; in brackets how"
+    " far it is off."
 )
 Row = dict[str, dict[str, float]]
 """By number of layers, seconds and bytes of a step."""

@@ -87,7 +87,7 @@ class FullyShardedOptimizer(LayerwiseOptimizer):
     def _enter_backward(self, layers: Collection[int]) -> None:
         self._enter(layers, is_backward=True)
         # When autograd is through with all that this rank's path runs; the others wait for it in what may be left.
-        torch.autograd.Variable._execution_engine.queue_callback(self._pass_by_the_rest)  # type: ignore[attr-defined]
+        torch.autograd.Variable._execution_engine.queue_callback(self._pass_by_the_rest)
 
     def _enter(self, layers: Collection[int], is_backward: bool) -> None:
         assert not self._pass, "a pass ends before the next begins"
