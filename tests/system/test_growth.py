@@ -80,8 +80,9 @@ def test_from_a_checkpoint_elsewhere_where_a_stage_ends_it_grows_as_well(growing
     assert essence(rows(second)) == essence([row for row in rows(unbroken) if row["step"] > 7])
 
 
-def test_copies_have_weights_and_moments(growing, ranks, tmp_path):
-    run = growing.run()
+@pytest.mark.parametrize("skipped_update", ["exact", "none"])
+def test_copies_have_weights_moments_and_the_count_of_updates(growing, ranks, tmp_path, skipped_update):
+    run = growing.run(f"ds.progressive_subnetwork.skipped_update={skipped_update}")
     data, engine = open_data(run, 0, True), build_engine(run, ranks)
     directory = RunDirectory(tmp_path / "run")
     directory.describe(run, "cpu")
@@ -90,10 +91,12 @@ def test_copies_have_weights_and_moments(growing, ranks, tmp_path):
             result = engine.step(step, data.batch(step), run.method.paths(step))
         saver.begin(run.position(Position(), 7), result.lr)
         copies = dict(run.method.copies(8))
-        before = state(engine)
+        before, counts = state(engine), engine.optimizer.updates
         saver.grow(Position(), 7, tuple(copies.items()))
         after = state(engine)
         engine.optimizer.settle()
+        assert engine.optimizer.updates == tuple(counts[copies.get(layer, layer)] for layer in range(len(counts)))
+        assert set(counts) == ({7} if skipped_update == "exact" else {0, 7}), "layers that are not there yet miss nothing"
     data.close()
     assert copies and all(before[name][1].abs().sum() == 0 for name in before if layer_of(name) in copies), (
         "they had no gradient so far"
