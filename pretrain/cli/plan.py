@@ -121,8 +121,8 @@ def _require_sensible(args: argparse.Namespace) -> None:
     ):
         if value is not None and getattr(args, needed.replace("-", "_")) is None:
             raise UserError(f"{COMMAND_LINE}: --{name} needs --{needed}")
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{COMMAND_LINE}: --{name} {value:g} must be above 0")
+        if value is not None and not 1e-3 <= value < math.inf:
+            raise UserError(f"{COMMAND_LINE}: --{name} {value:g} must be a number of at least 0.001")
     if args.scale_to is not None and args.scale_to < args.gpus_per_node:
         raise UserError(f"{COMMAND_LINE}: --scale-to {args.scale_to} is less than a node of {args.gpus_per_node} GPUs")
     for name, value, least in (

@@ -74,6 +74,7 @@ def _check_sharding(run: Run) -> None:
         return
     for name, value, default in (
         ("zero_optimization.overlap_comm", run.ds.zero_optimization.overlap_comm, False),
+        ("zero_optimization.reduce_scatter", run.ds.zero_optimization.reduce_scatter, True),
         ("communication_data_type", run.ds.communication_data_type, "fp32"),
         ("progressive_subnetwork.skipped_update", run.ds.progressive_subnetwork.skipped_update, "exact"),
     ):

@@ -24,6 +24,9 @@ from pretrain.optim.layerwise import LayerwiseOptimizer
 from pretrain.optim.model import ChunkedModel
 from pretrain.subnetwork import LayerPath
 
+LENT = 2
+"""Layers whose weights a rank has at a time: the one that computes, and the next."""
+
 
 class FullyShardedOptimizer(LayerwiseOptimizer):
     """A `ModelOptimizer` for replicas of a model in one chunk. Vectors, and what is outside layers, stay in full on all."""
@@ -72,6 +75,10 @@ class FullyShardedOptimizer(LayerwiseOptimizer):
         for group in self.matrices.values():
             self._lend(group)
             self._arrived([group])
+
+    def restored(self, step: int, updates: tuple[int, ...]) -> None:
+        self._give_back_all()
+        super().restored(step, updates)
 
     # Passes.
 
@@ -122,7 +129,7 @@ class FullyShardedOptimizer(LayerwiseOptimizer):
     @torch.no_grad()
     def _come_to_first(self) -> None:
         """Wait for the weights of the pass's first layer, while those of the second are on their way."""
-        for group in islice(self._pass, 2):
+        for group in islice(self._pass, LENT):
             self._lend(group)
         self._arrived([self._pass[0]])
         if self._is_backward:

@@ -8,7 +8,7 @@ from pretrain.config.checks import check
 from pretrain.cost.flops import expected_active, savings
 from pretrain.errors import UserError
 from pretrain.plan.balance import full_time, stage_time
-from pretrain.plan.cost import Cluster
+from pretrain.plan.cost import Cluster, speed
 from pretrain.plan.wire import Traffic, traffic
 from pretrain.subnetwork.methods import FullKeys
 from pretrain.subnetwork.schedule import Stage
@@ -29,16 +29,18 @@ class Links:
     """From one GPU to others of its node."""
 
     def bytes_per_second(self, run: Run, cluster: Cluster) -> float:
-        """Return the rate at which a GPU sends to its replicas in a ring.
+        """Return the rate at which the slowest GPU sends to its replicas in a ring.
 
-        Tensor ranks are neighbours, then come replicas. Where those of one ring fill several nodes, the rings of a node share its
-        link.
+        Tensor ranks are neighbours, then come replicas. Rings that leave a node share its link.
         """
-        on_a_node = max(1, cluster.gpus_per_node // run.recipe.parallel.tensor)
-        if run.data_parallel <= on_a_node:
-            return self.gpu * GBIT
-        rings = cluster.gpus_per_node / on_a_node
-        return min(self.gpu, self.node / rings) * GBIT
+        tensor, replicas, pipeline = run.recipe.parallel.tensor, run.data_parallel, run.recipe.parallel.pipeline
+        leaving = [0] * cluster.nodes
+        for stage in range(pipeline):
+            for first in range(stage * tensor * replicas, stage * tensor * replicas + tensor):
+                nodes = {(first + tensor * replica) // cluster.gpus_per_node for replica in range(replicas)}
+                for node in nodes if len(nodes) > 1 else ():
+                    leaving[node] += 1
+        return min(self.gpu, self.node / max(leaving) if any(leaving) else self.gpu) * GBIT
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Pace:
     computing: float
     sent: Traffic
     whole: float
-    """With what is sent, as far as it does not overlap."""
+    """With what is sent, as far as it is waited for."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,11 @@ def forecast(run: Run, cluster: Cluster, links: Links) -> Forecast:
 def _pace(run: Run, stage: Stage, cluster: Cluster, links: Links) -> Pace:
     p, shape = run.recipe.parallel, run.recipe.shape
     tflops = cluster.gpu.tflops(run.ds.bf16.enabled) * 1e12 * cluster.mfu
+    passes = 3 / (1 + run.backward_cost)  # an MFU counts no operation twice, and recomputation does
     full = shape.training(shape.layers, run.tokens_per_step) / (cluster.gpus * tflops)
     ratio = savings(run.method, shape, [stage]).model_flops if p.pipeline == 1 else stage_time(run, stage) / full_time(run)
     layers = float(expected_active(run.method, stage)) / p.pipeline
-    forward = layers * shape.layer() * run.micro_batch * run.recipe.data.sequence_length / (p.tensor * tflops)
+    forward = passes * layers * shape.layer() * run.micro_batch * run.recipe.data.sequence_length / (p.tensor * tflops)
     work = Work(full * ratio, forward, forward * run.backward_cost, layers)
     sent = traffic(run, stage)
     zero = run.ds.zero_optimization
@@ -168,14 +171,17 @@ def _pace(run: Run, stage: Stage, cluster: Cluster, links: Links) -> Pace:
 
 
 def scaled(run: Run, cluster: Cluster, most: int) -> Iterator[tuple[Cluster, Run | None]]:
-    """The run on one node, two, four and so on to `most` GPUs, its batch as it is; None where it cannot run so."""
-    nodes = 1
+    """The run on one node, two, four and so on to `most` GPUs, its batch as it is; None where it cannot run so.
+
+    With fewer micro-batches a pipeline waits more while it fills and drains: the MFU falls by as much.
+    """
+    nodes, busy = 1, 1 - speed(run).bubble
     while nodes * cluster.gpus_per_node <= most:
         larger = replace(cluster, nodes=nodes)
         grown = replace(run, world_size=larger.gpus)
         try:
             check(grown)
-            yield larger, grown
+            yield replace(larger, mfu=cluster.mfu * (1 - speed(grown).bubble) / busy), grown
         except UserError:
             yield larger, None
         nodes *= 2

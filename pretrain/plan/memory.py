@@ -92,15 +92,23 @@ def _gradients(run: Run, count: int) -> float:
 
 def _buffers(run: Run, count: int) -> float:
     """Stage 0 flattens gradients a bucket at a time. The others copy what they send only where it is cut, or sent in another
-    type."""
-    zero = run.ds.zero_optimization
+    type: in stage 1, and where there is a pipeline, all that is under way at once, else what a few layers send."""
+    zero, replicas = run.ds.zero_optimization, run.data_parallel
+    if replicas == 1:
+        return 0.0
     if zero.stage == 0:
-        return min(count, DENSE_BUCKET) * FP32 if run.data_parallel > 1 else 0.0
+        return min(count, DENSE_BUCKET) * FP32
     layer = layer_parameters(run)
     largest = max(layer, count - layer * (run.recipe.model.num_layers // run.recipe.parallel.pipeline))
+    few = max(layer * ((ON_THE_WAY if zero.overlap_comm else 0) + 1), largest)
+    at_once = count if zero.stage == 1 or run.recipe.parallel.pipeline > 1 else min(count, few)
     sent = 2 if run.ds.communication_data_type == "bf16" else FP32
-    is_copied = run.data_parallel > 1 and (sent != FP32 or largest > zero.reduce_bucket_size)
-    return min(largest, zero.reduce_bucket_size) * sent if is_copied else 0.0
+    sums = 0.0
+    if sent != FP32 or largest > zero.reduce_bucket_size:
+        sums = at_once * sent + (count * FP32 / replicas if zero.stage == 1 else 0.0)  # and own parts, which then lie elsewhere
+    gathered = LENT * layer if zero.stage == 3 else count
+    weights = gathered * (2 if run.ds.bf16.enabled else FP32) if largest > zero.allgather_bucket_size else 0.0
+    return max(sums, weights)
 
 
 def layer_parameters(run: Run) -> int:

@@ -1,5 +1,7 @@
 """What a step sends between replicas, from the layers that the run's own paths will use. docs/communication.md says when."""
 
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from pretrain.config import Run
@@ -10,7 +12,8 @@ from pretrain.subnetwork.schedule import Stage
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one GPU sends in a step to other replicas, in a ring: the most that a pipeline rank has to send."""
+    """Bytes that one GPU sends in a step to other replicas, in a ring: of layers the mean over pipeline ranks, of what is outside
+    them the most."""
 
     sums: float
     """Gradients of layers, to be summed."""
@@ -27,27 +30,28 @@ class Traffic:
 
 def active_layers(run: Run, stage: Stage) -> float:
     """Return how many layers a step of the stage uses in all its paths together, mean over some steps."""
-    return _mean_union(run, stage, [range(len(run.method.paths(stage.first_step)))])
+    return _mean_union(run, stage, {range(len(run.method.paths(stage.first_step))): 1})
 
 
 def active_in_micro_batch(run: Run, stage: Stage) -> float:
     """Return how many layers the replicas together use in one micro-batch, mean over micro-batches and some steps."""
     count = len(run.method.paths(stage.first_step))
-    taken = {
-        frozenset(run.path_index(micro_batch, replica, count) for replica in range(run.data_parallel)): None
+    taken = (
+        frozenset(run.path_index(micro_batch, replica, count) for replica in range(run.data_parallel))
         for micro_batch in range(run.micro_batches)
-    }
-    return _mean_union(run, stage, list(taken))
+    )
+    return _mean_union(run, stage, Counter(taken))
 
 
-def _mean_union(run: Run, stage: Stage, taken: list) -> float:
-    """Mean number of layers that the paths of each set of indices use together."""
+def _mean_union(run: Run, stage: Stage, taken: Mapping[Collection[int], int]) -> float:
+    """Mean number of layers that paths use together; `taken` says which paths, by their indices, and how often."""
     steps = list(some_steps(stage))
     used = 0
     for step in steps:
         paths = run.method.paths(step)
-        used += sum(len({layer for index in indices for layer in paths[index].layers}) for indices in taken)
-    return used / (len(steps) * len(taken))
+        for indices, times in taken.items():
+            used += times * len({layer for index in indices for layer in paths[index].layers})
+    return used / (len(steps) * sum(taken.values()))
 
 
 def traffic(run: Run, stage: Stage) -> Traffic:

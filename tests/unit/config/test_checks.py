@@ -86,6 +86,7 @@ BLOCK = "ds.progressive_subnetwork"
         (1, ["parallel.sequence=true"], "there is one; set parallel.tensor"),
         (1, ["ds.zero_optimization.stage=0", "ds.zero_optimization.overlap_comm=true"],
          '"zero_optimization.overlap_comm" true needs "zero_optimization.stage" 1, 2 or 3, and it is 0'),
+        (1, ["ds.zero_optimization.stage=0", "ds.zero_optimization.reduce_scatter=false"], 'reduce_scatter" false needs'),
         (1, ["ds.zero_optimization.stage=0", "ds.communication_data_type=bf16"], 'needs "zero_optimization.stage" 1, 2 or 3'),
         (1, ["ds.zero_optimization.stage=0", f"{BLOCK}.skipped_update=none"], 'skipped_update" "none" needs'),
         (1, ["ds.zero_optimization.stage=3", "ds.zero_optimization.contiguous_gradients=false"], "no meaning in stage 3"),

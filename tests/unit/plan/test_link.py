@@ -57,6 +57,11 @@ def test_replicas_that_fill_several_nodes_share_the_nodes_link():
     tensor = read_run("ul2_1.6b", [("--parallel.tensor", "2")], None, 32)
     assert links.bytes_per_second(tensor, cluster) == 200 * GBIT, "two rings"
     assert links.bytes_per_second(plain, Cluster(1, 32)) == 3600 * GBIT
+    settings = [("--parallel.pipeline", "3"), ("--ds.train_batch_size", "576")]
+    across = read_run("ul2_1.6b", settings, None, 12)  # ranks 4 to 7 are one ring on two nodes of 6
+    assert links.bytes_per_second(across, Cluster(2, 6)) == 400 * GBIT
+    half = read_run("ul2_1.6b", [("--parallel.pipeline", "2"), ("--ds.train_batch_size", "576")], None, 24)
+    assert links.bytes_per_second(half, Cluster(3, 8)) == 200 * GBIT, "on the second node both rings end and begin"
 
 
 def test_skipping_pays_on_any_link_here_and_in_stage_0_only_where_nothing_waits():
@@ -67,6 +72,22 @@ def test_skipping_pays_on_any_link_here_and_in_stage_0_only_where_nothing_waits(
     everything = read_run("ul2_1.6b", [("--ds.zero_optimization.stage", "0"), ("--ds.bf16.enabled", "false")], None, 32)
     assert forecast(everything, Cluster(4, 8), Links(2, 3600)).speedup < 1.1
     assert forecast(by_layer, Cluster(4, 8), slow).waits > forecast(by_layer, Cluster(4, 8), fast).waits >= 0
+
+
+@pytest.mark.parametrize("stage", ["1", "3"])
+@pytest.mark.parametrize("recompute", ["none", "layer"])
+def test_nothing_waits_on_an_endless_link(stage, recompute):
+    settings = [("--ds.zero_optimization.stage", stage), ("--model.recompute", recompute)]
+    for gpus in (8, 64):  # with eight micro-batches and with one
+        run = read_run("ul2_1.6b", settings, None, gpus)
+        found = forecast(run, Cluster(gpus // 8, 8), Links(1e9, 1e9))
+        assert found.waits == pytest.approx(0, abs=1e-3) and found.full.whole == pytest.approx(found.full.computing, rel=1e-3)
+
+
+def test_a_pipeline_that_fills_and_drains_more_computes_more_slowly():
+    run = read_run("ul2_1.6b", [("--parallel.pipeline", "4")], None, 32)
+    found = {larger.gpus: larger.mfu for larger, grown in scaled(run, Cluster(4, 8), 256) if grown is not None}
+    assert found[32] == pytest.approx(0.4) and found[8] > 0.4 > found[64] > found[256]
 
 
 def test_more_gpus_are_looked_at_until_the_batch_is_too_small():
@@ -83,7 +104,7 @@ def test_more_gpus_are_looked_at_until_the_batch_is_too_small():
         ("--link-gbps 400", "--link-gbps needs --nodes"),
         ("--nodes 1 --gpus-per-node 8 --scale-to 64", "--scale-to needs --link-gbps"),
         ("--nodes 1 --gpus-per-node 8 --intra-node-gbps 9", "--intra-node-gbps needs --link-gbps"),
-        ("--nodes 1 --gpus-per-node 8 --link-gbps 0", "--link-gbps 0 must be above 0"),
+        ("--nodes 1 --gpus-per-node 8 --link-gbps 0", "--link-gbps 0 must be a number of at least 0.001"),
         ("--nodes 1 --gpus-per-node 8 --link-gbps 9 --scale-to 4", "--scale-to 4 is less than a node of 8 GPUs"),
     ],
 )

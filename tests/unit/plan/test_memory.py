@@ -9,7 +9,7 @@ from pretrain.cost.makespan import ideal_pipeline_ratio
 from pretrain.data.loader import open_data
 from pretrain.engine import build_engine
 from pretrain.engine.micro_batch import MicroBatch
-from pretrain.optim import layerwise
+from pretrain.optim import fully_sharded, layerwise
 from pretrain.plan.balance import spread
 from pretrain.plan.cost import Cluster, hours, speed, suggest
 from pretrain.plan.hardware import GPUS
@@ -146,10 +146,14 @@ def test_buffers_are_what_is_copied_to_be_sent(project):
     assert none.buffers == none.parameters * 4, "no bucket is larger than the model"
     assert none.total == none.weights + none.gradients + none.optimizer + max(*none.activations, none.buffers)
     assert one.buffers == 0, "each group is sent as it lies there"
-    assert memory(stage(1), bucket).buffers == 4000, "a large one is cut"
+    own_part = one.parameters * 4 / 2
+    assert memory(stage(1), bucket).buffers == one.parameters * 4 + own_part, "cut, all of it is copied, and on its way at once"
+    assert memory("ds.communication_data_type=bf16").buffers == one.parameters * 2 + own_part
+    assert memory("ds.zero_optimization.allgather_bucket_size=1000").buffers == one.parameters * 4
     layer = layer_parameters(project.run())
     outside = one.parameters - 8 * layer
-    assert memory("ds.communication_data_type=bf16").buffers == 2 * max(layer, outside)
+    assert memory(stage(3), bucket).buffers == 4 * max(layer, outside), "a layer's, before the next one's"
+    assert memory(stage(3), "ds.zero_optimization.allgather_bucket_size=1000").buffers == fully_sharded.LENT * layer * 4
 
 
 def test_stage_2_keeps_the_gradients_of_few_layers_where_a_step_is_one_micro_batch(project):

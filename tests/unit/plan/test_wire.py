@@ -63,3 +63,11 @@ def test_stage_3_sends_what_some_replica_runs_in_a_micro_batch(project):
         return active_in_micro_batch(run, run.method.stages[0])
 
     assert used(2) == 4 and 4.5 < used(4) < 7
+
+
+def test_micro_batches_that_take_the_same_paths_count_each(project):
+    """Ten samples on two paths: of five micro-batches two take the first path, two the second, one in the middle both."""
+    settings = (f"{BLOCK}.paths_per_step=2", "ds.train_batch_size=10", "ds.train_micro_batch_size_per_gpu=1", "steps=600")
+    run = project.run(*settings, "ds.zero_optimization.stage=3", world_size=2)
+    stage = run.method.stages[0]
+    assert active_in_micro_batch(run, stage) == pytest.approx((4 * 4 + active_layers(run, stage)) / 5)
