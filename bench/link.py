@@ -112,7 +112,7 @@ def replicas(names: Sequence[str], code: Path, folder: str, words: Sequence[str]
         processes.append(
             subprocess.Popen(
                 ["ip", "netns", "exec", name, sys.executable, str(HOME / "link_worker.py"), str(HOME / "path_speed.yaml"),
-                 str(HOME / "path_speed.json"), name[:15], out, words[0], words[1], *SIZE, *METHOD, *words[2:]],
+                 str(HOME / "path_speed.json"), name[:15], out, words[0], words[1], *merged(words[2:])],
                 env={**os.environ, **(place if together else alone), "MASTER_PORT": "29571", "GLOO_SOCKET_IFNAME": name[:15],
                      "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -121,6 +121,12 @@ def replicas(names: Sequence[str], code: Path, folder: str, words: Sequence[str]
     told = [process.communicate()[1] for process in processes]
     if any(process.returncode for process in processes):
         raise SystemExit(f"error: a replica failed: {told[0] or told[1]}")
+
+
+def merged(options: Sequence[str]) -> list[str]:
+    """Put options of train on top of those of every measurement; of one that is there twice the last one counts."""
+    words = [word for option in (*SIZE, *METHOD, *options) for word in option.split("=", 1)]
+    return [word for pair in dict(zip(words[::2], words[1::2])).items() for word in pair]
 
 
 def measure(names: Sequence[str], code: Path, steps: int, options: Sequence[str]) -> Row:
@@ -151,7 +157,7 @@ def planned(options: Sequence[str]) -> "Run":
 
     return read_run(
         str(HOME / "path_speed.yaml"),
-        option_pairs([*SIZE, *METHOD, *options]),
+        option_pairs(merged(options)),
         str(HOME / "path_speed.json"),
         2,
     )
@@ -235,8 +241,7 @@ def main() -> None:
     parser.add_argument("--former", default=FORMER, metavar="COMMIT", help=f"the program to compare with, or none; {FORMER}")
     parser.add_argument("--out", type=Path, default=HOME / "results")
     args, options = parser.parse_known_args()
-    if ONE_MICRO_BATCH[0] not in options:
-        options += ONE_MICRO_BATCH
+    options = [*ONE_MICRO_BATCH, *options]
     if (problem := why_not()) is not None:
         sys.exit(f"error: {problem}")
     from pretrain.versions import device_name
