@@ -126,7 +126,7 @@ class Forecast:
     stages: tuple[Pace, ...]
     """A step of each stage of the method."""
     share: tuple[float, ...]
-    """Of each stage, of the run's steps."""
+    """How large a part of the run's steps each stage has."""
 
     @property
     def seconds(self) -> float:

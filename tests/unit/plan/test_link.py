@@ -1,5 +1,7 @@
 """Steps whose replicas send over a link: bounds that hold for any, and what `plan` makes of them."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -115,10 +117,10 @@ def test_facts_about_links_that_cannot_be_are_refused(capsys, words, complaint):
     assert complaint in capsys.readouterr().err
 
 
-def test_plan_shows_steps_and_where_the_curve_bends(capsys):
-    from pretrain.cli.main import main
-
-    assert main("plan ul2_1.6b --nodes 4 --gpus-per-node 8 --link-gbps 200 --scale-to 1024".split()) == 0
-    shown = capsys.readouterr().out
+def test_plan_shows_steps_and_where_the_curve_bends():
+    words = "plan ul2_1.6b --nodes 4 --gpus-per-node 8 --link-gbps 200 --scale-to 1024".split()
+    done = subprocess.run([sys.executable, "-m", "pretrain", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout
     assert "steps with 200 Gbit/s between nodes and 3600 in them" in shown and "speed-up of the run" in shown
     assert shown.count("bends here") == 1 and shown.count("cannot run so") == 4
