@@ -30,7 +30,7 @@ class RankMemory:
     """At the fullest moment of the pipeline's schedule, for each of the method's stages, on the path that gives this rank the
     most layers among those looked at (plan/balance.py)."""
     buffers: float
-    """Copies of gradients on their way through a reduction."""
+    """Copies of gradients and of weights that are cut for their way to replicas, or sent in another type."""
     buffers_stay: bool
     """Whether they exist beside the activations; else gradients are reduced when activations are gone."""
 
