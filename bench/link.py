@@ -5,7 +5,8 @@
 Needs root, `ip` and `tc` (Debian's iproute2): two network namespaces on this machine are joined by a veth pair that
 `tc tbf` slows down in both directions, and each holds one process. Wall clock. The former program is checked out of git, and
 measured by the same worker in the same minutes; it reduced, updated and gathered all layers in every step. What computing takes
-is measured first, and from it what `plan` would say of each link.
+is measured first, and what sending takes from a processor where the link has no limit; from both, what `plan` would say of each
+link.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pretrain.config import Run
+    from pretrain.plan.wire import Traffic
 
 HOME = Path(__file__).parent
 FORMER = "1053206"
@@ -35,12 +37,13 @@ METHOD = ["--ds.progressive_subnetwork.path_lengths", "6-8-10-12", "--data.seque
 ONE_MICRO_BATCH = ["--ds.train_micro_batch_size_per_gpu", "8"]
 """Sums overlap with the backward pass of the last one alone."""
 OVERLAP = ["--ds.zero_optimization.overlap_comm", "true"]
+NAMED: dict[str, list[str]] = {"by layer": [], "by layer, overlapped": OVERLAP}
 
 
 EXPLAINED = (
     "`whole run`: all steps with all layers, over a run of equal stages with these lengths. `its ideal`: if what is waited for"
-    " with all layers shrank with the bytes. `as planned`: what `plan` makes of the rate and of computing alone; in brackets how"
-    " far it is off."
+    " with all layers shrank with the bytes. `as planned`: what `plan` makes of the rate, of computing alone and of what sending"
+    " takes from it; in brackets how far it is off."
 )
 Row = dict[str, dict[str, float]]
 """By number of layers, seconds and bytes of a step."""
@@ -59,8 +62,9 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def link(mbit: int) -> Iterator[list[str]]:
-    """Two namespaces on a link of `mbit` Mbit/s each way; their names, which are also those of their devices."""
+def link(mbit: int | None) -> Iterator[list[str]]:
+    """Two namespaces on a link of `mbit` Mbit/s each way, None for no limit; their names, which are also those of their
+    devices."""
     names = [f"replica{n}x{os.getpid() % 10000}" for n in (0, 1)]
     devices = [name[:15] for name in names]
     try:
@@ -72,22 +76,9 @@ def link(mbit: int) -> Iterator[list[str]]:
             _run(*inside, "ip", "address", "add", f"10.91.7.{n + 1}/24", "dev", device)
             for up in (device, "lo"):
                 _run(*inside, "ip", "link", "set", up, "up")
-            _run(
-                *inside,
-                "tc",
-                "qdisc",
-                "add",
-                "dev",
-                device,
-                "root",
-                "tbf",
-                "rate",
-                f"{mbit}mbit",
-                "burst",
-                "256kb",
-                "latency",
-                "400ms",
-            )
+            if mbit is not None:
+                limit = ["rate", f"{mbit}mbit", "burst", "256kb", "latency", "400ms"]
+                _run(*inside, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
         yield names
     finally:
         for name in names:
@@ -163,21 +154,27 @@ def planned(options: Sequence[str]) -> "Run":
     )
 
 
-def predict(computing: dict[str, float], mbit: int, options: Sequence[str]) -> dict[str, float]:
-    """Seconds of a step that `plan` makes of the time that computing takes, by number of layers."""
-    from pretrain.plan.link import Work, step_seconds
+def traffic_of(run: "Run", layers: int) -> "Traffic":
+    """What a step sends that uses so many layers: `plan`'s numbers, but that Gloo's reduce-scatter is an all-reduce."""
     from pretrain.plan.wire import traffic
+
+    stage = next(stage for stage in run.method.stages if stage.path_length == layers)
+    sent = traffic(run, stage)
+    return replace(sent, sums=2 * sent.sums, outside_sums=2 * sent.outside_sums)
+
+
+def predict(computing: dict[str, float], per_byte: float, mbit: int, options: Sequence[str]) -> dict[str, float]:
+    """Seconds of a step that `plan` makes of what computing takes, and sending from it, by number of layers."""
+    from pretrain.plan.link import Work, step_seconds
 
     run = planned(options)
     zero, most, least = run.ds.zero_optimization, max(map(int, computing)), min(map(int, computing))
     layer = (computing[str(most)] - computing[str(least)]) / (most - least) / run.micro_batches
     found = {}
-    for stage in run.method.stages:
-        k = stage.path_length
-        sent = traffic(run, stage)
-        sent = replace(sent, sums=2 * sent.sums, outside_sums=2 * sent.outside_sums)  # Gloo's reduce-scatter is an all-reduce
-        work = Work(computing[str(k)], forward=k * layer / 3, backward=k * layer * 2 / 3, layers=k)
-        found[str(k)] = step_seconds(work, sent, mbit * 1e6 / 8, run.micro_batches, zero.stage, zero.overlap_comm)
+    for key, seconds in computing.items():
+        k = int(key)
+        work = Work(seconds, forward=k * layer / 3, backward=k * layer * 2 / 3, layers=k, per_byte=per_byte)
+        found[key] = step_seconds(work, traffic_of(run, k), mbit * 1e6 / 8, run.micro_batches, zero.stage, zero.overlap_comm)
     return found
 
 
@@ -252,20 +249,25 @@ def main() -> None:
         "link": "both ways at its rate",
         "command": " ".join(["-m bench.link", *sys.argv[1:]]),
     }
-    with link(args.mbit[0]) as names:
+    with link(None) as names:
         computing = measure_alone(names, args.steps, options)
+        most = max(computing, key=int)
+        whole = traffic_of(planned(options), int(most)).total
+        unlimited = {name: measure(names, HOME.parent, args.steps, [*more, *options])[most] for name, more in NAMED.items()}
+    per_byte = {name: max(0.0, row["seconds"] - computing[most]) / whole for name, row in unlimited.items()}
     text = ["# Two replicas on a slow link", "", *(f"- {key}: {value}" for key, value in facts.items())]
-    text += ["- nothing sent: " + ", ".join(f"{k} layers {s * 1000:.0f} ms" for k, s in computing.items()), ""]
-    results: dict[str, object] = {"facts": facts, "computing": computing}
+    text += ["- nothing sent: " + ", ".join(f"{k} layers {s * 1000:.0f} ms" for k, s in computing.items())]
+    told = [f"{name} {unlimited[name]['seconds'] * 1000:.0f} ms or {per_byte[name] * 1e9:.2f} ns a byte" for name in NAMED]
+    text += [f"- sent without a limit, {most} layers: {'; '.join(told)}", ""]
+    results: dict[str, object] = {"facts": facts, "computing": computing, "per_byte": per_byte}
     for mbit in args.mbit:
-        named = {"by layer": [], "by layer, overlapped": OVERLAP}
-        predicted = {name: predict(computing, mbit, [*more, *options]) for name, more in named.items()}
+        predicted = {name: predict(computing, per_byte[name], mbit, [*more, *options]) for name, more in NAMED.items()}
         rows: dict[str, Row] = {}
         with link(mbit) as names:
             if args.former != "none":
                 with checkout(args.former) as code:
                     rows[f"former ({args.former})"] = measure(names, code, args.steps, options)
-            for name, more in named.items():
+            for name, more in NAMED.items():
                 rows[name] = measure(names, HOME.parent, args.steps, [*more, *options])
         results[f"{mbit} Mbit/s"] = {"rows": rows, "predicted": predicted}
         text += lines(mbit, rows, computing, predicted)

@@ -91,6 +91,7 @@ class Result:
             ("the same by operations (ideal)", self.ideal, None),
             ("measured over ideal", half / self.ideal, self.bar),
             ("whole step, half the layers over all", self.ratio("engine half", "engine"), None),
+            ("measured over ideal", self.ratio("engine half", "engine") / self.ideal, self.bar),
         ]
         if "half, uniform" in self.seconds:
             uniform = [a / b for a, b in zip(self.seconds["half, uniform"], self.seconds["all"])]

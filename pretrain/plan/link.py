@@ -55,6 +55,9 @@ class Work:
     """Last micro-batch's backward pass through them."""
     layers: float
     """How many they are."""
+    per_byte: float = 0.0
+    """Seconds that sending a byte takes from computing, whatever the link: adding, copying, a network's own code. It shows where
+    processors send; NCCL's share of a GPU is left out."""
 
 
 def step_seconds(work: Work, sent: Traffic, rate: float, micro_batches: int, stage: int, overlaps: bool) -> float:
@@ -67,9 +70,9 @@ def step_seconds(work: Work, sent: Traffic, rate: float, micro_batches: int, sta
     if sent.total == 0:
         return work.seconds
     slots = max(1, round(work.layers))
-    after = sent.outside_sums / rate
+    after = sent.outside_sums / rate + sent.total * work.per_byte
     if stage == 0:
-        return work.seconds + sent.total / rate
+        return work.seconds + sent.total * (1 / rate + work.per_byte)
     if stage == 3:
         return _passes(work, sent, rate, micro_batches, slots, overlaps) + after
     clock = link = sent.outside_gathers / rate  # the embedding is needed first

@@ -42,6 +42,13 @@ def test_overlap_and_a_faster_link_never_cost(work, sent, rate, stage, factor):
     assert seconds(work, sent, rate * factor, stage, overlaps=False) <= step * (1 + 1e-9)
 
 
+@given(**EVERYWHERE, overlaps=st.booleans(), per_byte=st.floats(1e-12, 1e-8))
+def test_what_sending_takes_from_computing_is_paid_for_on_any_link(work, sent, rate, stage, overlaps, per_byte):
+    free = seconds(work, sent, rate, stage, overlaps)
+    paid = seconds(replace(work, per_byte=per_byte), sent, rate, stage, overlaps)
+    assert paid == pytest.approx(free + per_byte * sent.total, rel=1e-9)
+
+
 def test_without_overlap_sums_wait_for_the_schedule_and_gathers_go_beside_it():
     work, sent = Work(6.0, 2.0, 4.0, 2), Traffic(sums=8.0, gathers=4.0, outside_sums=1.0, outside_gathers=1.0)
     assert seconds(work, sent, 1.0, 0, False) == 6 + 14
