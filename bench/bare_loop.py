@@ -34,8 +34,8 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
             for a in (batch.tokens, batch.labels, batch.targets, batch.segments, batch.prefix)
         )
         inputs = LayerInputs(dense_mask(segments, prefix, dtype), whole)
-        output = model(tokens, None, inputs, labels=labels)
-        return output, lambda losses: ((losses * targets).sum() / 1e6, targets.sum(dtype=torch.int), {})
+        output = model(tokens, None, inputs, labels=labels, loss_mask=targets / 1e6)
+        return output, lambda losses: (losses[0], targets.sum(dtype=torch.int), {})
 
     def update() -> None:
         if masters is not weights:

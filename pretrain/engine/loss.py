@@ -8,22 +8,21 @@ Entry = dict[str, Tensor]
 
 
 def reduce_losses(
-    losses: Tensor, targets: Tensor, example_kinds: Tensor, number_of_kinds: int, scale: float
+    loss: Tensor, losses: Tensor, targets: Tensor, example_kinds: Tensor, number_of_kinds: int
 ) -> tuple[Tensor, Tensor, Entry]:
     """Reduce the losses of a micro-batch to what Megatron-Core's schedule expects.
 
     Args:
+        loss: the scalar that is differentiated.
         losses: [b, s].
         targets: [b, s] bool, where the label counts.
         example_kinds: [b, s], which kind of example a position belongs to; below 0 where there is none.
-        scale: factor on the loss that is differentiated.
 
     Returns:
         The scalar that is differentiated, the number of targets, and sums by kind of example.
     """
     kind = example_kinds.clamp(min=0).flatten().long()
-    wanted = torch.where(targets, losses, 0.0)
     zeros = torch.zeros(number_of_kinds, dtype=torch.float64, device=losses.device)
-    sums = zeros.index_add(0, kind, wanted.detach().double().flatten())
+    sums = zeros.index_add(0, kind, torch.where(targets, losses, 0.0).double().flatten())
     counts = zeros.index_add(0, kind, targets.double().flatten())
-    return wanted.sum() * scale, targets.sum(dtype=torch.int), {"sums": sums, "counts": counts}
+    return loss, targets.sum(dtype=torch.int), {"sums": sums, "counts": counts}

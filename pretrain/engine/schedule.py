@@ -15,7 +15,9 @@ from pretrain.model.attention import block_mask, dense_mask
 from pretrain.model.decoder import Decoder
 from pretrain.model.layer import LayerInputs
 
-ReduceLosses = Callable[[Tensor], tuple[Tensor, Tensor, Entry]]
+ReduceLosses = Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Entry]]
+Output = Tensor | tuple[Tensor, Tensor]
+"""What a chunk makes: the residual stream; the last one a scalar to be differentiated, and losses, [b, s]."""
 
 
 class Schedule:
@@ -42,7 +44,7 @@ class Schedule:
             scale: factor on the loss that is differentiated.
         """
 
-        def forward(iterator: Iterator[MicroBatch], chunk: Decoder) -> tuple[Tensor, ReduceLosses]:
+        def forward(iterator: Iterator[MicroBatch], chunk: Decoder) -> tuple[Output, ReduceLosses]:
             return self._forward(next(iterator), chunk, scale)
 
         interleaved = len(self.chunks) > 1
@@ -57,12 +59,13 @@ class Schedule:
             forward_only=forward_only,
         )
 
-    def _forward(self, micro_batch: MicroBatch, chunk: Decoder, scale: float) -> tuple[Tensor, ReduceLosses]:
+    def _forward(self, micro_batch: MicroBatch, chunk: Decoder, scale: float) -> tuple[Output, ReduceLosses]:
         """Run a chunk's forward pass; returns its output, and what the schedule calls with the last chunk's."""
         batch = micro_batch.on(self.device)
         segments, prefix = batch["segments"], batch["prefix"]
         mask = block_mask(segments, prefix) if self.uses_flex else dense_mask(segments, prefix, self.dtype)
         inputs = LayerInputs(mask, micro_batch.path)
+        factors = batch["targets"] * scale
         with self.stopwatch.running():
-            output = chunk(batch["tokens"], batch["positions"], inputs, labels=batch["labels"])
-        return output, lambda losses: reduce_losses(losses, batch["targets"], batch["kinds"], self.kinds, scale)
+            output = chunk(batch["tokens"], batch["positions"], inputs, labels=batch["labels"], loss_mask=factors)
+        return output, lambda losses: reduce_losses(*losses, batch["targets"], batch["kinds"], self.kinds)

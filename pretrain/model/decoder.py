@@ -1,12 +1,12 @@
 """Megatron-Core's GPTModel as chunks of skippable layers, from a recipe."""
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pretrain.config.recipe import Model, Recipe
 from pretrain.model.attention import CoreAttention
+from pretrain.model.cross_entropy import linear_cross_entropy
 from pretrain.model.head import Transform
 from pretrain.model.layer import SkippableLayer
 from pretrain.model.norm import NORMS
@@ -123,23 +124,54 @@ class Decoder(GPTModel):
         self.head = Transform(config, model.padded_vocab_size) if self.post_process and model.head == "transform" else None
         self._mark_splits()
 
-    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """What Megatron-Core does after the last layer; the head comes before its output projection."""
-        return super()._postprocess(hidden_states if self.head is None else self.head(hidden_states), *args, **kwargs)
+    def _postprocess(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Do what comes after the last layer: the head, then logits, [b, s, padded vocabulary of this rank], or, where there are
+        labels, the losses.
 
-    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Cross entropy over the tokenizer's pieces, [b, s]; logits are [s, b, padded vocabulary of this rank].
+        Args:
+            labels: [b, s].
+            loss_mask: [b, s] float32, factors of the losses in the sum that is differentiated.
 
-        Rows that only pad the vocabulary get no probability, so padding changes no loss.
+        Returns:
+            With labels, the sum of losses times factors, and [b, s] losses.
         """
+        if not self.post_process:
+            return hidden_states
         if self.head is not None:
-            logits = logits + self.head.bias
-        columns = logits.shape[-1]
-        first = parallel_state.get_tensor_model_parallel_rank() * columns
-        real = max(0, min(columns, self._pieces - first))
-        if real < columns:
-            logits[..., real:] = -math.inf
-        return super().compute_language_model_loss(labels, logits)
+            hidden_states = self.head(hidden_states)
+        if labels is None:
+            return super()._postprocess(hidden_states, *args, labels=None, loss_mask=None, **kwargs)
+        assert loss_mask is not None, "losses are summed here"
+        return self._losses(hidden_states, labels, loss_mask)
+
+    def _losses(self, hidden_states: Tensor, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy over the tokenizer's pieces; rows that only pad the vocabulary are left out, so that they get no
+        probability."""
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True, group=group)
+        else:
+            hidden_states = copy_to_tensor_model_parallel_region(hidden_states, group=group)
+        shared = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
+        first = group.rank() * weight.shape[0]
+        real = slice(0, max(0, self._pieces - first))
+        loss, losses = linear_cross_entropy(
+            hidden_states.flatten(0, 1),
+            weight[real],
+            None if self.head is None else self.head.bias[real],
+            labels.T.flatten() - first,
+            factors.T.flatten(),
+            group,
+        )
+        return loss, losses.view_as(labels.T).T
 
     def _mark_splits(self) -> None:
         """Say how each weight is split over tensor ranks; Megatron-Core says it only where it initialises them itself."""

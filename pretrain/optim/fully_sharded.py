@@ -51,7 +51,7 @@ class FullyShardedOptimizer(LayerwiseOptimizer):
         (chunk,) = self.model.chunks
         assert isinstance(chunk, Decoder)
         chunk.register_forward_pre_hook(lambda module, args: self._enter_forward())
-        chunk.register_forward_hook(lambda module, args, output: self._watch_way_back(output))
+        chunk.register_forward_hook(lambda module, args, losses: self._watch_way_back(losses[0]))
         for layer in chunk.decoder.layers:
             layer.register_forward_pre_hook(lambda layer, args: self._before(layer))
             layer.register_forward_hook(lambda layer, args, inputs, output: self._after(layer, inputs, output), with_kwargs=True)
@@ -86,10 +86,10 @@ class FullyShardedOptimizer(LayerwiseOptimizer):
         self._micro_batch += 1
         self._enter(sorted(self._layers_of(self._micro_batch)), is_backward=False)
 
-    def _watch_way_back(self, output: Tensor) -> None:
-        if output.requires_grad:
+    def _watch_way_back(self, loss: Tensor) -> None:
+        if loss.requires_grad:
             layers = sorted(self._layers_of(self._micro_batch), reverse=True)
-            output.register_hook(lambda gradient: self._enter_backward(layers))
+            loss.register_hook(lambda gradient: self._enter_backward(layers))
 
     def _enter_backward(self, layers: Collection[int]) -> None:
         self._enter(layers, is_backward=True)

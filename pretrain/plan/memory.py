@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pretrain.config import Run
+from pretrain.cost.loss import positions_in_piece
 from pretrain.plan.balance import spread
 
 GIB = 2**30
@@ -170,8 +171,15 @@ def _activations(run: Run, rank: int, layers: float, element: int) -> float:
     kept = layers / p.virtual * (stream if m.recompute == "layer" else layer) * passes
     working = layer if m.recompute == "layer" else 0.0
     mask = run.micro_batch * length**2 * element * passes if m.attention == "sdpa" else 0.0  # made for every pass of a chunk
-    head = tokens * m.padded_vocab_size / p.tensor * (element + 2 * FP32) if rank == p.pipeline - 1 else 0.0
-    return kept + working + mask + head
+    return kept + working + mask + (_loss(run, tokens, element) if rank == p.pipeline - 1 else 0.0)
+
+
+def _loss(run: Run, tokens: int, element: int) -> float:
+    """Bytes beside the last layer's output: a piece's logits and two passes over them in fp32, the projection's gradient in fp32
+    and as it is handed on, and the gradient of what it read."""
+    m, rows = run.recipe.model, run.recipe.model.padded_vocab_size // run.recipe.parallel.tensor
+    piece = min(tokens, positions_in_piece(rows, on_gpu=True)) * rows * (element + 2 * FP32)
+    return piece + rows * m.hidden_size * (FP32 + 2 * element) + tokens * m.hidden_size * element
 
 
 def _chunks_in_flight(ranks: int, chunks: int, rank: int) -> int:

@@ -1,0 +1,135 @@
+"""Output projection and cross entropy in one, a piece of the tokens at a time: logits of a whole micro-batch never exist.
+
+The gradient is worked out beside the loss, while a piece's logits are there, so that nothing is computed twice; the idea is that
+of Liger Kernel (arXiv 2410.10989, section 3.2). Tensor ranks have columns of the vocabulary each, and agree on every position's
+largest logit and on its sum of exponentials, as in Megatron-LM (arXiv 1909.08053, section 3).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.cost.loss import positions_in_piece
+
+
+def sum_of_exponentials(logits: Tensor, top: Tensor) -> Tensor:
+    """[n] float32; logits are [n, v], top is [n]."""
+    return (logits.float() - top[:, None]).exp().sum(-1)
+
+
+def scaled_exponentials(logits: Tensor, top: Tensor, scale: Tensor) -> Tensor:
+    """[n, v] in the type of the logits, each row times its scale."""
+    return ((logits.float() - top[:, None]).exp() * scale[:, None]).to(logits.dtype)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What passes over logits. Eager, each of its operators reads and writes them anew; compiled, each is one pass."""
+
+    sum_of_exponentials: Callable[[Tensor, Tensor], Tensor] = sum_of_exponentials
+    scaled_exponentials: Callable[[Tensor, Tensor, Tensor], Tensor] = scaled_exponentials
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    factors: Tensor,
+    group: dist.ProcessGroup,
+    kernels: Kernels = Kernels(),
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of losses times factors, which can be differentiated, and each position's loss, which cannot.
+
+    Args:
+        hidden: [n, h], what the output projection reads, the same on all tensor ranks.
+        weight: [v, h], this rank's rows of the projection; none where all its rows pad the vocabulary.
+        bias: [v], of the projection.
+        labels: [n], numbers of this rank's rows; below 0 or from v on where another rank has them.
+        factors: [n] float32; where one is 0, the loss does not count, whatever it is.
+        group: the tensor ranks.
+
+    Returns:
+        A scalar and [n], both float32 and the same on all tensor ranks. The gradient of `hidden` is this rank's part of it, to be
+        summed over tensor ranks.
+    """
+    trains = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, factors, group, kernels, trains)
+
+
+class _Context(torch.autograd.function.FunctionCtx):
+    grads: tuple[Tensor | None, ...]
+    """For the backward pass: of what was read, of the projection's rows and of its bias."""
+    dtype: torch.dtype
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: _Context,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        factors: Tensor,
+        group: dist.ProcessGroup,
+        kernels: Kernels,
+        trains: bool,
+    ) -> tuple[Tensor, Tensor]:
+        rows = weight.shape[0]
+        losses = torch.empty_like(factors)
+        grad_hidden = torch.empty_like(hidden) if trains else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if trains else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if trains and bias is not None else None
+        positions = positions_in_piece(rows, hidden.device.type != "cpu")
+        for begin in range(0, len(hidden), positions):
+            piece = slice(begin, begin + positions)
+            logits, factor = F.linear(hidden[piece], weight, bias), factors[piece]
+            column, is_here = _columns(labels[piece], rows)
+            top = logits.amax(-1).float() if rows else torch.full_like(factor, -math.inf)
+            _all_reduce(top, dist.ReduceOp.MAX, group)
+            own = torch.where(is_here, logits.gather(1, column)[:, 0].float() - top, 0.0) if rows else torch.zeros_like(factor)
+            totals = torch.stack([kernels.sum_of_exponentials(logits, top), own])
+            _all_reduce(totals, dist.ReduceOp.SUM, group)
+            total, shifted = totals
+            losses[piece] = total.log() - shifted
+            if grad_hidden is None or grad_weight is None:
+                continue
+            grad = kernels.scaled_exponentials(logits, top, factor / total)
+            del logits
+            if rows:  # the label's own column, where 1 is taken off, is rounded once
+                at_label = ((shifted.exp() / total - 1) * factor).to(grad.dtype)
+                grad.scatter_(1, column, torch.where(is_here, at_label, grad.gather(1, column)[:, 0])[:, None])
+            torch.mm(grad, weight, out=grad_hidden[piece])
+            if grad.dtype == torch.float32:
+                grad_weight.addmm_(grad.T, hidden[piece])
+            else:
+                grad_weight += grad.T @ hidden[piece]
+            if grad_bias is not None:
+                grad_bias += grad.sum(0, dtype=torch.float32)
+        ctx.grads = grad_hidden, grad_weight, grad_bias
+        ctx.dtype = weight.dtype
+        ctx.mark_non_differentiable(losses)
+        return torch.where(factors == 0, 0.0, losses * factors).sum(), losses
+
+    @staticmethod
+    def backward(ctx: _Context, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients are there; what the loss was multiplied with since is in `scale`."""
+        grads = [None if grad is None else grad.mul_(scale).to(ctx.dtype) for grad in ctx.grads]
+        ctx.grads = ()
+        return *grads, None, None, None, None, None
+
+
+def _columns(labels: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Each label's column among this rank's, [n, 1], some other one where it has none; and whether it has, [n]."""
+    return labels.clamp(0, max(0, rows - 1))[:, None], (labels >= 0) & (labels < rows)
+
+
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup) -> None:
+    if group.size() > 1:
+        dist.all_reduce(tensor, operation, group=group)

@@ -1,0 +1,118 @@
+"""Losses in pieces against PyTorch's own in float64, and against what Megatron-Core's would keep."""
+
+import weakref
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pretrain.cost import loss as pieces
+from pretrain.model.cross_entropy import linear_cross_entropy
+
+
+def data(positions: int, width: int, rows: int, seed: int = 0, dtype: torch.dtype = torch.float32, **where):
+    torch.manual_seed(seed)
+    hidden = torch.randn(positions, width, dtype=dtype, **where).requires_grad_()
+    weight = (torch.randn(rows, width, dtype=dtype, **where) * 0.3).requires_grad_()
+    bias = torch.randn(rows, dtype=dtype, **where).requires_grad_()
+    factors = torch.rand(positions, **where) * (torch.rand(positions, **where) < 0.6)
+    return hidden, weight, bias, torch.randint(0, rows, (positions,), **where), factors
+
+
+def in_float64(hidden, weight, bias, labels, factors):
+    """(weighted sum, losses, gradients)"""
+    inputs = [x.detach().double().requires_grad_() for x in (hidden, weight, bias)]
+    losses = F.cross_entropy(F.linear(*inputs), labels, reduction="none")
+    loss = (losses * factors.double()).sum()
+    loss.backward()
+    return loss.detach(), losses.detach(), [x.grad for x in inputs]
+
+
+def far(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@settings(max_examples=25)
+@given(positions=st.integers(1, 40), rows=st.integers(2, 60), piece=st.integers(1, 900), seed=st.integers(0, 99))
+def test_losses_and_gradients_are_those_of_the_whole_at_once(ranks, positions, rows, piece, seed):
+    given_ = data(positions, 8, rows, seed)
+    given_[-1][0] = 0.7  # so that something counts
+    expected, every, gradients = in_float64(*given_)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PIECE_ON_CPU", piece)
+        loss, losses = linear_cross_entropy(*given_, dist.group.WORLD)
+    (loss * 3).backward()
+    assert far(loss.detach(), expected) < 1e-6 and far(losses, every) < 1e-6 and not losses.requires_grad
+    for found, wanted in zip(given_, gradients):
+        assert far(found.grad, 3 * wanted) < 1e-6
+
+
+def test_a_bf16_gradient_is_rounded_once_however_many_pieces(ranks, monkeypatch):
+    given_ = data(256, 32, 64, dtype=torch.bfloat16)
+    *_, gradients = in_float64(*given_)
+    off = {}
+    for piece in (64 * 256, 64 * 4):
+        monkeypatch.setattr(pieces, "PIECE_ON_CPU", piece)
+        linear_cross_entropy(*given_, dist.group.WORLD)[0].backward()
+        off[piece] = far(given_[1].grad, gradients[1])
+        given_[1].grad = None
+    assert max(off.values()) < 4e-3 and off[64 * 4] < 1.3 * off[64 * 256], "bf16 has 8 bits: 2e-3 of a number by itself"
+
+
+def test_what_does_not_count_may_be_anything_and_nothing_is_kept_without_gradients(ranks):
+    hidden, weight, bias, labels, factors = data(12, 8, 20)
+    with torch.no_grad():
+        factors[3] = 0
+        hidden[3] = torch.inf
+        loss, losses = linear_cross_entropy(hidden, weight, bias, labels, factors, dist.group.WORLD)
+    assert torch.isfinite(loss) and not torch.isfinite(losses[3]) and not loss.requires_grad
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside have at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = weakref.WeakValueDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.seen:
+                storage = tensor.untyped_storage()
+                self.seen[storage._cdata] = storage
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.gone, storage.nbytes())
+                self.peak = max(self.peak, self.now)
+        return found
+
+    def gone(self, size: int) -> None:
+        self.now -= size
+
+
+def megatrons(hidden, weight, labels, factors):
+    """As it was done before: all logits, those of padding filled, Megatron-Core's cross entropy over them."""
+    logits = F.linear(hidden, weight)
+    logits[..., 32000:] = -torch.inf
+    return (vocab_parallel_cross_entropy(logits, labels) * factors).sum()
+
+
+def test_temporary_memory_is_a_quarter_of_what_megatrons_takes_at_most(ranks, project):
+    """16 x 1024 positions, 32,128 rows of a vocabulary, bf16, on tensors without data."""
+    peak = {}
+    hidden, weight, _, labels, factors = data(16 * 1024, 768, 32128, dtype=torch.bfloat16, device="meta")
+    for name, compute in {
+        "megatron": lambda: megatrons(hidden, weight, labels, factors),
+        "here": lambda: linear_cross_entropy(hidden, weight[:32000], None, labels, factors, dist.group.WORLD)[0],
+    }.items():
+        hidden.grad = weight.grad = None
+        with LiveBytes() as live:
+            compute().backward()
+        peak[name] = live.peak
+    assert peak["here"] < 0.25 * peak["megatron"], peak
