@@ -186,9 +186,16 @@ class Recipe(Strict):
     deterministic: bool = False
     """On GPUs: use only kernels that give the same bits every time, so that a run that was interrupted has the losses of one that
     was not, bit for bit; slower. On a CPU it is so in any case."""
+    compile: Literal["auto", "none", "layers"] = "auto"
+    """layers: torch.compile makes fewer, larger kernels of a layer and of the loss. A minute at the start; steps are faster, and
+    losses differ in the last digits. auto: on GPUs, not on CPU."""
     threads: Positive | None = None
     """CPU threads of a rank; on CPU they decide the order of sums. None: OMP_NUM_THREADS if it is set; else the cores
     divided among the ranks of a node, or what SLURM gives a task."""
+
+    def compiles(self, on_gpu: bool) -> bool:
+        """Whether layers and the loss are compiled."""
+        return self.compile == "layers" or (self.compile == "auto" and on_gpu)
 
     @property
     def shape(self) -> Shape:

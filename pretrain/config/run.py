@@ -12,7 +12,11 @@ from pretrain.errors import UserError
 from pretrain.subnetwork.methods import Method
 from pretrain.subnetwork.path import LayerPath, parts_of_model, path_of_sample
 
-SINCE = {"ds.communication_data_type": "fp32", "ds.progressive_subnetwork.skipped_update": "exact"}
+SINCE = {
+    "ds.communication_data_type": "fp32",
+    "ds.progressive_subnetwork.skipped_update": "exact",
+    "recipe.compile": "auto",
+}
 """Settings that came later, with the values that mean what was done before: left out where a run is compared with older ones."""
 
 

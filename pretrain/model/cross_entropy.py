@@ -8,6 +8,7 @@ largest logit and on its sum of exponentials, as in Megatron-LM (arXiv 1909.0805
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,12 @@ class Kernels:
 
     sum_of_exponentials: Callable[[Tensor, Tensor], Tensor] = sum_of_exponentials
     scaled_exponentials: Callable[[Tensor, Tensor, Tensor], Tensor] = scaled_exponentials
+
+
+@cache
+def compiled_kernels() -> Kernels:
+    """Return the same, compiled."""
+    return Kernels(torch.compile(sum_of_exponentials, fullgraph=True), torch.compile(scaled_exponentials, fullgraph=True))
 
 
 def linear_cross_entropy(

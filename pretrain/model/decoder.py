@@ -25,9 +25,10 @@ from torch import Tensor
 
 from pretrain.config.recipe import Model, Recipe
 from pretrain.model.attention import CoreAttention
-from pretrain.model.cross_entropy import linear_cross_entropy
+from pretrain.model.cross_entropy import Kernels, compiled_kernels, linear_cross_entropy
 from pretrain.model.head import Transform
 from pretrain.model.layer import SkippableLayer
+from pretrain.model.linear import ColumnLinear, RowLinear
 from pretrain.model.norm import NORMS
 
 
@@ -73,27 +74,27 @@ def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> Tran
     )
 
 
-def layer_spec(model: Model) -> ModuleSpec:
+def layer_spec(model: Model, compiles: bool) -> ModuleSpec:
     """One skippable pre-norm layer."""
     norm = NORMS[model.norm]
     return ModuleSpec(
         module=SkippableLayer,
-        params={"recompute": model.recompute == "layer"},
+        params={"recompute": model.recompute == "layer", "compiles": compiles},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.arbitrary},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
+                    linear_qkv=ColumnLinear,
                     core_attention=CoreAttention,
-                    linear_proj=RowParallelLinear,
+                    linear_proj=RowLinear,
                     q_layernorm=IdentityOp,
                     k_layernorm=IdentityOp,
                 ),
             ),
             pre_mlp_layernorm=norm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)),
         ),
     )
 
@@ -103,8 +104,9 @@ class Decoder(GPTModel):
 
     def __init__(self, recipe: Recipe, config: TransformerConfig, vp_stage: int | None = None) -> None:
         model = recipe.model
+        compiles = recipe.compiles(on_gpu=not config.use_cpu_initialization)
         layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-        spec = TransformerBlockSubmodules(layer_specs=[layer_spec(model)] * layers, layer_norm=NORMS[model.norm])
+        spec = TransformerBlockSubmodules(layer_specs=[layer_spec(model, compiles)] * layers, layer_norm=NORMS[model.norm])
         super().__init__(
             config,
             spec,
@@ -118,7 +120,7 @@ class Decoder(GPTModel):
             rotary_base=model.rotary_base,
             vp_stage=vp_stage,
         )
-        self._pieces = model.vocab_size
+        self._pieces, self._kernels = model.vocab_size, compiled_kernels() if compiles else Kernels()
         if self.pre_process and model.position_embedding == "learned":
             self.embedding.position_embeddings.to(config.params_dtype)  # Megatron-Core leaves it in fp32
         self.head = Transform(config, model.padded_vocab_size) if self.post_process and model.head == "transform" else None
@@ -170,6 +172,7 @@ class Decoder(GPTModel):
             labels.T.flatten() - first,
             factors.T.flatten(),
             group,
+            self._kernels,
         )
         return loss, losses.view_as(labels.T).T
 

@@ -1,9 +1,11 @@
 """The layer that a path may skip."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
@@ -29,9 +31,9 @@ class SkippableLayer(TransformerLayer):
     of the layer's own code, keeps the decision out of whatever is traced, compiled or recomputed.
     """
 
-    def __init__(self, *args: Any, recompute: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, recompute: bool, compiles: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.recompute = recompute
+        self.recompute, self.compiles = recompute, compiles
 
     def forward(
         self,
@@ -52,12 +54,19 @@ class SkippableLayer(TransformerLayer):
         if not path.active[layer]:
             # The schedule needs a graph between a chunk's input and output, even if no layer of it is active.
             return hidden_states.clone() if hidden_states.is_leaf else hidden_states, context
-        compute = partial(self.compute, mask=mask, scale=path.scale[layer], attention=attention)
+        if self.compiles:
+            # A number would be a constant of the graph: one graph for each scale. A tensor on the CPU is handed to kernels as is.
+            scale = torch.tensor(path.scale[layer], dtype=torch.float32)
+            compute = partial(compiled_compute(), self, mask=mask, scale=scale, attention=attention)
+        else:
+            compute = partial(self.compute, mask=mask, scale=path.scale[layer], attention=attention)
         if self.recompute and self.training:
             return tensor_parallel.checkpoint(compute, False, hidden_states), context
         return compute(hidden_states), context
 
-    def compute(self, hidden_states: Tensor, mask: Tensor | BlockMask, scale: float, attention: dict[str, Any]) -> Tensor:
+    def compute(
+        self, hidden_states: Tensor, mask: Tensor | BlockMask, scale: float | Tensor, attention: dict[str, Any]
+    ) -> Tensor:
         """Add both branches, attention and feed-forward, to the residual stream, which itself is never scaled.
 
         Args:
@@ -69,6 +78,15 @@ class SkippableLayer(TransformerLayer):
         return add_scaled(hidden_states, output, bias, scale)
 
 
-def add_scaled(residual: Tensor, output: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """residual + scale (output + bias), [s, b, h]."""
-    return residual.add(output if bias is None else output + bias, alpha=scale)
+def add_scaled(residual: Tensor, output: Tensor, bias: Tensor | None, scale: float | Tensor) -> Tensor:
+    """residual + scale (output + bias), [s, b, h]; rounded once where the type is narrower than the scale's."""
+    output = output if bias is None else output + bias
+    if isinstance(scale, Tensor):
+        return (residual.float() + scale * output.float()).to(residual.dtype)
+    return residual.add(output, alpha=scale)
+
+
+@cache
+def compiled_compute(backend: str = "inductor") -> Callable[..., Tensor]:
+    """Return `SkippableLayer.compute`, compiled: one graph, which all layers share and which no break divides."""
+    return torch.compile(SkippableLayer.compute, fullgraph=True, dynamic=False, backend=backend)
