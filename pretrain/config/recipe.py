@@ -47,11 +47,15 @@ class Model(Strict):
     """Added to the mean square (rmsnorm) or variance (layernorm)."""
     init_std: Annotated[Number, Field(gt=0)] = 0.02
     """Standard deviation of initial weights; projections back into the residual stream get it over sqrt(2 num_layers)."""
-    attention: Literal["sdpa", "flex"] = "sdpa"
-    """sdpa runs everywhere with a dense mask; flex skips masked blocks, on GPUs only."""
-    recompute: Literal["none", "layer"] = "none"
-    """layer: keep only each layer's input and run the layer again in the backward pass; less memory, a third more
-    operations."""
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """sdpa runs everywhere with a dense mask; flex skips masked blocks, on GPUs only. auto: flex on GPUs, sdpa on CPU."""
+    recompute: Literal["none", "layer", "selective"] = "none"
+    """What the backward pass makes again, for less memory. layer: all but each layer's input, with a third more operations.
+    selective: all but matrix products and attention; nearly as fast as none, with half its memory."""
+
+    def uses_flex(self, on_gpu: bool) -> bool:
+        """Whether attention is flex."""
+        return self.attention == "flex" or (self.attention == "auto" and on_gpu)
 
 
 MACHINE = "machine"

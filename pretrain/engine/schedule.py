@@ -33,7 +33,7 @@ class Schedule:
         stopwatch: Stopwatch,
     ) -> None:
         self.chunks, self.device, self.dtype, self.stopwatch = list(chunks), device, dtype, stopwatch
-        self.uses_flex = recipe.model.attention == "flex"
+        self.uses_flex = recipe.model.uses_flex(on_gpu=device.type == "cuda")
         self.kinds = len(recipe.data.kinds)
         self.sequence_length, self.micro_batch_size = recipe.data.sequence_length, batching.micro_batch_size
 
@@ -61,9 +61,9 @@ class Schedule:
 
     def _forward(self, micro_batch: MicroBatch, chunk: Decoder, scale: float) -> tuple[Output, ReduceLosses]:
         """Run a chunk's forward pass; returns its output, and what the schedule calls with the last chunk's."""
-        batch = micro_batch.on(self.device)
+        batch = micro_batch.on(self.device, with_blocks=self.uses_flex)
         segments, prefix = batch["segments"], batch["prefix"]
-        mask = block_mask(segments, prefix) if self.uses_flex else dense_mask(segments, prefix, self.dtype)
+        mask = block_mask(segments, prefix, batch) if self.uses_flex else dense_mask(segments, prefix, self.dtype)
         inputs = LayerInputs(mask, micro_batch.path)
         factors = batch["targets"] * scale
         with self.stopwatch.running():

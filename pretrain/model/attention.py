@@ -1,14 +1,16 @@
 """Attention with prefixes and packed examples: one mask function, two kernels."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from pretrain.model.blocks import SIZE
 
 
 def allowed(segments: Tensor, prefix: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -36,10 +38,26 @@ def dense_mask(segments: Tensor, prefix: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(may.shape, dtype=dtype, device=device).masked_fill_(~may, -math.inf)
 
 
-def block_mask(segments: Tensor, prefix: Tensor) -> BlockMask:
-    """The same for `flex`, which skips blocks in which nothing is allowed."""
-    count, length = segments.shape
-    return create_block_mask(allowed(segments, prefix), count, None, length, length, device=segments.device)
+def block_mask(segments: Tensor, prefix: Tensor, tables: Mapping[str, Tensor]) -> BlockMask:
+    """The same for `flex`, which skips blocks in which nothing is allowed.
+
+    Args:
+        tables: of blocks.py, on the same device.
+    """
+    length = segments.shape[1]
+    mask = BlockMask.from_kv_blocks(
+        tables["kv_num_blocks"],
+        tables["kv_indices"],
+        tables["full_kv_num_blocks"],
+        tables["full_kv_indices"],
+        BLOCK_SIZE=SIZE,
+        mask_mod=allowed(segments, prefix),
+        seq_lengths=(length, length),
+        compute_q_blocks=False,
+    )
+    for name in ("q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices"):
+        setattr(mask, name, tables[name])
+    return mask
 
 
 class CoreAttention(MegatronModule):
@@ -78,5 +96,5 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     if not q.is_cuda:
         return flex_attention(q, k, v, block_mask=mask)
     if _compiled_flex is None:
-        _compiled_flex = torch.compile(flex_attention)
+        _compiled_flex = torch.compile(flex_attention, dynamic=False)
     return _compiled_flex(q, k, v, block_mask=mask)

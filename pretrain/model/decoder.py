@@ -79,7 +79,7 @@ def layer_spec(model: Model, compiles: bool) -> ModuleSpec:
     norm = NORMS[model.norm]
     return ModuleSpec(
         module=SkippableLayer,
-        params={"recompute": model.recompute == "layer", "compiles": compiles},
+        params={"recompute": model.recompute, "compiles": compiles},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(

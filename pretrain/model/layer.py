@@ -3,15 +3,33 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from pretrain.subnetwork import LayerPath
+
+Recompute = Literal["none", "layer", "selective"]
+
+KEPT = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.higher_order.flex_attention,
+    torch.ops._c10d_functional.all_reduce.default,
+    torch.ops._c10d_functional.all_gather_into_tensor.default,
+    torch.ops._c10d_functional.reduce_scatter_tensor.default,
+    torch.ops._c10d_functional.wait_tensor.default,
+]
+"""Results that selective recomputation keeps: matrix products, attention, and what came from other ranks."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +49,7 @@ class SkippableLayer(TransformerLayer):
     of the layer's own code, keeps the decision out of whatever is traced, compiled or recomputed.
     """
 
-    def __init__(self, *args: Any, recompute: bool, compiles: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, recompute: Recompute, compiles: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.recompute, self.compiles = recompute, compiles
 
@@ -56,13 +74,19 @@ class SkippableLayer(TransformerLayer):
             return hidden_states.clone() if hidden_states.is_leaf else hidden_states, context
         if self.compiles:
             # A number would be a constant of the graph: one graph for each scale. A tensor on the CPU is handed to kernels as is.
-            scale = torch.tensor(path.scale[layer], dtype=torch.float32)
-            compute = partial(compiled_compute(), self, mask=mask, scale=scale, attention=attention)
+            scale: float | Tensor = torch.tensor(path.scale[layer], dtype=torch.float32)
+            function = compiled(selective if self._selects else SkippableLayer.compute)
         else:
-            compute = partial(self.compute, mask=mask, scale=path.scale[layer], attention=attention)
-        if self.recompute and self.training:
+            scale = path.scale[layer]
+            function = selective if self._selects else SkippableLayer.compute
+        compute = partial(function, self, mask=mask, scale=scale, attention=attention)
+        if self.recompute == "layer" and self.training:
             return tensor_parallel.checkpoint(compute, False, hidden_states), context
         return compute(hidden_states), context
+
+    @property
+    def _selects(self) -> bool:
+        return self.recompute == "selective" and self.training
 
     def compute(
         self, hidden_states: Tensor, mask: Tensor | BlockMask, scale: float | Tensor, attention: dict[str, Any]
@@ -86,7 +110,15 @@ def add_scaled(residual: Tensor, output: Tensor, bias: Tensor | None, scale: flo
     return residual.add(output, alpha=scale)
 
 
+def selective(layer: SkippableLayer, hidden_states: Tensor, **inputs: Any) -> Tensor:
+    """Compute a layer, keeping what is dear to make again and making the rest again in the backward pass."""
+    contexts = partial(create_selective_checkpoint_contexts, KEPT)
+    return checkpoint(
+        partial(layer.compute, **inputs), hidden_states, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+    )
+
+
 @cache
-def compiled_compute(backend: str = "inductor") -> Callable[..., Tensor]:
-    """Return `SkippableLayer.compute`, compiled: one graph, which all layers share and which no break divides."""
-    return torch.compile(SkippableLayer.compute, fullgraph=True, dynamic=False, backend=backend)
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a layer's function compiled: one graph, which all layers share and which no break divides."""
+    return torch.compile(function, fullgraph=True, dynamic=False)

@@ -152,11 +152,17 @@ def layer_activations(run: Run) -> float:
     """Elements that one layer keeps for its backward pass, a micro-batch.
 
     As autograd keeps it (a test compares): both norms' inputs and outputs; of attention the fused q, k, v, turned q and k, and
-    three of the mix; of a SwiGLU block gate and up, the activated gate, the product and one copy, of a GELU block two.
+    three of the mix; of a SwiGLU block gate and up, the activated gate, the product and one copy, of a GELU block two. With
+    selective recomputation the layer's input and what its matrix products, attention and tensor ranks' sums return.
     """
     p, m = run.recipe.parallel, run.recipe.model
     tokens = run.micro_batch * run.recipe.data.sequence_length
     stream = m.hidden_size / (p.tensor if p.sequence else 1)
+    if m.recompute == "selective":
+        width = 2 if m.feed_forward == "swiglu" else 1
+        summed = 2 * (stream + m.hidden_size) if p.tensor > 1 else 2 * m.hidden_size
+        gathered = 2 * m.hidden_size if p.sequence else 0
+        return tokens * (stream + summed + gathered + (4 * m.hidden_size + width * m.ffn_hidden_size) / p.tensor)
     inner = 5 if m.feed_forward == "swiglu" else 2
     return tokens * (4 * stream + (8 * m.hidden_size + inner * m.ffn_hidden_size) / p.tensor)
 
@@ -170,7 +176,7 @@ def _activations(run: Run, rank: int, layers: float, element: int) -> float:
     passes = min(run.micro_batches * p.virtual, _chunks_in_flight(p.pipeline, p.virtual, rank))
     kept = layers / p.virtual * (stream if m.recompute == "layer" else layer) * passes
     working = layer if m.recompute == "layer" else 0.0
-    mask = run.micro_batch * length**2 * element * passes if m.attention == "sdpa" else 0.0  # made for every pass of a chunk
+    mask = run.micro_batch * length**2 * element * passes if not m.uses_flex(on_gpu=True) else 0.0  # made for every pass
     return kept + working + mask + (_loss(run, tokens, element) if rank == p.pipeline - 1 else 0.0)
 
 

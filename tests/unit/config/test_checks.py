@@ -24,7 +24,7 @@ def error_of(project, *settings: str) -> str:
         ("ds.optimizer.params.learning_rate=1", "valid here: betas"),
         ("steps.more=3", '"--steps" has no keys of its own'),
         ("steps=soon", "key \"steps\": input should be a valid integer, got 'soon'"),
-        ("model.attention=flash", "input should be 'sdpa' or 'flex', got 'flash'"),
+        ("model.attention=flash", "input should be 'auto', 'sdpa' or 'flex', got 'flash'"),
         ("model.num_attention_heads=3", "must be an even multiple of"),
         ("model.padded_vocab_size=599", "padded_vocab_size 599 is below model.vocab_size 600"),
         ("ds.progressive_subnetwork.path_lengths=6-4", "path_lengths 6-4 shrink"),

@@ -7,6 +7,7 @@ import torch
 from pretrain.data.loader import open_data
 from pretrain.engine import build_engine
 from pretrain.model.attention import CoreAttention, block_mask, dense_mask
+from pretrain.model.blocks import block_tables
 from pretrain.model.layer import LayerInputs
 from pretrain.subnetwork import LayerPath
 from tests.support.project import BERT
@@ -37,7 +38,8 @@ def test_flex_equals_sdpa():
     core = CoreAttention.__new__(CoreAttention)
     torch.nn.Module.__init__(core)
     dense = core.forward(q, k, v, dense_mask(segments, prefix, torch.float32))
-    flex = core.forward(q, k, v, block_mask(segments, prefix))
+    tables = {name: torch.from_numpy(array) for name, array in block_tables(segments.numpy(), prefix.numpy()).items()}
+    flex = core.forward(q, k, v, block_mask(segments, prefix, tables))
     assert torch.allclose(dense, flex, atol=1e-5)
 
 

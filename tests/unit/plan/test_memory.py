@@ -1,7 +1,6 @@
 """What `plan` counts against what PyTorch keeps, and peak speeds against the chips' own arithmetic."""
 
 import pytest
-import torch
 
 from pretrain.config.read import parse_run, read_run
 from pretrain.cost.flops import savings
@@ -15,29 +14,30 @@ from pretrain.plan.cost import Cluster, hours, speed, suggest
 from pretrain.plan.hardware import GPUS
 from pretrain.plan.memory import layer_activations, layer_parameters, parameters, rank_memory
 from pretrain.subnetwork import LayerPath
+from tests.support.live_bytes import LiveBytes
 
 
-def test_activations_of_a_layer_are_those_that_autograd_keeps(project, ranks):
-    run = project.run("model.hidden_size=128", "model.ffn_hidden_size=384", "model.vocab_size=600")
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+@pytest.mark.parametrize("feed_forward", ["swiglu", "gelu"])
+def test_activations_of_a_layer_are_those_that_live_until_its_backward_pass(project, ranks, recompute, feed_forward):
+    shape = ("model.hidden_size=128", "model.ffn_hidden_size=384", "model.vocab_size=600", f"model.feed_forward={feed_forward}")
+    run = project.run(*shape, f"model.recompute={recompute}")
     data, engine = open_data(run), build_engine(run, ranks)
     batch = data.batch(1)[0]
     data.close()
 
-    def kept(active: int) -> int:
-        storages: dict[int, int] = {}
+    engine.model.train()
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        path = LayerPath(tuple(layer < active for layer in range(8)), (1.0,) * 8)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    def alive_after_forward(active: int) -> int:
+        path, found = LayerPath(tuple(layer < active for layer in range(8)), (1.0,) * 8), []
+        with LiveBytes() as live:
+            hook = engine.model.chunks[0].register_forward_hook(lambda *_: found.append(live.now))
             engine.forward_backward([MicroBatch(batch, path)], scale=1.0)
+        hook.remove()
         engine.model.zero_grad()
-        weights = {p.untyped_storage().data_ptr() for p in engine.model.parameters()}
-        return sum(size for pointer, size in storages.items() if pointer not in weights)
+        return found[0]
 
-    measured = (kept(5) - kept(2)) / 3
+    measured = (alive_after_forward(5) - alive_after_forward(2)) / 3
     assert layer_activations(run) * 4 == pytest.approx(measured, rel=0.1)
 
 
