@@ -27,6 +27,8 @@ APART = {**REPLICAS, "ds.progressive_subnetwork.paths_per_step": 8}
 OVERLAP = {"ds.zero_optimization.overlap_comm": "true", "ds.zero_optimization.reduce_bucket_size": "9000"}
 """A layer's sum starts while others are in their backward pass, and takes several messages."""
 RECOMPUTE = {"model.recompute": "layer"}
+SELECTIVE = {"model.recompute": "selective"}
+COMPILED = {"compile": "layers"}
 BF16 = {"ds.bf16.enabled": "true"}
 ONE = {"fp32": layout(), "apart": layout(**APART), "bf16": layout(**BF16), "apart in bf16": layout(**APART, **BF16)}
 
@@ -52,6 +54,13 @@ TWO = twice(
     "DP2": layout(**REPLICAS),
     "DP2 without ZeRO, replicas on paths apart": layout(zero=0, **APART),
     "PP2 with two virtual chunks, without ZeRO": layout(pipeline=2, virtual=2, zero=0),
+    "TP2, selectively recomputed": layout(tensor=2, **SELECTIVE),
+    "PP2 with two virtual chunks, selectively recomputed": layout(pipeline=2, virtual=2, **SELECTIVE),
+    "TP2, compiled": layout(tensor=2, **COMPILED),
+    "TP2 with sequence parallelism, selectively recomputed, compiled": layout(tensor=2, sequence=True, **SELECTIVE, **COMPILED),
+    "PP2 with two virtual chunks, recomputed, compiled": layout(pipeline=2, virtual=2, **RECOMPUTE, **COMPILED),
+    "DP2 with ZeRO-3, selectively recomputed, compiled": layout(zero=3, **REPLICAS, **SELECTIVE, **COMPILED),
+    "DP2, replicas on paths apart, overlapped, compiled": layout(**APART, **OVERLAP, **COMPILED),
     "bf16 DP2, replicas on paths apart": layout(**APART, **BF16),
     "bf16 DP2 with ZeRO-2": layout(zero=2, **REPLICAS, **BF16),
     "bf16 DP2 with ZeRO-3": layout(zero=3, **REPLICAS, **BF16),
@@ -78,6 +87,7 @@ FOUR = twice(
     "PP2 x DP2 with ZeRO-2, replicas on paths apart": layout(
         pipeline=2, zero=2, **APART, **{"ds.zero_optimization.reduce_bucket_size": "9000"}
     ),
+    "TP2 x PP2 with sequence parallelism, compiled": layout(tensor=2, pipeline=2, sequence=True, **COMPILED),
     "bf16 TP2 x PP2": layout(tensor=2, pipeline=2, **BF16),
 }
 

@@ -44,6 +44,7 @@ def main() -> None:
                 results[name] = train_from(run, ranks, **{**go_on, "folder": Path(go_on["folder"])})
             else:
                 results[name] = train_and_resume(run, ranks, Path(folder)) if folder else train(run, ranks, int(steps or STEPS))
+        torch._dynamo.reset()  # one process of a user compiles for one layout
         forget_deepspeed_groups()
         destroy_groups()
         end_groups()
