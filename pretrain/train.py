@@ -1,5 +1,6 @@
 """The training loop. Read this first."""
 
+from collections.abc import Sequence
 from contextlib import closing
 
 from pretrain.checkpoint.resume import resume
@@ -7,12 +8,14 @@ from pretrain.checkpoint.saver import Saver
 from pretrain.config import Run
 from pretrain.data.loader import RunData, open_data
 from pretrain.engine import Engine, build_engine
+from pretrain.engine.agreement import Outcome
 from pretrain.observe.observer import Observer
 from pretrain.options import TrainOptions
 from pretrain.plan.warnings import report_warnings
 from pretrain.ranks.launch import launch
 from pretrain.ranks.preflight import preflight
 from pretrain.ranks.process import Ranks
+from pretrain.subnetwork import LayerPath
 
 
 def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
@@ -31,22 +34,25 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
         with ranks.all_or_none():
             watch = Observer(run, directory.path, ranks.is_main, ranks.device, ranks.nodes, start)
         done, last = start.step, options.last_step(run)
+        begun = Begun(watch, ahead=ranks.device.type == "cuda")
         with closing(data), closing(watch), saver:  # ends when the newest checkpoint is on disk
             if ranks.on_main(watch.lacks_evaluation):  # the run ended between a checkpoint and the evaluation of its step
                 _evaluate(start.step, run, engine, data, watch)
             for step in range(done + 1, last + 1):
                 if copies := run.method.copies(step):
+                    begun.finish()
                     saver.grow(start, done, copies)  # stacking and midas: a stage begins
                     watch.saved(done)
                 paths = run.method.paths(step)  # which layers each part of the batch runs
                 batches = data.batch(step)
                 watch.data_ready()
-                result = engine.step(step, batches, paths)
-                watch.step(step, result, paths)
+                begun.add(engine.begin(step, batches, paths), paths)
                 stop = ranks.asked_to_stop()  # a signal reached some rank
                 saver.check()  # what was begun some steps ago may be done, or have failed
+                if run.saves(step) or run.evaluations(step) or stop or step == last:
+                    begun.finish()
                 if run.saves(step) or stop or step == last:
-                    saver.begin(run.position(start, step), result.lr)  # is written while training continues
+                    saver.begin(run.position(start, step), begun.lr)  # is written while training continues
                     watch.saved(step)
                 done = step
                 _evaluate(step, run, engine, data, watch)  # if it is time; after the save, which it cannot cost then
@@ -54,6 +60,30 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
                     break
         watch.ended(done)
         return done
+
+
+class Begun:
+    """Steps whose results have not been read: on a GPU the last one, so that the next is made ready while it computes."""
+
+    def __init__(self, watch: Observer, ahead: bool) -> None:
+        self.watch, self.ahead, self.lr = watch, ahead, 0.0
+        self._steps: list[tuple[Outcome, Sequence[LayerPath]]] = []
+
+    def add(self, outcome: Outcome, paths: Sequence[LayerPath]) -> None:
+        """Wait for the step before, or, on a CPU, where nothing computes beside it, for this one."""
+        self._steps.append((outcome, paths))
+        self._read(left=int(self.ahead))
+
+    def finish(self) -> None:
+        """Wait for all of them."""
+        self._read(left=0)
+
+    def _read(self, left: int) -> None:
+        while len(self._steps) > left:
+            outcome, paths = self._steps.pop(0)
+            result = outcome.read()
+            self.lr = result.lr
+            self.watch.step(outcome.step, result, paths)
 
 
 def _evaluate(step: int, run: Run, engine: Engine, data: RunData, watch: Observer) -> None:

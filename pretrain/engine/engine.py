@@ -72,10 +72,18 @@ class Engine:
         self.model, self.optimizer, self.schedule, self.stopwatch = model, optimizer, schedule, stopwatch
 
     def step(self, step: int, batches: Sequence[Batch], paths: Sequence[LayerPath]) -> StepResult:
-        """Train on this rank's micro-batches of a step, each through its path.
+        """Train on this rank's micro-batches of a step, each through its path, and wait for the result.
 
         Raises:
             TrainingStopped: ranks disagree about the paths, or a loss or the gradient is not finite.
+        """
+        return self.begin(step, batches, paths).read()
+
+    def begin(self, step: int, batches: Sequence[Batch], paths: Sequence[LayerPath]) -> agreement.Outcome:
+        """Hand a step to the device and return, so that the next one can be made ready while it computes.
+
+        Raises:
+            TrainingStopped: ranks disagree about the paths.
         """
         # Before the schedule, because ranks on different paths would wait for each other for ever in it.
         targets = agreement.targets_and_paths(self.ranks, step, batches, paths, self.optimizer.fingerprint())
@@ -84,12 +92,10 @@ class Engine:
         # Gradients are averaged over replicas, so each replica's part is scaled up by their number.
         entries = self.forward_backward(self._micro_batches(batches, paths), scale=self.batching.replicas / targets)
         losses = [entry["sums"].sum() for entry in entries]
-        seconds = self.stopwatch.read_and_reset()
-        loss, forward_seconds = agreement.finite_losses(self.ranks, self.batching, step, losses, seconds)
+        sums = agreement.sum_losses(self.ranks, self.batching, losses, self.stopwatch.read_and_reset())
         lr = learning_rate(self.ds.scheduler, self.ds.optimizer.params.lr, self.recipe.steps, step)
-        grad_norm = self.optimizer.finish(lr)
-        agreement.require_finite_norm(step, grad_norm)
-        return StepResult(loss / targets, grad_norm, lr, targets, forward_seconds)
+        grad_norm = self.optimizer.finish(lr, torch.isfinite(sums).all())
+        return agreement.Outcome(step, self.batching, sums, grad_norm, lr, targets, self.ranks.device.type == "cuda")
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], path: LayerPath | None = None) -> Evaluation:

@@ -30,9 +30,9 @@ class Stopwatch:
             self._seconds += time.perf_counter() - started
 
     def read_and_reset(self) -> float:
-        """Seconds since this was last asked; waits for the device to be through with what was timed."""
-        for begin, end in self._events:
-            end.synchronize()
+        """Seconds since this was last asked, of what the device is through with; nobody waits for the rest, which counts then."""
+        while self._events and self._events[0][1].query():
+            begin, end = self._events.pop(0)
             self._seconds += begin.elapsed_time(end) / 1000
-        seconds, self._seconds, self._events = self._seconds, 0.0, []
+        seconds, self._seconds = self._seconds, 0.0
         return seconds

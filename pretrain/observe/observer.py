@@ -33,7 +33,8 @@ class Observer:
         self.shape = run.recipe.shape
         self.pace: deque[float] = deque(maxlen=RECENT)
         self._mark = time.perf_counter()
-        self._data_seconds = 0.0
+        self._data_seconds: deque[float] = deque()
+        """Of steps that have been begun and are not through."""
         self.is_main = is_main
         if not is_main:
             return
@@ -53,14 +54,14 @@ class Observer:
 
     def data_ready(self) -> None:
         """Called when a step's batch has arrived; a step begins where the one before ended."""
-        self._data_seconds = time.perf_counter() - self._mark
+        self._data_seconds.append(time.perf_counter() - self._mark)
 
     def step(self, step: int, result: StepResult, paths: Sequence[LayerPath]) -> None:
-        """Called after the update of `step`."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        """Called when the result of `step` has arrived; on a GPU the next one has been begun by then, and the time between two
+        results is that of a step."""
         seconds = time.perf_counter() - self._mark
         self._mark = time.perf_counter()
+        data_seconds = self._data_seconds.popleft()
         if not self.is_main:
             return
         run, layers = self.run, self.run.recipe.model.num_layers
@@ -80,7 +81,7 @@ class Observer:
             "active_layers": active,
             "layer_flops_saved": 1 - self.layers_run / (step * len(paths) * layers),
             "step_seconds": round(seconds, 6),
-            "data_seconds": round(self._data_seconds, 6),
+            "data_seconds": round(data_seconds, 6),
             "tokens_per_second": round(run.tokens_per_step / seconds, 1),
             "tflops_per_gpu": operations / seconds / run.world_size / 1e12,
             "peak_memory_gib": round(peak_memory_gib(self.device), 3),
@@ -173,8 +174,9 @@ class Observer:
 
 
 def slowest(seconds: Sequence[float], nodes: Sequence[str]) -> MetricsRow:
-    """The rank that took longest for its own work, and how much longer than the median rank; nothing if there is one rank."""
-    if len(seconds) == 1:
+    """The rank that took longest for its own work, and how much longer than the median rank; nothing if there is one rank, or if
+    none is through with any."""
+    if len(seconds) == 1 or median(seconds) == 0:
         return {}
     rank = max(range(len(seconds)), key=seconds.__getitem__)
     return {"slowest_rank": rank, "slowest_node": nodes[rank], "slowest_over_median": round(seconds[rank] / median(seconds), 4)}

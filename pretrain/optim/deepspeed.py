@@ -19,13 +19,14 @@ import torch
 from deepspeed.runtime import bf16_optimizer
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.errors import UserError
 from pretrain.optim.adamw import state_of, tensors_of
 from pretrain.optim.groups import FlatGroup, Members, members_by_layer
 from pretrain.optim.interface import Ran
-from pretrain.optim.model import ChunkedModel, sum_over_model_ranks
+from pretrain.optim.model import ChunkedModel, gradient_of, sum_over_model_ranks
 from pretrain.optim.norms import clip, global_norm
 from pretrain.optim.settings import ModelParallelUnit, deepspeed_json, parameter_groups
 from pretrain.optim.shards import Shard
@@ -88,8 +89,8 @@ class DeepSpeedOptimizer:
     def begin(self, ran: Ran) -> None:
         """All weights are there, and no gradient is left of the step before."""
 
-    def finish(self, lr: float) -> float:
-        """Reduce, clip, update."""
+    def finish(self, lr: float, is_good: Tensor) -> Tensor:
+        """Reduce, clip, update. DeepSpeed asks the device whether to, so that this waits for it."""
         sum_over_model_ranks(self.model, self.config)  # what tensor and pipeline ranks share
         for group in self.engine.basic_optimizer.param_groups:
             group["lr"] = lr
@@ -98,9 +99,10 @@ class DeepSpeedOptimizer:
         # here, and its clipping counts copies of weights: reduce and clip ourselves.
         self.engine.buffered_allreduce_fallback()
         norm = global_norm(self.model)
-        clip(self.model, norm, self.clipping)
-        self.engine.enable_backward_allreduce = False  # it has been done
-        self.engine.step()
+        clip((gradient_of(parameter) for parameter in self.model.parameters()), norm, self.clipping)
+        if is_good & torch.isfinite(norm):
+            self.engine.enable_backward_allreduce = False  # it has been done
+            self.engine.step()
         return norm
 
     def fingerprint(self) -> int:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
+from torch import Tensor
+
 from pretrain.config.run import Batching
 from pretrain.optim.shards import Shard
 from pretrain.subnetwork import LayerPath
@@ -79,10 +81,12 @@ class ModelOptimizer(Protocol):
     def begin(self, ran: Ran) -> None:
         """Get ready for a step that runs these parts."""
 
-    def finish(self, lr: float) -> float:
+    def finish(self, lr: float, is_good: Tensor) -> Tensor:
         """Sum gradients over all ranks that share weights, clip, and update with this learning rate.
 
-        Returns the norm of the whole model's gradient before clipping; below 0 or not finite if the update is not good.
+        Nothing is updated if `is_good`, a bool on the device and the same on all ranks, is false, or if the norm is not finite.
+
+        Returns the norm of the whole model's gradient before clipping, a scalar on the device.
         """
 
     def fingerprint(self) -> int:

@@ -20,7 +20,7 @@ from pretrain.optim.deepspeed import flat_groups
 from pretrain.optim.groups import FlatGroup, Stretch
 from pretrain.optim.interface import Ran
 from pretrain.optim.model import ChunkedModel, sum_over_model_ranks
-from pretrain.optim.norms import GroupNorm, clip_ratio
+from pretrain.optim.norms import GroupNorm, clip
 from pretrain.optim.shards import Shard
 from pretrain.optim.sleep import Sleepers
 from pretrain.optim.wire import Bundle, Transfer, Wire, bundles
@@ -170,7 +170,7 @@ class LayerwiseOptimizer:
     # After the schedule: norm, update.
 
     @torch.no_grad()
-    def finish(self, lr: float) -> float:
+    def finish(self, lr: float, is_good: Tensor) -> Tensor:
         """Complete the sums, clip, update what is awake."""
         self._arrived(list(self._gathers))  # of layers that only other replicas ran
         rest = [group for group in self._awake if group.layer is None or not group.is_matrices]
@@ -186,17 +186,23 @@ class LayerwiseOptimizer:
             else:
                 group.own_reduced().mul_(1 / self.wire.replicas)
         norm = self.norm(self._awake)
-        if 0 <= norm < float("inf"):
-            self._update(clip_ratio(norm, self.clipping), lr)
+        clip((group.own_reduced() for group in self._awake), norm, self.clipping)
+        self._update(is_good & torch.isfinite(norm), lr)
         return norm
 
-    def _update(self, ratio: float, lr: float) -> None:
+    def _update(self, is_good: Tensor, lr: float) -> None:
+        """Update what is awake, unless `is_good` is false. The fused kernel sees to that on the device, so that nobody waits;
+        others cannot."""
+        if self.adamw.defaults["fused"]:
+            self.adamw.found_inf = (~is_good).float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler sets it
+        elif not is_good:
+            return
         for group, described in zip(self.groups, self.adamw.param_groups):
             described["lr"] = lr
             group.master.grad = None  # AdamW passes over what has no gradient
         for group in self._awake:
             tensors_of(self.adamw, group.master)
-            group.master.grad = group.own_reduced() if ratio == 1 else group.own_reduced().mul_(ratio)
+            group.master.grad = group.own_reduced()
         self.adamw.step()
         for group in self._awake:
             group.master.grad = group.reduced = None

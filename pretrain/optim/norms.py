@@ -1,6 +1,6 @@
 """The gradient's norm, over all ranks, and clipping by it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,12 +13,13 @@ from pretrain.optim.model import ChunkedModel, gradient_of
 
 
 @torch.no_grad()
-def global_norm(model: ChunkedModel) -> float:
-    """Return the norm of the whole model's gradient: every weight once, however many ranks hold parts or copies of it."""
+def global_norm(model: ChunkedModel) -> Tensor:
+    """Return the norm of the whole model's gradient, a scalar: every weight once, however many ranks hold parts or copies of
+    it."""
     counted = [gradient_of(parameter) for parameter in model.parameters() if counts_here(model, parameter)]
     square = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in counted]).pow(2).sum()
     dist.all_reduce(square, group=parallel_state.get_model_parallel_group())
-    return float(square.sqrt())
+    return square.sqrt()
 
 
 def counts_here(model: ChunkedModel, parameter: torch.nn.Parameter) -> bool:
@@ -26,17 +27,15 @@ def counts_here(model: ChunkedModel, parameter: torch.nn.Parameter) -> bool:
     return not model.is_copy(parameter) and (is_split(parameter) or parallel_state.get_tensor_model_parallel_rank() == 0)
 
 
-@torch.no_grad()
-def clip(model: ChunkedModel, norm: float, largest: float) -> None:
-    """Scale gradients down to `largest`, as DeepSpeed's ZeRO does; 0 leaves them alone."""
-    if (ratio := clip_ratio(norm, largest)) < 1:
-        for parameter in model.parameters():
-            gradient_of(parameter).mul_(ratio)
+def clip(gradients: Iterable[Tensor], norm: Tensor, largest: float) -> None:
+    """Scale gradients of this norm down to `largest`; DeepSpeed adds as much to the norm. 0 leaves them alone.
 
-
-def clip_ratio(norm: float, largest: float) -> float:
-    """Return the factor on gradients of this norm, at most 1; DeepSpeed adds as much to the norm. 0 leaves them alone."""
-    return min(1.0, largest / (norm + 1e-6)) if largest else 1.0
+    The factor stays on the device, in float64, as if it were a number of Python.
+    """
+    if largest:
+        ratio = (largest / (norm.double() + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(ratio)
 
 
 class GroupNorm:
@@ -54,12 +53,12 @@ class GroupNorm:
             begin += len(stretches)
 
     @torch.no_grad()
-    def __call__(self, awake: Sequence[FlatGroup]) -> float:
-        """Return the norm over all ranks, of which those that are not `awake` have a gradient of 0."""
+    def __call__(self, awake: Sequence[FlatGroup]) -> Tensor:
+        """Return the norm over all ranks, a scalar; groups that are not `awake` have a gradient of 0."""
         squares = torch.zeros(self.size, device=self.device)
         views = [group.own_reduced().narrow(0, s.offset, s.length) for group in awake for s in self.counted[group]]
         if views:
             squares[torch.cat([self.places[group] for group in awake])] = torch.stack(torch._foreach_norm(views)).square()
         square = squares.sum()
         dist.all_reduce(square)
-        return float(square.sqrt())
+        return square.sqrt()

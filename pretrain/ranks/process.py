@@ -106,7 +106,7 @@ class Ranks:
         self._alive()
         if self.world_size == 1:
             return list(flags)
-        votes = torch.tensor([int(flag) for flag in flags], device=self.device)
+        votes = torch.tensor([int(flag) for flag in flags])  # on the CPU: the device may be busy for a while
         dist.all_reduce(votes, dist.ReduceOp.MAX)
         return [bool(vote) for vote in votes.tolist()]
 
