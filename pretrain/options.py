@@ -9,6 +9,7 @@ from pretrain.checkpoint.directory import RunDirectory
 from pretrain.config import Run
 from pretrain.errors import UserError
 from pretrain.job.events import this_start
+from pretrain.observe.profile import Profiler
 from pretrain.place import Place
 from pretrain.ranks.process import Ranks
 from pretrain.ranks.watchdog import Watchdog
@@ -31,10 +32,18 @@ class TrainOptions:
     """How the processes were started."""
     stop_at: int | None
     """End after this step as if interrupted; schedules stay laid out over all steps."""
+    profile_steps: tuple[int, int] | None = None
+    """The first and the last of the steps that are profiled."""
 
     def __post_init__(self) -> None:
         if self.stop_at is not None and self.stop_at < 1:
             raise UserError(f"--stop-at {self.stop_at}: steps count from 1")
+
+    def profiler(self, directory: Path, ranks: Ranks) -> Profiler | None:
+        """Whoever records the steps that are to be profiled, on the ranks of the first replica."""
+        if self.profile_steps is None or ranks.data_parallel_rank:
+            return None
+        return Profiler(*self.profile_steps, directory, ranks.rank, ranks.device.type == "cuda")
 
     def last_step(self, run: Run) -> int:
         """The step after which this process ends."""

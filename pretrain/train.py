@@ -10,8 +10,10 @@ from pretrain.data.loader import RunData, open_data
 from pretrain.engine import Engine, build_engine
 from pretrain.engine.agreement import Outcome
 from pretrain.observe.observer import Observer
+from pretrain.observe.profile import Profiler
 from pretrain.options import TrainOptions
 from pretrain.plan.warnings import report_warnings
+from pretrain.ranks.garbage import collected_between_steps
 from pretrain.ranks.launch import launch
 from pretrain.ranks.preflight import preflight
 from pretrain.ranks.process import Ranks
@@ -34,8 +36,8 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
         with ranks.all_or_none():
             watch = Observer(run, directory.path, ranks.is_main, ranks.device, ranks.nodes, start)
         done, last = start.step, options.last_step(run)
-        begun = Begun(watch, ahead=ranks.device.type == "cuda")
-        with closing(data), closing(watch), saver:  # ends when the newest checkpoint is on disk
+        begun = Begun(watch, options.profiler(directory.path, ranks), ahead=ranks.device.type == "cuda")
+        with closing(data), closing(watch), closing(begun), collected_between_steps() as collect, saver:  # the newest is on disk
             if ranks.on_main(watch.lacks_evaluation):  # the run ended between a checkpoint and the evaluation of its step
                 _evaluate(start.step, run, engine, data, watch)
             for step in range(done + 1, last + 1):
@@ -46,7 +48,9 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
                 paths = run.method.paths(step)  # which layers each part of the batch runs
                 batches = data.batch(step)
                 watch.data_ready()
+                begun.before(step)
                 begun.add(engine.begin(step, batches, paths), paths)
+                collect(step)
                 stop = ranks.asked_to_stop()  # a signal reached some rank
                 saver.check()  # what was begun some steps ago may be done, or have failed
                 if run.saves(step) or run.evaluations(step) or stop or step == last:
@@ -65,18 +69,30 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
 class Begun:
     """Steps whose results have not been read: on a GPU the last one, so that the next is made ready while it computes."""
 
-    def __init__(self, watch: Observer, ahead: bool) -> None:
-        self.watch, self.ahead, self.lr = watch, ahead, 0.0
+    def __init__(self, watch: Observer, profiler: Profiler | None, ahead: bool) -> None:
+        self.watch, self.profiler, self.ahead, self.lr = watch, profiler, ahead, 0.0
         self._steps: list[tuple[Outcome, Sequence[LayerPath]]] = []
+
+    def before(self, step: int) -> None:
+        """Called before a step is begun."""
+        if self.profiler is not None:
+            self.profiler.before(step)
 
     def add(self, outcome: Outcome, paths: Sequence[LayerPath]) -> None:
         """Wait for the step before, or, on a CPU, where nothing computes beside it, for this one."""
         self._steps.append((outcome, paths))
         self._read(left=int(self.ahead))
+        if self.profiler is not None:
+            self.profiler.after(outcome.step)
 
     def finish(self) -> None:
         """Wait for all of them."""
         self._read(left=0)
+
+    def close(self) -> None:
+        """Whatever ended the loop."""
+        if self.profiler is not None:
+            self.profiler.close()
 
     def _read(self, left: int) -> None:
         while len(self._steps) > left:

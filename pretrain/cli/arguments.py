@@ -12,7 +12,7 @@ SETTINGS = (
     "Any field of the recipe is an option, as --steps or --model.num_layers; any key of the JSON after --ds., as"
     " --ds.zero_optimization.stage."
 )
-TRAIN_OPTIONS = ("run-dir", "resume", "resume-changing", "stop-at", "device", "ds-config")
+TRAIN_OPTIONS = ("run-dir", "resume", "resume-changing", "stop-at", "profile-steps", "device", "ds-config")
 """Options of `train` itself."""
 
 
@@ -48,6 +48,9 @@ def train_arguments(parser: argparse._ActionsContainer) -> None:
         help="settings that may differ from the run so far, as lr,path_lengths",
     )
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
+    parser.add_argument(
+        "--profile-steps", metavar="FIRST-LAST", help="write a Chrome trace and a table of these steps to RUN/profile/"
+    )
     device_argument(parser)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pretrain.cli.arguments import SETTINGS, TRAIN_OPTIONS, explained, recipe_arguments, require_recipe, train_arguments
 from pretrain.config import Run, read_run
 from pretrain.config.command_line import option_pairs
-from pretrain.errors import TrainingStopped
+from pretrain.errors import TrainingStopped, UserError
 from pretrain.job.events import EventKind, report_failures, report_to_job
 from pretrain.place import find_place
 from pretrain.ranks.signals import end_with_parent
@@ -33,7 +33,7 @@ def _train_with_others(args: argparse.Namespace, rest: list[str]) -> int:
         end_with_parent()
         if os.getppid() == 1:
             raise TrainingStopped("the launcher is gone")
-    pairs = option_pairs(rest, TRAIN_OPTIONS)
+    pairs, profiled = option_pairs(rest, TRAIN_OPTIONS), _steps(args.profile_steps)
     place = find_place(os.environ)
     os.environ.update(place.environment)
 
@@ -54,7 +54,8 @@ def _train_with_others(args: argparse.Namespace, rest: list[str]) -> int:
     with join(args.device, place, run_dir if run_dir.is_dir() else run_dir.parent) as ranks:
         with ranks.all_or_none():
             run = read()
-        step = train(run, TrainOptions(args.run_dir, args.resume, _names(args.resume_changing), place, args.stop_at), ranks)
+        changing = _names(args.resume_changing)
+        step = train(run, TrainOptions(args.run_dir, args.resume, changing, place, args.stop_at, profiled), ranks)
         if ranks.is_main and args.run_dir is not None:
             kind: EventKind = "finished" if step >= run.steps else "saved" if ranks.stopped_by else "ended"
             report_to_job(args.run_dir, kind, ranks.stopped_by or "", step=step)
@@ -64,3 +65,13 @@ def _train_with_others(args: argparse.Namespace, rest: list[str]) -> int:
 def _names(listed: str) -> tuple[str, ...]:
     """Split names between commas, as people write options or keys."""
     return tuple(name.strip().removeprefix("--").replace("-", "_") for name in listed.split(",") if name.strip())
+
+
+def _steps(named: str | None) -> tuple[int, int] | None:
+    """The first and the last step of `20-22`, or of `20` alone."""
+    if named is None:
+        return None
+    first, _, last = named.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and 1 <= int(first) <= int(last or first)):
+        raise UserError(f"--profile-steps {named}: write the first and the last step, as 20-22")
+    return int(first), int(last or first)

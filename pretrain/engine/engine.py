@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
+from torch.autograd.profiler import record_function
 
 from pretrain.config import Run
 from pretrain.config.deepspeed import DeepSpeedConfig
@@ -94,7 +95,8 @@ class Engine:
         losses = [entry["sums"].sum() for entry in entries]
         sums = agreement.sum_losses(self.ranks, self.batching, losses, self.stopwatch.read_and_reset())
         lr = learning_rate(self.ds.scheduler, self.ds.optimizer.params.lr, self.recipe.steps, step)
-        grad_norm = self.optimizer.finish(lr, torch.isfinite(sums).all())
+        with record_function("sums, norm and update"):
+            grad_norm = self.optimizer.finish(lr, torch.isfinite(sums).all())
         return agreement.Outcome(step, self.batching, sums, grad_norm, lr, targets, self.ranks.device.type == "cuda")
 
     @torch.no_grad()

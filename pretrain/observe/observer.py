@@ -34,7 +34,7 @@ class Observer:
         self.pace: deque[float] = deque(maxlen=RECENT)
         self._mark = time.perf_counter()
         self._data_seconds: deque[float] = deque()
-        """Of steps that have been begun and are not through."""
+        """Seconds of steps that have been begun and are not through."""
         self.is_main = is_main
         if not is_main:
             return

@@ -114,3 +114,13 @@ def test_link(tmp_path):
         assert row["6"]["bytes"] < 0.6 * row["12"]["bytes"], "half the layers are half of what is sent"
     seconds = [rows[name]["12"]["seconds"] for name in ("by layer", "by layer, overlapped")]
     assert seconds[1] < 0.95 * seconds[0], "what overlaps is not waited for"
+
+
+@pytest.mark.long
+def test_peer(tmp_path):
+    words = ["--hidden", "384", "--threads", "1", "--rounds", "1", "--out", tmp_path, *SMALL]
+    done = subprocess.run([sys.executable, "-m", "bench.peer", *map(str, words)], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads((tmp_path / "peer.json").read_text())
+    assert len(case["seconds"]) == 6 and all(len(times) == 1 for times in case["seconds"].values())
+    assert "engine, compiled, half the layers" in (tmp_path / "peer.md").read_text()

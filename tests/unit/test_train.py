@@ -28,7 +28,7 @@ class Watch:
 def test_results_are_read_in_order_one_step_late_where_the_device_computes_beside_it(project, ranks, ahead):
     run = project.run()
     data, engine, watch = open_data(run), build_engine(run, ranks), Watch()
-    begun, known = Begun(watch, ahead), []
+    begun, known = Begun(watch, None, ahead), []
     for step in range(1, 6):
         begun.add(engine.begin(step, data.batch(step), run.method.paths(step)), run.method.paths(step))
         known.append(len(watch.seen))
@@ -43,7 +43,7 @@ def test_results_are_read_in_order_one_step_late_where_the_device_computes_besid
 def test_a_step_that_is_not_finite_updates_nothing_and_stops_the_run_at_the_next(project, ranks, fused):
     run = project.run(f"ds.optimizer.params.fused={fused}")
     data, engine = open_data(run), build_engine(run, ranks)
-    begun = Begun(Watch(), ahead=True)
+    begun = Begun(Watch(), None, ahead=True)
     begun.add(engine.begin(1, data.batch(1), run.method.paths(1)), run.method.paths(1))
     weight = dict(engine.model.named_parameters())["decoder.final_layernorm.weight"]
     engine.optimizer.settle()

@@ -1,6 +1,5 @@
-"""Layers compiled: one graph, whatever the path, the scale and the stage of a run; here without generated code, for its speed.
-
-tests/system/test_compiled.py has generated code.
+"""Layers compiled: one graph, whatever the path, the scale and the stage of a run; here without generated code, which
+test_compiled.py has.
 """
 
 from functools import cache
