@@ -7,7 +7,7 @@ from pretrain.ranks.garbage import EVERY, collected_between_steps
 
 def test_garbage_is_collected_after_the_first_step_and_every_so_often():
     collections = []
-    note = lambda phase, info: collections.append(phase)  # noqa: E731
+    note = lambda phase, info: collections.append(phase)
     with collected_between_steps() as collect:
         assert not gc.isenabled()
         gc.callbacks.append(note)
