@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config import read_run
 from pretrain.ranks.libraries import prepare_libraries
@@ -170,6 +171,16 @@ def train_from(run, ranks: Ranks, folder: Path, last: int, saves: Sequence[int] 
     return {"rows": rows, "from": start.step, "weights": whole_weights(engine)}
 
 
+class CountAllReduces(TorchDispatchMode):
+    """Counts all-reduces, functional ones too."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += str(func) in ("c10d.allreduce_.default", "_c10d_functional.all_reduce.default")
+        return func(*args, **(kwargs or {}))
+
+
 def count_collectives(run, ranks: Ranks, lengths) -> list[int]:
     """All-reduces in a forward and backward pass of one micro-batch, for each number of active layers."""
     from pretrain.data.loader import open_data
@@ -183,9 +194,9 @@ def count_collectives(run, ranks: Ranks, lengths) -> list[int]:
     counts = []
     for length in lengths:
         path = LayerPath(tuple(layer < length for layer in range(layers)), (1.0,) * layers)
-        with patch.object(dist, "all_reduce", wraps=dist.all_reduce) as counted:
+        with CountAllReduces() as counted:
             engine.forward_backward([MicroBatch(batch, path)], scale=1.0)
-        counts.append(counted.call_count)
+        counts.append(counted.count)
         engine.model.zero_grad()
     return counts
 

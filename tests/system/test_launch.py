@@ -17,7 +17,7 @@ prepare_libraries("cpu")
 import torch.distributed as dist
 from pretrain.engine.engine import Engine
 from pretrain.errors import TrainingStopped
-evaluate, step = Engine.evaluate, Engine.step
+evaluate, step = Engine.evaluate, Engine.begin
 """
 AFTER = """
 from pretrain.__main__ import main
@@ -79,7 +79,7 @@ def stops(self, number, *words):
     if number == 3 and self.ranks.rank == 1:
         raise TrainingStopped.on_this_rank("rank 1 has a reason of its own")
     return step(self, number, *words)
-Engine.step = stops
+Engine.begin = stops
 dist.destroy_process_group = lambda *words: time.sleep(3600)  # as NCCL's would, which waits for the others
 """
 
@@ -101,7 +101,7 @@ def counts(self, number, *words):
         links = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
         print("sockets:", sum("socket:" in link for link in links), flush=True)
     return found
-Engine.step = counts
+Engine.begin = counts
 """
 GROUPS_OF_ALL = 8
 """Groups that hold every rank of a job without model parallelism, each of which connects all with all: torch's own, those that
