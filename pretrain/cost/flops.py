@@ -25,7 +25,7 @@ class Shape:
     ffn: int
     sequence: int
     vocab: int
-    """Padded: the output projection computes the padding too."""
+    """Padded. The loss leaves padding rows out, which are some thousandths of the projection; they count all the same."""
     gated: bool = True
     """SwiGLU has three matrices in the feed-forward block, a plain one two."""
     transform: bool = False

@@ -124,3 +124,14 @@ def test_peer(tmp_path):
     (case,) = json.loads((tmp_path / "peer.json").read_text())
     assert len(case["seconds"]) == 6 and all(len(times) == 1 for times in case["seconds"].values())
     assert "engine, compiled, half the layers" in (tmp_path / "peer.md").read_text()
+
+
+@pytest.mark.long
+def test_gpu_parts_run_on_a_small_model_and_a_failed_bar_is_told(tmp_path):
+    words = ["--device", "cpu", "--out", tmp_path, "--parts", "replay", "attention", "losses", "resume"]
+    done = subprocess.run([sys.executable, "-m", "bench.gpu", *map(str, words)], capture_output=True, text=True, timeout=500)
+    parts = {part["name"]: part for part in json.loads((tmp_path / "gpu.json").read_text())["parts"]}
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(part["rows"] and part["problem"] is None for part in parts.values())
+    page = (tmp_path / "gpu.md").read_text()
+    assert "numbers that differ after 20 missed updates, of 5,000,000 | 0 | at most 0 |" in page and "not met" not in page

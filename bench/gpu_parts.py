@@ -1,0 +1,327 @@
+"""The parts of bench.gpu: each makes rows of what it measured, and what is wanted of it."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from pretrain.config import read_run
+
+RECIPES = ("ul2_tiny", "gpt_tiny", "bert_tiny", "ul2_124m", "gpt_124m", "bert_base", "ul2_1.6b")
+ONE_REPLICA = ["--ds.train_batch_size", "{batch}", "--ds.train_micro_batch_size_per_gpu", "{micro}"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the page."""
+
+    what: str
+    value: float | str
+    most: float | None = None
+    least: float | None = None
+    failed: bool = False
+
+    @property
+    def good(self) -> bool:
+        if isinstance(self.value, str):
+            return not self.failed
+        return (self.most is None or self.value <= self.most) and (self.least is None or self.value >= self.least)
+
+    @property
+    def shown(self) -> str:
+        return self.value if isinstance(self.value, str) else f"{self.value:.4g}"
+
+    @property
+    def wanted(self) -> str:
+        bounds = {"at most": self.most, "at least": self.least}
+        return ", ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+
+
+@dataclass(frozen=True)
+class Part:
+    words: str
+    """What it is about, in a sentence of the page."""
+    most_seconds: float
+    rows: Callable[[str], Iterator[Row]]
+
+
+def run_part(name: str, device: str, out: Path) -> None:
+    """Write a part's rows into a file, a line each, as they come."""
+    for row in PARTS[name].rows(device):
+        with out.open("a") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+
+
+def model_sizes(device: str) -> dict[str, tuple[int, int]]:
+    """Recipes that are timed, with the samples of a step and of a micro-batch."""
+    return {"ul2_124m": (32, 16), "ul2_1.6b": (16, 8)} if device == "cuda" else {"ul2_tiny": (4, 2)}
+
+
+@contextmanager
+def engine_of(recipe: str, device: str, batch: int, micro: int, *options: str) -> Iterator[tuple]:
+    """(engine, run, random batches) of a recipe in one process."""
+    from bench.path_speed import random_batch
+    from pretrain.config.command_line import option_pairs
+    from pretrain.place import find_place
+    from pretrain.ranks.launch import join, launch
+    from pretrain.ranks.libraries import prepare_libraries
+
+    place = find_place(os.environ)
+    os.environ.update(place.environment)
+    words = [word.format(batch=batch, micro=micro) for word in ONE_REPLICA]
+    run = read_run(recipe, option_pairs([*words, "--ds.progressive_subnetwork.paths_per_step", "1", *options]), None, 1)
+    prepare_libraries("cuda" if device == "cuda" else "cpu")
+    with tempfile.TemporaryDirectory() as folder, join(device, place, Path(folder)) as ranks, launch(run.recipe, ranks):  # type: ignore[arg-type]
+        from pretrain.engine import build_engine
+
+        yield build_engine(run, ranks), run, [random_batch(run, index) for index in range(run.micro_batches)]
+
+
+def smoke(device: str) -> Iterator[Row]:
+    """Three steps of every recipe, with its own settings."""
+    for recipe in RECIPES if device == "cuda" else RECIPES[:3]:
+        words = ["--one-recipe", recipe, device]
+        done = subprocess.run([sys.executable, "-m", "bench.gpu_parts", *words], capture_output=True, text=True, timeout=100)
+        failed = done.returncode != 0
+        yield Row(recipe, _last_line(done.stderr if failed else done.stdout), failed=failed)
+
+
+def one_recipe(recipe: str, device: str) -> str:
+    """Three steps of a recipe with two samples; their losses and the most memory."""
+    import torch
+
+    with engine_of(recipe, device, 2, 1, "--compile", "none") as (engine, run, batches):
+        losses = [engine.step(step, batches, run.method.paths(step)).loss for step in (1, 2, 3)]
+        peak = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device == "cuda" else ""
+    return f"losses {', '.join(f'{loss:.3f}' for loss in losses)}{peak}"
+
+
+def losses(device: str) -> Iterator[Row]:
+    """Twenty steps of the quick start's model against the same on the CPU, in fp32 and bf16."""
+    code = "import sys; from bench.gpu_parts import twenty_losses; print(twenty_losses(*sys.argv[1:]))"
+
+    def found(where: str, bf16: str) -> list[float]:
+        words = [sys.executable, "-c", code, where, bf16]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    on_cpu = found("cpu", "false")
+    for bf16, most in (("false", 1e-3), ("true", 2e-2)):
+        far = max(abs(a - b) for a, b in zip(found(device, bf16), on_cpu))
+        yield Row(f"largest distance of 20 losses, {'bf16' if bf16 == 'true' else 'fp32'}", far, most=most)
+
+
+def twenty_losses(device: str, bf16: str) -> list[float]:
+    """Of the quick start's model on random tokens."""
+    with engine_of("ul2_tiny", device, 4, 2, "--ds.bf16.enabled", bf16) as (engine, run, batches):
+        return [engine.step(step, batches, run.method.paths(step)).loss for step in range(1, 21)]
+
+
+def resume(device: str) -> Iterator[Row]:
+    """A run that was stopped and resumed against one that was not, by the command line, with `deterministic`."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def train(name: str, *words: str) -> list[float]:
+            command = [sys.executable, "-m", "pretrain", "train", "ul2_tiny", "--run-dir", f"{folder}/{name}", "--steps", "20"]
+            command += ["--save-every", "10", "--device", device, "--deterministic", "true", *words]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            rows = map(json.loads, Path(folder, name, "metrics.jsonl").read_text().splitlines())
+            return [row["loss"] for row in rows if "loss" in row]
+
+        whole = train("whole")
+        train("broken", "--stop-at", "10")
+        again = train("broken")
+        yield Row("losses that differ after a resume, of 20", float(sum(a != b for a, b in zip(whole, again))), most=0)
+
+
+def replay(device: str) -> Iterator[Row]:
+    """Missed updates that are made up for, against as many steps of the fused AdamW with a gradient of 0."""
+    import torch
+
+    from pretrain.optim.adamw import make_up, tensors_of
+
+    def updated(missed: bool) -> torch.Tensor:
+        master = torch.randn(5_000_000, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+        adamw = torch.optim.AdamW([master], lr=1e-3, fused=True)
+        master.grad = torch.randn(5_000_000, generator=torch.Generator().manual_seed(1)).to(device)
+        adamw.step()
+        tensors_of(adamw, master)
+        rates = [1e-3 / (n + 1) for n in range(20)]
+        if missed:
+            make_up(adamw, adamw.param_groups[0], master, rates)
+        else:
+            for rate in rates:
+                adamw.param_groups[0]["lr"], master.grad = rate, torch.zeros_like(master)
+                adamw.step()
+        return master.detach()
+
+    differ = int((updated(True) != updated(False)).sum())
+    yield Row("numbers that differ after 20 missed updates, of 5,000,000", float(differ), most=0)
+
+
+def attention(device: str) -> Iterator[Row]:
+    """Flex attention with its block tables against sdpa with a dense mask, 8 x 2048 positions, 18 heads of 128, bf16."""
+    import numpy as np
+    import torch
+
+    from pretrain.model.attention import CoreAttention, block_mask, dense_mask
+    from pretrain.model.blocks import block_tables
+
+    count, length, heads = (8, 2048, 18) if device == "cuda" else (1, 256, 2)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    place = np.arange(length)
+    segments, prefix = np.tile(place // 384, (count, 1)).astype(np.int32), np.tile(place % 384 < 192, (count, 1))
+    tables = {name: torch.from_numpy(array).to(device) for name, array in block_tables(segments, prefix).items()}
+    of = (torch.from_numpy(segments).to(device), torch.from_numpy(prefix).to(device))
+    core = CoreAttention.__new__(CoreAttention)
+    torch.nn.Module.__init__(core)
+    torch.manual_seed(0)
+    trains = device == "cuda"  # flex has no backward pass on a CPU
+    inputs = [torch.randn(length, count, heads, 128, device=device, dtype=dtype).requires_grad_(trains) for _ in range(3)]
+    results = {}
+    for name, mask in (("sdpa", dense_mask(*of, dtype)), ("flex", block_mask(*of, tables))):
+
+        def once(mask: object = mask) -> list[torch.Tensor]:
+            if not trains:
+                with torch.no_grad():
+                    return [core(*inputs, mask)]
+            out = core(*inputs, mask)
+            return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
+
+        results[name] = once()
+        yield Row(f"{name}, ms", 1000 * _seconds(once, device))
+    for what, ours, theirs in zip(("output", "gradient of q", "of k", "of v"), results["flex"], results["sdpa"]):
+        far = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+        yield Row(f"distance of flex from sdpa, {what}", far, most=1e-2)
+
+
+def speed(device: str) -> Iterator[Row]:
+    """Steps of large recipes: all layers and half, eager and compiled; MFU counts active operations."""
+    for recipe in model_sizes(device):
+        for compiles in ("layers", "none"):
+            words = [sys.executable, "-m", "bench.gpu_parts", "--timed", recipe, device, compiles]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=170)
+            if done.returncode != 0:
+                yield Row(f"{recipe}, compile {compiles}", _last_line(done.stderr), failed=True)
+                continue
+            for row in json.loads(done.stdout.splitlines()[-1]):
+                yield Row(**row)
+
+
+def timed(recipe: str, device: str, compiles: str) -> list[dict]:
+    """Rows of one recipe, compiled or not."""
+    import torch
+
+    from pretrain.plan.hardware import GPUS
+    from pretrain.plan.memory import rank_memory
+    from pretrain.subnetwork import LayerPath
+
+    batch, micro = model_sizes(device)[recipe]
+    rows = []
+    with engine_of(recipe, device, batch, micro, "--compile", compiles) as (engine, run, batches):
+        layers, shape, count = run.recipe.model.num_layers, run.recipe.shape, iter(range(1, 1000))
+        half = LayerPath(tuple(n % 2 == 0 for n in range(layers)), (1.0,) * layers)
+        seconds, name = {}, f"{recipe}, compile {compiles}"
+        for what, path in (("all layers", LayerPath.full(layers)), ("half the layers", half)):
+            started = time.perf_counter()
+            engine.step(next(count), batches, [path])
+            rows.append(Row(f"{name}: first step, {what}, s", time.perf_counter() - started))
+
+            def step(path: LayerPath = path) -> object:
+                return engine.step(next(count), batches, [path])
+
+            seconds[what] = _seconds(step, device)
+            operations = shape.training(path.length, run.tokens_per_step)
+            rows.append(Row(f"{name}: {what}, tokens/s", run.tokens_per_step / seconds[what]))
+            rows.append(Row(f"{name}: {what}, TFLOP/s", operations / seconds[what] / 1e12))
+            if (peak := peak_tflops(device, GPUS)) is not None:
+                least = {"ul2_124m": 0.38, "ul2_1.6b": 0.48}[recipe] if (what, compiles) == ("all layers", "layers") else None
+                rows.append(Row(f"{name}: {what}, MFU", operations / seconds[what] / 1e12 / peak, least=least))
+        ideal = shape.training(half.length) / shape.training(layers)
+        most = 1.08 if compiles == "layers" else None
+        rows.append(
+            Row(f"{name}: half over all, over ideal", seconds["half the layers"] / seconds["all layers"] / ideal, most=most)
+        )
+        if device == "cuda":
+            peak_gib, planned = torch.cuda.max_memory_allocated() / 2**30, rank_memory(run, 0).total / 2**30
+            rows.append(Row(f"{name}: peak memory over plan's", peak_gib / planned, most=1.1))
+    return [asdict(row) for row in rows]
+
+
+def peak_tflops(device: str, gpus: dict) -> float | None:
+    """In bf16, of the GPU that is here; None for one that `plan` does not know."""
+    import torch
+
+    if device != "cuda":
+        return None
+    here = torch.cuda.get_device_name().lower().replace(" ", "")
+    return next((gpu.bf16_tflops for name, gpu in gpus.items() if name.split("-")[0] in here), None)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["ended without a word"])[-1][:200].replace("|", "/")
+
+
+def _seconds(call: Callable[[], object], device: str) -> float:
+    """Median of some calls, after one that does not count."""
+    import torch
+
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return median(times[1:])
+
+
+def where_time_goes(device: str) -> Iterator[Row]:
+    """A compiled step with all layers by kind of kernel, as shares of the device's time."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from pretrain.subnetwork import LayerPath
+
+    recipe, (batch, micro) = next(iter(model_sizes(device).items()))
+    with engine_of(recipe, device, batch, micro, "--compile", "layers" if device == "cuda" else "none") as (engine, run, batches):
+        whole = LayerPath.full(run.recipe.model.num_layers)
+        for step in (1, 2):
+            engine.step(step, batches, [whole])
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * (device == "cuda"))]) as found:
+            engine.step(3, batches, [whole])
+            if device == "cuda":
+                torch.cuda.synchronize()
+    time_of = (lambda event: event.self_device_time_total) if device == "cuda" else (lambda event: event.self_cpu_time_total)
+    events = sorted(found.key_averages(), key=time_of, reverse=True)
+    total = sum(map(time_of, events))
+    for event in events[:12]:
+        yield Row(event.key[:80].replace("|", "/"), f"{100 * time_of(event) / total:.1f} %, {event.count} times")
+
+
+PARTS = {
+    "smoke": Part("Three steps of every recipe, with two samples each.", 120, smoke),
+    "losses": Part("Twenty steps of the quick start's model against the CPU's.", 180, losses),
+    "resume": Part("A run that was stopped and resumed against one that was not, with `deterministic`.", 180, resume),
+    "replay": Part("Updates that a sleeping layer missed, against as many steps of the fused AdamW.", 40, replay),
+    "attention": Part("Flex attention with its block tables against sdpa with a dense mask.", 60, attention),
+    "speed": Part("Steps with all layers and with half of them; MFU counts active operations.", 300, speed),
+    "where_time_goes": Part("A compiled step with all layers, by kernel.", 90, where_time_goes),
+}
+
+
+def _alone() -> None:
+    """What a part starts in a process of its own, so that memory and compiled code begin anew."""
+    kind, recipe, device, *rest = sys.argv[1:]
+    print(one_recipe(recipe, device) if kind == "--one-recipe" else json.dumps(timed(recipe, device, *rest)))
+
+
+if __name__ == "__main__":
+    _alone()
