@@ -75,9 +75,10 @@ def measure(hidden: int, threads: int, rounds: int, options: Sequence[str]) -> d
     os.environ["OMP_NUM_THREADS"] = str(threads)
     place = find_place(os.environ)
     os.environ.update(place.environment)
-    run = read_run(
-        str(HOME / "path_speed.yaml"), option_pairs([*COMMON, *SHAPES[hidden], *options]), str(HOME / "path_speed.json"), 1
-    )
+    words = [word for option in (*COMMON, *SHAPES[hidden], *options) for word in option.split("=", 1)]
+    given = dict(zip(words[::2], words[1::2]))  # of one that is there twice the last one counts
+    pairs = option_pairs([word for pair in given.items() for word in pair])
+    run = read_run(str(HOME / "path_speed.yaml"), pairs, str(HOME / "path_speed.json"), 1)
     prepare_libraries("cpu")
     with join("cpu", place, HOME) as ranks, launch(run.recipe, ranks):
         torch.set_num_threads(threads)

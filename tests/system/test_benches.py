@@ -90,7 +90,7 @@ def test_link(tmp_path):
         subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "iproute2"], capture_output=True)
     words = [
         "--mbit",
-        "100",
+        "400",
         "--steps",
         "2",
         "--former",
@@ -107,7 +107,7 @@ def test_link(tmp_path):
         assert done.returncode == 1 and done.stderr == f"error: {problem}\n"
         pytest.skip(problem)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "link.json").read_text())["100 Mbit/s"]
+    found = json.loads((tmp_path / "link.json").read_text())["400 Mbit/s"]
     rows = found["rows"]
     assert found["predicted"].keys() == rows.keys() and "as planned" in done.stdout
     for row in rows.values():
