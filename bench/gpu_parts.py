@@ -119,7 +119,7 @@ def losses(device: str) -> Iterator[Row]:
 
 
 def twenty_losses(device: str, bf16: str) -> list[float]:
-    """Of the quick start's model on random tokens."""
+    """Losses of the quick start's model on random tokens."""
     with engine_of("ul2_tiny", device, 4, 2, "--ds.bf16.enabled", bf16) as (engine, run, batches):
         return [engine.step(step, batches, run.method.paths(step)).loss for step in range(1, 21)]
 
