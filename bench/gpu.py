@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
-from bench.gpu_parts import PARTS, Row, run_part
+from bench.gpu_common import Row
+from bench.gpu_parts import PARTS, run_part
 
 HOME = Path(__file__).parent
 TOTAL_SECONDS = 480

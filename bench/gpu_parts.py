@@ -1,55 +1,17 @@
 """The parts of bench.gpu: each makes rows of what it measured, and what is wanted of it."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
-from pretrain.config import read_run
+from bench.gpu_common import Part, Row, engine_of, last_line, model_sizes, seconds_of
 
 RECIPES = ("ul2_tiny", "gpt_tiny", "bert_tiny", "ul2_124m", "gpt_124m", "bert_base", "ul2_1.6b")
-ONE_REPLICA = ["--ds.train_batch_size", "{batch}", "--ds.train_micro_batch_size_per_gpu", "{micro}"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the page."""
-
-    what: str
-    value: float | str
-    most: float | None = None
-    least: float | None = None
-    failed: bool = False
-
-    @property
-    def good(self) -> bool:
-        if isinstance(self.value, str):
-            return not self.failed
-        return (self.most is None or self.value <= self.most) and (self.least is None or self.value >= self.least)
-
-    @property
-    def shown(self) -> str:
-        return self.value if isinstance(self.value, str) else f"{self.value:.4g}"
-
-    @property
-    def wanted(self) -> str:
-        bounds = {"at most": self.most, "at least": self.least}
-        return ", ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
-
-
-@dataclass(frozen=True)
-class Part:
-    words: str
-    """What it is about, in a sentence of the page."""
-    most_seconds: float
-    rows: Callable[[str], Iterator[Row]]
 
 
 def run_part(name: str, device: str, out: Path) -> None:
@@ -59,38 +21,13 @@ def run_part(name: str, device: str, out: Path) -> None:
             file.write(json.dumps(asdict(row)) + "\n")
 
 
-def model_sizes(device: str) -> dict[str, tuple[int, int]]:
-    """Recipes that are timed, with the samples of a step and of a micro-batch."""
-    return {"ul2_124m": (32, 16), "ul2_1.6b": (16, 8)} if device == "cuda" else {"ul2_tiny": (4, 2)}
-
-
-@contextmanager
-def engine_of(recipe: str, device: str, batch: int, micro: int, *options: str) -> Iterator[tuple]:
-    """(engine, run, random batches) of a recipe in one process."""
-    from bench.path_speed import random_batch
-    from pretrain.config.command_line import option_pairs
-    from pretrain.place import find_place
-    from pretrain.ranks.launch import join, launch
-    from pretrain.ranks.libraries import prepare_libraries
-
-    place = find_place(os.environ)
-    os.environ.update(place.environment)
-    words = [word.format(batch=batch, micro=micro) for word in ONE_REPLICA]
-    run = read_run(recipe, option_pairs([*words, "--ds.progressive_subnetwork.paths_per_step", "1", *options]), None, 1)
-    prepare_libraries("cuda" if device == "cuda" else "cpu")
-    with tempfile.TemporaryDirectory() as folder, join(device, place, Path(folder)) as ranks, launch(run.recipe, ranks):  # type: ignore[arg-type]
-        from pretrain.engine import build_engine
-
-        yield build_engine(run, ranks), run, [random_batch(run, index) for index in range(run.micro_batches)]
-
-
 def smoke(device: str) -> Iterator[Row]:
     """Three steps of every recipe, with its own settings."""
     for recipe in RECIPES if device == "cuda" else RECIPES[:3]:
         words = ["--one-recipe", recipe, device]
         done = subprocess.run([sys.executable, "-m", "bench.gpu_parts", *words], capture_output=True, text=True, timeout=100)
         failed = done.returncode != 0
-        yield Row(recipe, _last_line(done.stderr if failed else done.stdout), failed=failed)
+        yield Row(recipe, last_line(done.stderr if failed else done.stdout), failed=failed)
 
 
 def one_recipe(recipe: str, device: str) -> str:
@@ -196,7 +133,7 @@ def attention(device: str) -> Iterator[Row]:
             return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
 
         results[name] = once()
-        yield Row(f"{name}, ms", 1000 * _seconds(once, device))
+        yield Row(f"{name}, ms", 1000 * seconds_of(once, device))
     for what, ours, theirs in zip(("output", "gradient of q", "of k", "of v"), results["flex"], results["sdpa"]):
         far = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
         yield Row(f"distance of flex from sdpa, {what}", far, most=1e-2)
@@ -209,7 +146,7 @@ def speed(device: str) -> Iterator[Row]:
             words = [sys.executable, "-m", "bench.gpu_parts", "--timed", recipe, device, compiles]
             done = subprocess.run(words, capture_output=True, text=True, timeout=170)
             if done.returncode != 0:
-                yield Row(f"{recipe}, compile {compiles}", _last_line(done.stderr), failed=True)
+                yield Row(f"{recipe}, compile {compiles}", last_line(done.stderr), failed=True)
                 continue
             for row in json.loads(done.stdout.splitlines()[-1]):
                 yield Row(**row)
@@ -237,7 +174,7 @@ def timed(recipe: str, device: str, compiles: str) -> list[dict]:
             def step(path: LayerPath = path) -> object:
                 return engine.step(next(count), batches, [path])
 
-            seconds[what] = _seconds(step, device)
+            seconds[what] = seconds_of(step, device)
             operations = shape.training(path.length, run.tokens_per_step)
             rows.append(Row(f"{name}: {what}, tokens/s", run.tokens_per_step / seconds[what]))
             rows.append(Row(f"{name}: {what}, TFLOP/s", operations / seconds[what] / 1e12))
@@ -263,24 +200,6 @@ def peak_tflops(device: str, gpus: dict) -> float | None:
         return None
     here = torch.cuda.get_device_name().lower().replace(" ", "")
     return next((gpu.bf16_tflops for name, gpu in gpus.items() if name.split("-")[0] in here), None)
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["ended without a word"])[-1][:200].replace("|", "/")
-
-
-def _seconds(call: Callable[[], object], device: str) -> float:
-    """Median of some calls, after one that does not count."""
-    import torch
-
-    times = []
-    for _ in range(6):
-        started = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return median(times[1:])
 
 
 def where_time_goes(device: str) -> Iterator[Row]:

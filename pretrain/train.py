@@ -37,7 +37,8 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
             watch = Observer(run, directory.path, ranks.is_main, ranks.device, ranks.nodes, start)
         done, last = start.step, options.last_step(run)
         begun = Begun(watch, options.profiler(directory.path, ranks), ahead=ranks.device.type == "cuda")
-        with closing(data), closing(watch), closing(begun), collected_between_steps() as collect, saver:  # the newest is on disk
+        # Ends when the newest checkpoint is on disk.
+        with closing(data), closing(watch), closing(begun), collected_between_steps() as collect, saver:
             if ranks.on_main(watch.lacks_evaluation):  # the run ended between a checkpoint and the evaluation of its step
                 _evaluate(start.step, run, engine, data, watch)
             for step in range(done + 1, last + 1):

@@ -71,7 +71,7 @@ def _steps(named: str | None) -> tuple[int, int] | None:
     """The first and the last step of `20-22`, or of `20` alone."""
     if named is None:
         return None
-    first, _, last = named.partition("-")
-    if not (first.isdecimal() and (last or first).isdecimal() and 1 <= int(first) <= int(last or first)):
+    first, _, last = (named if "-" in named else f"{named}-{named}").partition("-")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise UserError(f"--profile-steps {named}: write the first and the last step, as 20-22")
-    return int(first), int(last or first)
+    return int(first), int(last)

@@ -20,7 +20,7 @@ class Profiler:
 
     def before(self, step: int) -> None:
         """Called before a step is begun."""
-        if step == self.first:
+        if self._profile is None and self.first <= step <= self.last:  # a resumed run may begin within them
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
             self._profile = profile(activities=activities, record_shapes=True)
             self._profile.start()

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from bench import gpu
-from bench.gpu_parts import PARTS, Part, Row
+from bench.gpu_common import Part, Row
+from bench.gpu_parts import PARTS
 
 
 def test_a_row_is_good_within_its_bounds_and_not_if_it_failed():
