@@ -50,6 +50,7 @@ def linear_cross_entropy(
     factors: Tensor,
     group: dist.ProcessGroup,
     kernels: Kernels = Kernels(),
+    columns: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of losses times factors, which can be differentiated, and each position's loss, which cannot.
 
@@ -60,13 +61,16 @@ def linear_cross_entropy(
         labels: [n], numbers of this rank's rows; below 0 or from v on where another rank has them.
         factors: [n] float32; where one is 0, the loss does not count, whatever it is.
         group: the tensor ranks.
+        columns: rows of every tensor rank, padding included: all of them must cut tokens into the same
+            pieces. None if `weight` has no padding.
 
     Returns:
         A scalar and [n], both float32 and the same on all tensor ranks. The gradient of `hidden` is this rank's part of it, to be
         summed over tensor ranks.
     """
     trains = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, factors, group, kernels, trains)
+    positions = positions_in_piece(columns or weight.shape[0], hidden.device.type != "cpu")
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, factors, group, kernels, positions, trains)
 
 
 class _Context(torch.autograd.function.FunctionCtx):
@@ -86,6 +90,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         factors: Tensor,
         group: dist.ProcessGroup,
         kernels: Kernels,
+        positions: int,
         trains: bool,
     ) -> tuple[Tensor, Tensor]:
         rows = weight.shape[0]
@@ -93,7 +98,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if trains else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if trains else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if trains and bias is not None else None
-        positions = positions_in_piece(rows, hidden.device.type != "cpu")
         for begin in range(0, len(hidden), positions):
             piece = slice(begin, begin + positions)
             logits, factor = F.linear(hidden[piece], weight, bias), factors[piece]
@@ -129,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         """The gradients are there; what the loss was multiplied with since is in `scale`."""
         grads = [None if grad is None else grad.mul_(scale).to(ctx.dtype) for grad in ctx.grads]
         ctx.grads = ()
-        return *grads, None, None, None, None, None
+        return *grads, *[None] * 6
 
 
 def _columns(labels: Tensor, rows: int) -> tuple[Tensor, Tensor]:

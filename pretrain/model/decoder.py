@@ -173,6 +173,7 @@ class Decoder(GPTModel):
             factors.T.flatten(),
             group,
             self._kernels,
+            columns=weight.shape[0],
         )
         return loss, losses.view_as(labels.T).T
 

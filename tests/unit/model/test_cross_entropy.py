@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
 from pretrain.cost import loss as pieces
+from pretrain.data.loader import open_data
+from pretrain.engine import build_engine
+from pretrain.model import cross_entropy
 from pretrain.model.cross_entropy import linear_cross_entropy
 from tests.support.live_bytes import LiveBytes
 
@@ -92,3 +95,13 @@ def test_temporary_memory_is_a_quarter_of_what_megatrons_takes_at_most(ranks, pr
             compute().backward()
         peak[name] = live.peak
     assert peak["here"] < 0.25 * peak["megatron"], peak
+
+
+def test_all_tensor_ranks_cut_tokens_into_the_same_pieces(project, ranks, monkeypatch):
+    """The last one has fewer rows, where they pad the vocabulary; collectives of other pieces would not match."""
+    run, asked = project.run(), []
+    monkeypatch.setattr(cross_entropy, "positions_in_piece", lambda columns, on_gpu: asked.append(columns) or 64)
+    data, engine = open_data(run), build_engine(run, ranks)
+    engine.step(1, data.batch(1), run.method.paths(1))
+    data.close()
+    assert run.recipe.model.vocab_size < run.recipe.model.padded_vocab_size and set(asked) == {run.recipe.model.padded_vocab_size}
