@@ -112,8 +112,16 @@ def moments_forgotten():
     return patch.object(Shard, "numbers", of_copies)
 
 
+def small_pieces():
+    """No break: the loss takes several pieces, as with a large vocabulary."""
+    from pretrain.cost import loss
+
+    return patch.object(loss, "PIECE_ON_CPU", 12_345)
+
+
 BREAKS = {
-    f.__name__: f for f in (shifted_path, tied_embedding_counted_twice, last_micro_batch_alone, no_clone, moments_forgotten)
+    f.__name__: f
+    for f in (shifted_path, tied_embedding_counted_twice, last_micro_batch_alone, no_clone, moments_forgotten, small_pieces)
 }
 
 

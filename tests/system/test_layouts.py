@@ -213,3 +213,13 @@ def test_every_layout_goes_on_from_its_checkpoint_bit_for_bit(request, name):
     assert unbroken["rows"] == again["rows"] and len(again["rows"]) == 4
     for parameter, weight in unbroken["weights"].items():
         assert torch.equal(weight, again["weights"][parameter]), parameter
+
+
+def test_a_loss_in_several_pieces_is_the_same_on_tensor_ranks(project, tmp_path):
+    """The last tensor rank has fewer rows than the others, and as many pieces."""
+    (one, _), (two, errors) = (
+        train(project, tmp_path, tensor, {"pieces": layout(tensor=tensor, **more)})
+        for tensor, more in ((1, {}), (2, {"break": "small_pieces"}))
+    )
+    assert two, errors
+    assert max(distances(two["pieces"], one["pieces"]).values()) < TOLERANCE
