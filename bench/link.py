@@ -1,12 +1,13 @@
 """Two replicas on a link of a set rate: what does a step with fewer layers cost, and what does overlap buy?
 
-    python -m bench.link [--mbit 400 ...] [--steps 6] [--former COMMIT] [options of train]
+    python -m bench.link [--mbit 400 ...] [--rounds 3] [--steps 4] [--former COMMIT] [options of train]
 
 Needs root, `ip` and `tc` (Debian's iproute2): two network namespaces on this machine are joined by a veth pair that
 `tc tbf` slows down in both directions, and each holds one process. Wall clock. The former program is checked out of git, and
-measured by the same worker in the same minutes; it reduced, updated and gathered all layers in every step. What computing takes
-is measured first, and what sending takes from a processor where the link has no limit; from both, what `plan` would say of each
-link.
+measured by the same worker; it reduced, updated and gathered all layers in every step. A round measures everything once, and all
+numbers are medians over the rounds: a minute in which the machine is slow falls on one round of many numbers, not on one number.
+In a round, what computing takes comes first, then what sending takes from a processor where the link has no limit; from both,
+what `plan` says of each link, before that link is there.
 """
 
 import argparse
@@ -23,7 +24,9 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from bench.namespaces import link, why_not
 
 if TYPE_CHECKING:
     from pretrain.config import Run
@@ -39,7 +42,6 @@ ONE_MICRO_BATCH = ["--ds.train_micro_batch_size_per_gpu", "8"]
 OVERLAP = ["--ds.zero_optimization.overlap_comm", "true"]
 NAMED: dict[str, list[str]] = {"by layer": [], "by layer, overlapped": OVERLAP}
 
-
 EXPLAINED = (
     "`whole run`: all steps with all layers, over a run of equal stages with these lengths. `its ideal`: if what is waited for"
     " with all layers shrank with the bytes. `as planned`: what `plan` makes of the rate, of computing alone and of what sending"
@@ -47,48 +49,6 @@ EXPLAINED = (
 )
 Row = dict[str, dict[str, float]]
 """By number of layers, seconds and bytes of a step."""
-
-
-def why_not() -> str | None:
-    """Return why a link cannot be made here; None if it can."""
-    missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
-    if missing:
-        return f"{' and '.join(missing)} not found; install iproute2"
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    made = subprocess.run(["ip", "netns", "add", f"try{os.getpid()}"], capture_output=True, text=True)
-    subprocess.run(["ip", "netns", "delete", f"try{os.getpid()}"], capture_output=True)
-    return None if made.returncode == 0 else f"ip netns: {made.stderr.strip()}"
-
-
-@contextmanager
-def link(mbit: int | None) -> Iterator[list[str]]:
-    """Two namespaces on a link of `mbit` Mbit/s each way, None for no limit; their names, which are also those of their
-    devices."""
-    names = [f"replica{n}x{os.getpid() % 10000}" for n in (0, 1)]
-    devices = [name[:15] for name in names]
-    try:
-        for name in names:
-            _run("ip", "netns", "add", name)
-        _run("ip", "link", "add", devices[0], "netns", names[0], "type", "veth", "peer", "name", devices[1], "netns", names[1])
-        for n, (name, device) in enumerate(zip(names, devices)):
-            inside = ["ip", "netns", "exec", name]
-            _run(*inside, "ip", "address", "add", f"10.91.7.{n + 1}/24", "dev", device)
-            for up in (device, "lo"):
-                _run(*inside, "ip", "link", "set", up, "up")
-            if mbit is not None:
-                limit = ["rate", f"{mbit}mbit", "burst", "256kb", "latency", "400ms"]
-                _run(*inside, "tc", "qdisc", "add", "dev", device, "root", "tbf", *limit)
-        yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
-
-
-def _run(*words: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"error: {' '.join(words)}: {done.stderr.strip()}")
 
 
 def replicas(names: Sequence[str], code: Path, folder: str, words: Sequence[str], together: bool = True) -> None:
@@ -229,12 +189,45 @@ def lines(mbit: int, rows: dict[str, Row], computing: dict[str, float], predicte
     return [*found, ""]
 
 
+def one_round(rates: Sequence[int], steps: int, former: str, options: Sequence[str]) -> dict[str, Any]:
+    """Measure everything once: what computes alone, what is sent without a limit, and each rate with what `plan` said of it."""
+    with link(None) as names:
+        computing = measure_alone(names, steps, options)
+        most = max(computing, key=int)
+        unlimited = {name: measure(names, HOME.parent, steps, [*more, *options])[most] for name, more in NAMED.items()}
+    whole = traffic_of(planned(options), int(most)).total
+    for row in unlimited.values():
+        row["per_byte"] = max(0.0, row["seconds"] - computing[most]) / whole
+    found: dict[str, Any] = {"computing": computing, "unlimited": unlimited}
+    for mbit in rates:
+        predicted = {
+            name: predict(computing, unlimited[name]["per_byte"], mbit, [*more, *options]) for name, more in NAMED.items()
+        }
+        rows: dict[str, Row] = {}
+        with link(mbit) as names:
+            if former != "none":
+                with checkout(former) as code:
+                    rows[f"former ({former})"] = measure(names, code, steps, options)
+            for name, more in NAMED.items():
+                rows[name] = measure(names, HOME.parent, steps, [*more, *options])
+        found[f"{mbit} Mbit/s"] = {"rows": rows, "predicted": predicted}
+    return found
+
+
+def middle(rounds: Sequence[Any]) -> Any:
+    """Numbers of all rounds, each the median of its rounds; `rounds` are dictionaries of the same keys, or numbers."""
+    if isinstance(rounds[0], dict):
+        return {key: middle([one[key] for one in rounds]) for key in rounds[0]}
+    return median(rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--mbit", type=int, nargs="+", default=[400], help="rates of the link in each direction; 400")
-    parser.add_argument("--steps", type=int, default=6, help="steps that are measured for each number of layers; 6")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each number of layers in a round; 4")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured; 3")
     parser.add_argument("--former", default=FORMER, metavar="COMMIT", help=f"the program to compare with, or none; {FORMER}")
     parser.add_argument("--out", type=Path, default=HOME / "results")
     args, options = parser.parse_known_args()
@@ -249,31 +242,18 @@ def main() -> None:
         "link": "both ways at its rate",
         "command": " ".join(["-m bench.link", *sys.argv[1:]]),
     }
-    with link(None) as names:
-        computing = measure_alone(names, args.steps, options)
-        most = max(computing, key=int)
-        whole = traffic_of(planned(options), int(most)).total
-        unlimited = {name: measure(names, HOME.parent, args.steps, [*more, *options])[most] for name, more in NAMED.items()}
-    per_byte = {name: max(0.0, row["seconds"] - computing[most]) / whole for name, row in unlimited.items()}
+    rounds = [one_round(args.mbit, args.steps, args.former, options) for _ in range(args.rounds)]
+    found = middle(rounds)
+    computing, unlimited = found["computing"], found["unlimited"]
     text = ["# Two replicas on a slow link", "", *(f"- {key}: {value}" for key, value in facts.items())]
     text += ["- nothing sent: " + ", ".join(f"{k} layers {s * 1000:.0f} ms" for k, s in computing.items())]
-    told = [f"{name} {unlimited[name]['seconds'] * 1000:.0f} ms or {per_byte[name] * 1e9:.2f} ns a byte" for name in NAMED]
-    text += [f"- sent without a limit, {most} layers: {'; '.join(told)}", ""]
-    results: dict[str, object] = {"facts": facts, "computing": computing, "per_byte": per_byte}
+    told = [f"{name} {row['seconds'] * 1000:.0f} ms or {row['per_byte'] * 1e9:.2f} ns a byte" for name, row in unlimited.items()]
+    text += [f"- sent without a limit, {max(computing, key=int)} layers: {'; '.join(told)}", ""]
     for mbit in args.mbit:
-        predicted = {name: predict(computing, per_byte[name], mbit, [*more, *options]) for name, more in NAMED.items()}
-        rows: dict[str, Row] = {}
-        with link(mbit) as names:
-            if args.former != "none":
-                with checkout(args.former) as code:
-                    rows[f"former ({args.former})"] = measure(names, code, args.steps, options)
-            for name, more in NAMED.items():
-                rows[name] = measure(names, HOME.parent, args.steps, [*more, *options])
-        results[f"{mbit} Mbit/s"] = {"rows": rows, "predicted": predicted}
-        text += lines(mbit, rows, computing, predicted)
+        text += lines(mbit, found[f"{mbit} Mbit/s"]["rows"], computing, found[f"{mbit} Mbit/s"]["predicted"])
     text += [textwrap.fill(EXPLAINED, 130), ""]
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "link.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.out / "link.json").write_text(json.dumps({"facts": facts, "median": found, "rounds": rounds}, indent=1) + "\n")
     (args.out / "link.md").write_text("\n".join(text))
     print("\n".join(text))
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from bench.link import HOME, OVERLAP, link, replicas, why_not
+from bench.link import HOME, OVERLAP, replicas
+from bench.namespaces import link, why_not
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench.link import why_not
+from bench.namespaces import why_not
 from tests.support.launch import torchrun
 
 SMALL = [
@@ -93,6 +93,8 @@ def test_link(tmp_path):
         "400",
         "--steps",
         "2",
+        "--rounds",
+        "1",
         "--former",
         "none",
         "--out",
@@ -107,7 +109,7 @@ def test_link(tmp_path):
         assert done.returncode == 1 and done.stderr == f"error: {problem}\n"
         pytest.skip(problem)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "link.json").read_text())["400 Mbit/s"]
+    found = json.loads((tmp_path / "link.json").read_text())["median"]["400 Mbit/s"]
     rows = found["rows"]
     assert found["predicted"].keys() == rows.keys() and "as planned" in done.stdout
     for row in rows.values():
