@@ -26,7 +26,7 @@ OPTIONS = (
     "scale-to",
     *TRAIN_OPTIONS,
 )
-DEFAULT_GPU, DEFAULT_MFU = "h100", 0.4
+DEFAULT_GPU = "h100"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus-per-node", type=int)
     parser.add_argument("--gpu", default=DEFAULT_GPU, help=", ".join(GPUS))
     parser.add_argument(
-        "--mfu", type=float, default=DEFAULT_MFU, help=f"share of the GPU's peak that training reaches; {DEFAULT_MFU}"
+        "--mfu", type=float, help="share of the GPU's peak that training reaches with all layers; if left out, estimated"
     )
     parser.add_argument("--price-per-gpu-hour", type=float)
     parser.add_argument(
@@ -112,7 +112,7 @@ def _require_sensible(args: argparse.Namespace) -> None:
     """
     if (args.nodes is None) != (args.gpus_per_node is None):
         raise UserError(f"{COMMAND_LINE}: --nodes and --gpus-per-node go together")
-    if args.nodes is None and (args.price_per_gpu_hour is not None or args.gpu != DEFAULT_GPU or args.mfu != DEFAULT_MFU):
+    if args.nodes is None and (args.price_per_gpu_hour is not None or args.gpu != DEFAULT_GPU or args.mfu is not None):
         raise UserError(f"{COMMAND_LINE}: --gpu, --mfu and --price-per-gpu-hour need --nodes and --gpus-per-node")
     for name, value, needed in (
         ("link-gbps", args.link_gbps, "nodes"),
@@ -132,7 +132,7 @@ def _require_sensible(args: argparse.Namespace) -> None:
     ):
         if value is not None and not least <= value < math.inf:
             raise UserError(f"{COMMAND_LINE}: --{name} {value:g} must be at least {least}")
-    if not 0 < args.mfu <= 1:
+    if args.mfu is not None and not 0 < args.mfu <= 1:
         raise UserError(f"{COMMAND_LINE}: --mfu {args.mfu:g} must be above 0 and at most 1")
     if args.gpu not in GPUS:
         raise UserError(f"{COMMAND_LINE}: --gpu {args.gpu}: known are {', '.join(GPUS)}")

@@ -33,11 +33,16 @@ class Shape:
 
     def layer(self) -> int:
         """Forward operations a token in one transformer layer."""
-        projections = 2 * 4 * self.hidden**2
-        attention = 2 * 2 * self.sequence * self.hidden
-        feed_forward = 2 * (3 if self.gated else 2) * self.hidden * self.ffn
         norms = 2 * 4 * self.hidden
-        return projections + attention + feed_forward + norms
+        return 2 * self.layer_weights() + self.attention() + norms
+
+    def layer_weights(self) -> int:
+        """Weights in the matrices of one layer."""
+        return 4 * self.hidden**2 + (3 if self.gated else 2) * self.hidden * self.ffn
+
+    def attention(self) -> int:
+        """Forward operations a token between queries, keys and values of one layer."""
+        return 2 * 2 * self.sequence * self.hidden
 
     def outside(self) -> int:
         """Forward operations a token outside the layers: embedding, final norm, output projection."""

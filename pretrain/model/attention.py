@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from megatron.core.transformer.attention import SelfAttention as MegatronSelfAttention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from pretrain.model.blocks import SIZE
+from pretrain.model.rotary import rotate
 
 
 def allowed(segments: Tensor, prefix: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -58,6 +60,27 @@ def block_mask(segments: Tensor, prefix: Tensor, tables: Mapping[str, Tensor]) -
     for name in ("q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices"):
         setattr(mask, name, tables[name])
     return mask
+
+
+class SelfAttention(MegatronSelfAttention):
+    """Megatron-Core's, from projection to projection, without what it does for inference and its own position embeddings."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | BlockMask, rotary_pos_emb: Tensor | None = None, **unused: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """
+        Args:
+            hidden_states: [s, b, h], or [s / tensor ranks, b, h] under sequence parallelism.
+            attention_mask: of dense_mask or block_mask.
+            rotary_pos_emb: of RotaryTables.
+
+        Returns:
+            As hidden_states, and the bias that is not yet added.
+        """
+        query, key, value = self.get_query_key_value_tensors(hidden_states, None)
+        if rotary_pos_emb is not None:
+            query, key = rotate(query, rotary_pos_emb), rotate(key, rotary_pos_emb)
+        return self.linear_proj(self.core_attention(query, key, value, attention_mask))
 
 
 class CoreAttention(MegatronModule):

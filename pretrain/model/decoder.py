@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from megatron.core.tensor_parallel.layers import (
@@ -13,7 +14,7 @@ from megatron.core.tensor_parallel.layers import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -24,12 +25,13 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from torch import Tensor
 
 from pretrain.config.recipe import Model, Recipe
-from pretrain.model.attention import CoreAttention
+from pretrain.model.attention import CoreAttention, SelfAttention
 from pretrain.model.cross_entropy import Kernels, compiled_kernels, linear_cross_entropy
 from pretrain.model.head import Transform
 from pretrain.model.layer import SkippableLayer
 from pretrain.model.linear import ColumnLinear, RowLinear
 from pretrain.model.norm import NORMS
+from pretrain.model.rotary import RotaryTables
 
 
 def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> TransformerConfig:
@@ -120,6 +122,10 @@ class Decoder(GPTModel):
             rotary_base=model.rotary_base,
             vp_stage=vp_stage,
         )
+        if model.position_embedding == "rope":
+            angles = self.get_submodule("rotary_pos_emb")
+            assert isinstance(angles, RotaryEmbedding)
+            self.rotary_pos_emb = RotaryTables(angles, config.params_dtype)
         self._pieces, self._kernels = model.vocab_size, compiled_kernels() if compiles else Kernels()
         if self.pre_process and model.position_embedding == "learned":
             self.embedding.position_embeddings.to(config.params_dtype)  # Megatron-Core leaves it in fp32

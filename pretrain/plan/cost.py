@@ -11,6 +11,7 @@ from pretrain.errors import UserError
 from pretrain.plan.balance import full_time, stage_time
 from pretrain.plan.hardware import GPUS, Gpu
 from pretrain.plan.memory import GIB, rank_memory
+from pretrain.plan.roofline import estimated_mfu
 
 USABLE = 0.9
 """Share of a GPU's memory that a plan may fill; the rest is the allocator's, NCCL's and the driver's."""
@@ -26,8 +27,8 @@ class Cluster:
     nodes: int
     gpus_per_node: int
     gpu_name: str = "h100"
-    mfu: float = 0.4
-    """Share of peak speed that all layers reach, the pipeline's bubble included."""
+    given_mfu: float | None = None
+    """Share of peak speed that all layers reach, the pipeline's bubble included; None to estimate it."""
     price_per_gpu_hour: float | None = None
 
     @property
@@ -64,10 +65,18 @@ def speed(run: Run) -> Speed:
     return Speed(ratio, 1 - max(busy) * run.micro_batches * (1 + run.backward_cost) / full, max(busy) / sum(busy))
 
 
+def mfu(run: Run, cluster: Cluster) -> float:
+    """Share of peak speed that a run's steps with all layers reach: as given, or the roofline's, less what a pipeline waits."""
+    if cluster.given_mfu is not None:
+        return cluster.given_mfu
+    pace = speed(run)
+    return estimated_mfu(run, cluster.gpu) * (1 - pace.bubble) / (pace.busiest * run.recipe.parallel.pipeline)
+
+
 def hours(run: Run, cluster: Cluster) -> tuple[float, float]:
     """Hours with all layers in every step, and with the run's method, at the cluster's MFU."""
     operations = run.recipe.shape.training(run.recipe.model.num_layers, run.tokens_per_step * run.steps)
-    full = operations / (cluster.gpus * cluster.gpu.tflops(run.ds.bf16.enabled) * 1e12 * cluster.mfu) / 3600
+    full = operations / (cluster.gpus * cluster.gpu.tflops(run.ds.bf16.enabled) * 1e12 * mfu(run, cluster)) / 3600
     return full, full * speed(run).ratio
 
 

@@ -8,7 +8,7 @@ from pretrain.config.checks import check
 from pretrain.cost.flops import expected_active, savings
 from pretrain.errors import UserError
 from pretrain.plan.balance import full_time, stage_time
-from pretrain.plan.cost import Cluster, speed
+from pretrain.plan.cost import Cluster, mfu, speed
 from pretrain.plan.wire import Traffic, traffic
 from pretrain.subnetwork.methods import FullKeys
 from pretrain.subnetwork.schedule import Stage
@@ -160,7 +160,7 @@ def forecast(run: Run, cluster: Cluster, links: Links) -> Forecast:
 
 def _pace(run: Run, stage: Stage, cluster: Cluster, links: Links) -> Pace:
     p, shape = run.recipe.parallel, run.recipe.shape
-    tflops = cluster.gpu.tflops(run.ds.bf16.enabled) * 1e12 * cluster.mfu
+    tflops = cluster.gpu.tflops(run.ds.bf16.enabled) * 1e12 * mfu(run, cluster)
     passes = 3 / (1 + run.backward_cost)  # an MFU counts no operation twice, and recomputation does
     full = shape.training(shape.layers, run.tokens_per_step) / (cluster.gpus * tflops)
     ratio = savings(run.method, shape, [stage]).model_flops if p.pipeline == 1 else stage_time(run, stage) / full_time(run)
@@ -176,7 +176,7 @@ def _pace(run: Run, stage: Stage, cluster: Cluster, links: Links) -> Pace:
 def scaled(run: Run, cluster: Cluster, most: int) -> Iterator[tuple[Cluster, Run | None]]:
     """The run on one node, two, four and so on to `most` GPUs, its batch as it is; None where it cannot run so.
 
-    With fewer micro-batches a pipeline waits more while it fills and drains: the MFU falls by as much.
+    With fewer micro-batches a pipeline waits more while it fills and drains: an MFU that was given falls by as much.
     """
     nodes, busy = 1, 1 - speed(run).bubble
     while nodes * cluster.gpus_per_node <= most:
@@ -184,7 +184,8 @@ def scaled(run: Run, cluster: Cluster, most: int) -> Iterator[tuple[Cluster, Run
         grown = replace(run, world_size=larger.gpus)
         try:
             check(grown)
-            yield replace(larger, mfu=cluster.mfu * (1 - speed(grown).bubble) / busy), grown
+            given = cluster.given_mfu
+            yield replace(larger, given_mfu=given and given * (1 - speed(grown).bubble) / busy), grown
         except UserError:
             yield larger, None
         nodes *= 2

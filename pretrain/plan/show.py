@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from pretrain.config import Run
-from pretrain.plan import tables
+from pretrain.plan import cluster_tables, tables
 from pretrain.plan.cost import Cluster, why_not_plain
 from pretrain.plan.link import Links
 from pretrain.plan.target import offers
@@ -28,16 +28,18 @@ def print_plan(
     proposed = [] if target is None else offers(run, target)  # what cannot be fulfilled is reported first
     console = _console()
     shown = [tables.size(run), tables.batches(run), tables.stages(run), tables.savings_table(run), tables.ranks(run)]
+    if (by_paths := tables.paths(run)) is not None:
+        shown.insert(3, by_paths)
     warned = list(warnings(run))
     if cluster is not None:
-        shown.append(tables.cost(run, cluster))
+        shown.append(cluster_tables.cost(run, cluster))
         warned += room_warnings(run, cluster)
         if links is not None:
-            shown.append(tables.link(run, cluster, links))
+            shown.append(cluster_tables.link(run, cluster, links))
             if scale_to is not None:
-                shown.append(tables.scale(run, cluster, links, scale_to))
+                shown.append(cluster_tables.scale(run, cluster, links, scale_to))
         if suggestions:
-            shown.append(tables.suggestions(run, cluster))
+            shown.append(cluster_tables.suggestions(run, cluster))
     if target is not None:
         shown.append(tables.target_table(proposed, target))
         warned += target_warnings(proposed, target)
@@ -50,7 +52,7 @@ def print_plan(
 
 def print_suggestions(run: Run, cluster: Cluster) -> bool:
     """The layouts alone, for a run whose own cannot run; False if there is none."""
-    table = tables.suggestions(run, cluster)
+    table = cluster_tables.suggestions(run, cluster)
     _console().print(
         table if table.row_count else f"no layout of this recipe can run there; without splitting the model: {why_not_plain(run)}"
     )

@@ -1,26 +1,28 @@
-"""What `plan` shows: model, batch, stages, savings, and on a cluster memory, balance, time and money."""
+"""What `plan` shows of a run: model, batch, stages, paths, savings, memory by rank."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from rich.table import Table
 
 from pretrain.config import Run
+from pretrain.config.checks import check
 from pretrain.cost.flops import expected_active, savings
+from pretrain.errors import UserError
 from pretrain.observe.console import short
 from pretrain.plan.balance import spread
-from pretrain.plan.cost import Cluster, hours, speed, suggest
-from pretrain.plan.link import BENDS_AT, Links, forecast, scaled
 from pretrain.plan.memory import GIB, rank_memory
 from pretrain.plan.parameters import count_parameters
 from pretrain.plan.target import Offer, Refused
-from pretrain.plan.wire import traffic
+from pretrain.plan.wire import active_layers, traffic
 
-MOST_SUGGESTIONS = 12
+PATHS = (1, 2, 4, 8)
+"""Paths a step that are shown beside the run's own."""
 
 
 def size(run: Run) -> Table:
-    table = _table(f"{run.name}: model", "part", "parameters")
+    table = table_of(f"{run.name}: model", "part", "parameters")
     parameters = count_parameters(run)
     layers = sum(n for name, n in parameters.items() if name.startswith("decoder.layers."))
     table.add_row(f"{run.recipe.model.num_layers} layers", f"{layers:,}")
@@ -32,7 +34,7 @@ def size(run: Run) -> Table:
 
 
 def batches(run: Run) -> Table:
-    table = _table("batch", "what", "how many")
+    table = table_of("batch", "what", "how many")
     length = run.recipe.data.sequence_length
     rows = {
         "samples in a step": f"{run.batch} of {length} tokens",
@@ -51,7 +53,7 @@ def batches(run: Run) -> Table:
 
 
 def stages(run: Run) -> Table:
-    table = _table(
+    table = table_of(
         f"schedule: {run.method.name}",
         "stage",
         "steps",
@@ -76,8 +78,31 @@ def stages(run: Run) -> Table:
     return table
 
 
+def paths(run: Run) -> Table | None:
+    """What another number of paths a step would send; None where nothing is sent or a step has one path in any case."""
+    block = run.ds.progressive_subnetwork
+    if run.data_parallel == 1 or block.method == "full" or "paths_per_step" not in type(block).model_fields:
+        return None
+    table = table_of(
+        "paths a step, and what it sends, mean of the run", "paths", "layers that any of them uses", "sent to replicas"
+    )
+    own = len(run.method.paths(run.steps))
+    for count in sorted({own, *PATHS}):
+        changed = block.model_copy(update={"paths_per_step": count})
+        other = replace(run, ds=run.ds.model_copy(update={"progressive_subnetwork": changed}))
+        try:
+            check(other)
+        except UserError:
+            continue
+        weights = [(stage, stage.steps / run.steps) for stage in other.method.stages]
+        layers = sum(active_layers(other, stage) * share for stage, share in weights)
+        sent = sum(traffic(other, stage).total * share for stage, share in weights)
+        table.add_row(f"{count}{' (this run)' * (count == own)}", f"{layers:.3g}", f"{sent / 1e6:,.1f} MB")
+    return table
+
+
 def savings_table(run: Run) -> Table:
-    table = _table("against all layers in every step", "", "fewer", "saved")
+    table = table_of("against all layers in every step", "", "fewer", "saved")
     saved, shape = savings(run.method, run.recipe.shape), run.recipe.shape
     table.add_row("layer FLOPs", f"{saved.layer_factor:.2f}x", f"{100 * (1 - float(saved.layer_flops)):.1f} %")
     table.add_row("model FLOPs = ideal speed-up", f"{saved.model_factor:.2f}x", f"{100 * (1 - saved.model_flops):.1f} %")
@@ -89,7 +114,7 @@ def savings_table(run: Run) -> Table:
 
 def ranks(run: Run) -> Table:
     p = run.recipe.parallel
-    table = _table(
+    table = table_of(
         f"each GPU, by pipeline rank: tensor {p.tensor} x pipeline {p.pipeline} x data {run.data_parallel}"
         + (f", {p.virtual} chunks a rank" if p.virtual > 1 else ""),
         "rank",
@@ -114,117 +139,8 @@ def ranks(run: Run) -> Table:
     return table
 
 
-def cost(run: Run, cluster: Cluster) -> Table:
-    table = _table(
-        f"{cluster.nodes} node{'s' * (cluster.nodes > 1)} of {cluster.gpus_per_node} {cluster.gpu_name}, {100 * cluster.mfu:g}"
-        " % MFU",
-        "",
-        "all layers",
-        run.method.name,
-    )
-    full, paths = hours(run, cluster)
-    pace = speed(run)
-    table.add_row("hours", f"{full:,.1f}", f"{paths:,.1f}")
-    table.add_row("GPU hours", f"{full * cluster.gpus:,.1f}", f"{paths * cluster.gpus:,.1f}")
-    if cluster.price_per_gpu_hour is not None:
-        price = cluster.price_per_gpu_hour * cluster.gpus
-        table.add_row("cost", f"{full * price:,.0f}", f"{paths * price:,.0f}")
-    table.add_row("ideal speed-up of this layout", "1.00x", f"{1 / pace.ratio:.2f}x")
-    table.add_row("busiest pipeline rank's share of the operations", f"{100 * pace.busiest:.1f} %", "")
-    if run.recipe.parallel.pipeline > 1:
-        even = [spread(run, stage).busiest(run.recipe.parallel.pipeline) for stage in run.method.stages]
-        table.add_row(
-            "busiest pipeline rank's active layers over the mean, by stage", "1.00", " ".join(f"{ratio:.2f}" for ratio in even)
-        )
-    table.add_row("busiest pipeline rank waits (fill and drain)", f"{100 * pace.bubble:.1f} %", "")
-    return table
-
-
-def link(run: Run, cluster: Cluster, links: Links) -> Table:
-    found = forecast(run, cluster, links)
-    table = _table(
-        f"steps with {links.node:g} Gbit/s between nodes and {links.gpu:g} in them; {100 * cluster.mfu:g} % MFU but for waiting",
-        "",
-        "computing",
-        "sent by a GPU",
-        "step",
-        "waits",
-    )
-    named = [("all layers", found.full), *((f"stage {n}", pace) for n, pace in enumerate(found.stages, start=1))]
-    for name, pace in named:
-        table.add_row(
-            name,
-            f"{pace.computing * 1000:,.1f} ms",
-            f"{pace.sent.total / 1e6:,.1f} MB",
-            f"{pace.whole * 1000:,.1f} ms",
-            f"{100 * (1 - pace.computing / pace.whole):.1f} %",
-        )
-    table.add_row("speed-up of the run", f"{1 / speed(run).ratio:.2f}x", "", f"{found.speedup:.2f}x", "")
-    return table
-
-
-def scale(run: Run, cluster: Cluster, links: Links, most: int) -> Table:
-    table = _table(
-        f"with more GPUs and the same batch, to {most:,}",
-        "GPUs",
-        "hours, all layers",
-        f"hours, {run.method.name}",
-        "speed-up",
-        "ideal",
-        "waits",
-        "",
-    )
-    bent = False
-    for larger, grown in scaled(run, cluster, most):
-        if grown is None:
-            table.add_row(f"{larger.gpus:,}", "–", "–", "–", "–", "–", "cannot run so")
-            continue
-        found = forecast(grown, larger, links)
-        bends, bent = not bent and found.waits > BENDS_AT, bent or found.waits > BENDS_AT
-        table.add_row(
-            f"{larger.gpus:,}",
-            f"{found.full.whole * run.steps / 3600:,.1f}",
-            f"{found.seconds * run.steps / 3600:,.1f}",
-            f"{found.speedup:.2f}x",
-            f"{1 / speed(grown).ratio:.2f}x",
-            f"{100 * found.waits:.1f} %",
-            "bends here" if bends else "",
-        )
-    return table
-
-
-def suggestions(run: Run, cluster: Cluster) -> Table:
-    table = _table(
-        "layouts that can run, the best first",
-        "tensor",
-        "sequence",
-        "pipeline",
-        "chunks",
-        "data",
-        "GiB a GPU",
-        "fits",
-        "step, relative",
-        "ideal speed-up",
-    )
-    found = suggest(run, cluster)
-    for s in found[:MOST_SUGGESTIONS]:
-        p = s.run.recipe.parallel
-        table.add_row(
-            str(p.tensor),
-            "yes" if p.sequence else "no",
-            str(p.pipeline),
-            str(p.virtual),
-            str(s.run.data_parallel),
-            f"{s.memory_gib:.1f}",
-            "yes" if s.fits else "no",
-            f"{s.seconds / found[0].seconds:.2f}",
-            f"{1 / speed(s.run).ratio:.2f}x",
-        )
-    return table
-
-
 def target_table(proposed: Sequence[Offer | Refused], target: float) -> Table:
-    table = _table(
+    table = table_of(
         f"for {target:g} times fewer layer FLOPs",
         "method",
         "path lengths",
@@ -253,7 +169,8 @@ def _numbers(layers: tuple[int, ...]) -> str:
     return ", ".join(parts)
 
 
-def _table(title: str, *columns: str) -> Table:
+def table_of(title: str, *columns: str) -> Table:
+    """An empty table; the head is left out of one with a name and a number a row."""
     table = Table(title=title, title_justify="left", title_style="bold", show_header=len(columns) > 2)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 or column.startswith("probability") else "right")

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from pretrain.engine import build_engine
+from pretrain.plan.tables import paths
 from pretrain.plan.warnings import expected_longest, warnings
 
 
@@ -82,6 +83,17 @@ def test_independent_draws_are_told_what_they_cost(project):
     block = "ds.progressive_subnetwork"
     run = project.run(f"{block}.sampler=bernoulli", f"{block}.paths_per_step=4", world_size=4)
     assert any("the slowest replica sets the pace" in text for text in warnings(run))
+
+
+def test_more_paths_a_step_use_more_layers_and_send_more(project):
+    table = paths(project.run("ds.progressive_subnetwork.paths_per_step=2", world_size=2))
+    assert table is not None
+    counts, layers, sent = (list(column.cells) for column in table.columns)
+    assert counts[:3] == ["1", "2 (this run)", "4"] and float(layers[0]) == 6
+    assert sorted(layers) == layers and float(layers[0]) < float(layers[-1]), layers
+    megabytes = [float(text.removesuffix(" MB")) for text in sent]
+    assert sorted(megabytes) == megabytes
+    assert paths(project.run()) is None and paths(project.run("ds.progressive_subnetwork.method=full", world_size=2)) is None
 
 
 def test_unbalanced_pipelines_and_long_warm_ups_are_warned_of(project):
