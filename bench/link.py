@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from bench.arguments import positive
 from bench.namespaces import link, why_not
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ Row = dict[str, dict[str, float]]
 def replicas(names: Sequence[str], code: Path, folder: str, words: Sequence[str], together: bool = True) -> None:
     """Run the worker in both namespaces, as replicas of one job or each alone; it writes into `folder`, alone into its `0` and
     `1`."""
-    processes = []
+    processes, errors = [], [open(f"{folder}/errors_of_{rank}", "w") for rank in range(len(names))]
     for rank, name in enumerate(names):
         out = folder if together else f"{folder}/{rank}"
         Path(out).mkdir(exist_ok=True)
@@ -66,17 +68,27 @@ def replicas(names: Sequence[str], code: Path, folder: str, words: Sequence[str]
                  str(HOME / "path_speed.json"), name[:15], out, words[0], words[1], *merged(words[2:])],
                 env={**os.environ, **(place if together else alone), "MASTER_PORT": "29571", "GLOO_SOCKET_IFNAME": name[:15],
                      "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                stdout=subprocess.DEVNULL, stderr=errors[rank],
             )
         )  # fmt: skip
-    told = [process.communicate()[1] for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit(f"error: a replica failed: {told[0] or told[1]}")
+    try:
+        while None in (codes := [process.poll() for process in processes]) and not any(codes):
+            time.sleep(0.05)
+        if any(codes):
+            failed = next(rank for rank, code in enumerate(codes) if code)
+            raise SystemExit(f"error: replica {failed} failed: {Path(errors[failed].name).read_text()}")
+    finally:
+        for process, file in zip(processes, errors):
+            process.kill()
+            process.wait()
+            file.close()
 
 
 def merged(options: Sequence[str]) -> list[str]:
     """Put options of train on top of those of every measurement; of one that is there twice the last one counts."""
     words = [word for option in (*SIZE, *METHOD, *options) for word in option.split("=", 1)]
+    if len(words) % 2:
+        raise SystemExit(f"error: {words[-1]} has no value")
     return [word for pair in dict(zip(words[::2], words[1::2])).items() for word in pair]
 
 
@@ -102,16 +114,15 @@ def _medians(folder: Path) -> Row:
 
 
 def planned(options: Sequence[str]) -> "Run":
-    """The run that is measured, as `plan` sees it."""
+    """The run that is measured, as `plan` sees it; ends with what is wrong with the options."""
     from pretrain.config import read_run
     from pretrain.config.command_line import option_pairs
+    from pretrain.errors import UserError
 
-    return read_run(
-        str(HOME / "path_speed.yaml"),
-        option_pairs(merged(options)),
-        str(HOME / "path_speed.json"),
-        2,
-    )
+    try:
+        return read_run(str(HOME / "path_speed.yaml"), option_pairs(merged(options)), str(HOME / "path_speed.json"), 2)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def traffic_of(run: "Run", layers: int) -> "Traffic":
@@ -221,19 +232,34 @@ def middle(rounds: Sequence[Any]) -> Any:
     return median(rounds)
 
 
+def require(args: argparse.Namespace, options: Sequence[str]) -> None:
+    """End here, not after an hour, if something of it cannot be."""
+    run = planned(options)
+    if len({stage.path_length for stage in run.method.stages}) < 2:
+        sys.exit("error: command line: path_lengths needs two lengths at least, to compare steps with more and with fewer layers")
+    known = ["git", "rev-parse", "--verify", "--quiet", f"{args.former}^{{commit}}"]
+    if args.former != "none" and subprocess.run(known, cwd=HOME.parent, capture_output=True).returncode != 0:
+        sys.exit(f"error: command line: --former {args.former}: no such commit; use one of `git log`, or none")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"error: command line: --out {args.out}: {error.strerror}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--mbit", type=int, nargs="+", default=[400], help="rates of the link in each direction; 400")
-    parser.add_argument("--steps", type=int, default=4, help="steps of each number of layers in a round; 4")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured; 3")
+    parser.add_argument("--mbit", type=positive, nargs="+", default=[400], help="rates of the link in each direction; 400")
+    parser.add_argument("--steps", type=positive, default=4, help="steps of each number of layers in a round; 4")
+    parser.add_argument("--rounds", type=positive, default=3, help="how often everything is measured; 3")
     parser.add_argument("--former", default=FORMER, metavar="COMMIT", help=f"the program to compare with, or none; {FORMER}")
     parser.add_argument("--out", type=Path, default=HOME / "results")
     args, options = parser.parse_known_args()
     options = [*ONE_MICRO_BATCH, *options]
     if (problem := why_not()) is not None:
         sys.exit(f"error: {problem}")
+    require(args, options)
     from pretrain.versions import device_name
 
     facts: dict[str, object] = {
@@ -252,7 +278,6 @@ def main() -> None:
     for mbit in args.mbit:
         text += lines(mbit, found[f"{mbit} Mbit/s"]["rows"], computing, found[f"{mbit} Mbit/s"]["predicted"])
     text += [textwrap.fill(EXPLAINED, 130), ""]
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "link.json").write_text(json.dumps({"facts": facts, "median": found, "rounds": rounds}, indent=1) + "\n")
     (args.out / "link.md").write_text("\n".join(text))
     print("\n".join(text))

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+class LinkError(Exception):
+    """This machine cannot make the link."""
+
+
 def why_not() -> str | None:
     """Return why a link cannot be made here; None if it can."""
     missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
@@ -14,15 +18,21 @@ def why_not() -> str | None:
         return f"{' and '.join(missing)} not found; install iproute2"
     if os.geteuid() != 0:
         return "network namespaces need root"
-    made = subprocess.run(["ip", "netns", "add", f"try{os.getpid()}"], capture_output=True, text=True)
-    subprocess.run(["ip", "netns", "delete", f"try{os.getpid()}"], capture_output=True)
-    return None if made.returncode == 0 else f"ip netns: {made.stderr.strip()}"
+    try:
+        with link(1000):
+            return None
+    except LinkError as error:
+        return str(error)
 
 
 @contextmanager
 def link(mbit: int | None) -> Iterator[list[str]]:
     """Two namespaces on a link of `mbit` Mbit/s each way, None for no limit; their names, which are also those of their
-    devices."""
+    devices.
+
+    Raises:
+        LinkError: with the command that failed.
+    """
     names = [f"replica{n}x{os.getpid() % 10000}" for n in (0, 1)]
     devices = [name[:15] for name in names]
     try:
@@ -46,4 +56,4 @@ def link(mbit: int | None) -> Iterator[list[str]]:
 def _run(*words: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"error: {' '.join(words)}: {done.stderr.strip()}")
+        raise LinkError(f"{' '.join(words)}: {done.stderr.strip()}")

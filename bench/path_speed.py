@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from bench.arguments import positive
 from pretrain.config import Run, read_run
 from pretrain.config.command_line import option_pairs
 from pretrain.cost.makespan import active_by_part, ideal_pipeline_ratio
@@ -48,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--rounds", type=int, choices=range(1, 1000), metavar="N", default=24)
+    parser.add_argument("--rounds", type=positive, metavar="N", default=24)
     parser.add_argument("--out", type=Path, default=HOME / "results")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     args, rest = parser.parse_known_args()
@@ -93,7 +94,12 @@ class Result:
             ("whole step, half the layers over all", self.ratio("engine half", "engine"), None),
             ("measured over ideal", self.ratio("engine half", "engine") / self.ideal, self.bar),
         ]
-        if "half, uniform" in self.seconds:
+        rest = [
+            median(a - b for a, b in zip(self.seconds[f"engine{of}"], self.seconds[of.strip() or "all"])) for of in (" half", "")
+        ]
+        if "half, uniform" not in self.seconds:
+            rows.append(("all but forward and backward (optimizer, replicas), half the layers over all", rest[0] / rest[1], 1.0))
+        else:
             uniform = [a / b for a, b in zip(self.seconds["half, uniform"], self.seconds["all"])]
             rows.append(("uniform paths (exact), mean over paths: half the layers over all", mean(uniform), None))
             rows.append(("the same by operations (ideal)", mean(self.uniform_ideal), None))

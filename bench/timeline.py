@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from bench.link import HOME, OVERLAP, replicas
+from bench.arguments import positive
+from bench.link import HOME, OVERLAP, planned, replicas
 from bench.namespaces import link, why_not
 
 if TYPE_CHECKING:
@@ -154,11 +155,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--mbit", type=int, default=400, help="rate of the link in each direction; 400")
+    parser.add_argument("--mbit", type=positive, default=400, help="rate of the link in each direction; 400")
     parser.add_argument("--out", type=Path, default=HOME.parent / "docs/images/step_timeline.png")
     args, options = parser.parse_known_args()
     if (problem := why_not()) is not None:
         sys.exit(f"error: {problem}")
+    planned([*OVERLAP, *TOLD, *options])
     with link(args.mbit) as names, tempfile.TemporaryDirectory() as folder:
         replicas(names, HOME.parent, folder, ["2", "timeline", *OVERLAP, *TOLD, *options])
         found = json.loads((Path(folder) / "timeline.json").read_text())

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from bench.namespaces import why_not
+from pretrain.plan.roofline import COUNTS
 from tests.support.launch import torchrun
 
 SMALL = [
@@ -137,3 +138,15 @@ def test_gpu_parts_run_on_a_small_model_and_a_failed_bar_is_told(tmp_path):
     assert all(part["rows"] and part["problem"] is None for part in parts.values())
     page = (tmp_path / "gpu.md").read_text()
     assert "numbers that differ after 20 missed updates, of 5,000,000 | 0 | at most 0 |" in page and "not met" not in page
+
+
+@pytest.mark.long
+def test_kernels_of_a_layer_are_no_more_than_was_counted(tmp_path):
+    words = ["--recipes", "ul2_tiny", "--out", tmp_path]
+    done = subprocess.run([sys.executable, "-m", "bench.kernels", *map(str, words)], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]["ul2_tiny"]
+    for (how, way), most in COUNTS.items():
+        found = rows[how][way]
+        assert found["products"] == (5 if way == "forward" else 9) and found["products"] + found["others"] <= most.kernels
+        assert found["bytes"] <= 1.1 * (most.hidden * 128 + most.ffn * 384), "angles weigh more where heads are few"

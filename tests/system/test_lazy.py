@@ -6,12 +6,15 @@ from itertools import product
 
 import pytest
 
+from tests.support.before import BEFORE
 from tests.support.launch import torchrun
 
 pytestmark = pytest.mark.dist
 RAPTR = {"method": "raptr", "path_lengths": "4-6-8", "balance_groups": 2}
 METHODS = {
     "raptr": {**RAPTR, "paths_per_step": 1},
+    "raptr on 2 paths": {**RAPTR, "paths_per_step": 2},
+    "raptr on 4 paths": {**RAPTR, "paths_per_step": 4},
     "raptr on 8 paths": {**RAPTR, "paths_per_step": 8},
     "pld": {"method": "pld", "theta": 0.3, "gamma": 0.1},
     "stacking": {"method": "stacking", "path_lengths": "4-6-8"},
@@ -28,7 +31,7 @@ def case(seed: int, replicas: int, method: str | None = None, events: bool = Tru
         "ds.progressive_subnetwork": json.dumps(METHODS[method] | seed_of_paths),
         "steps": 24,
         "ds.train_batch_size": 16,
-        "ds.train_micro_batch_size_per_gpu": 2 if "8" in method else 16 // replicas // draw.choice([1, 2]),
+        "ds.train_micro_batch_size_per_gpu": 2 if "paths" in method else 16 // replicas // draw.choice([1, 2]),
         "ds.gradient_clipping": draw.choice([0.4, 0.0]),
         "ds.bf16.enabled": draw.random() < 0.3,
         "ds.zero_optimization.stage": draw.choice([1, 2, 3]),
@@ -85,6 +88,17 @@ def test_two_replicas(project, tmp_path):
     require_equal(results)
     for name, ranks in results.items():
         assert (min(ranks[0]["updates"]) == 24) == ("exact" in name)
+
+
+def test_losses_and_norms_are_those_from_before_layers_slept(tmp_path):
+    """The twin shares code with what it judges; this run was made when there was none of it."""
+    process = torchrun(2, "tests.support.before", tmp_path / "rows.json")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    found = json.loads((tmp_path / "rows.json").read_text())
+    assert len(found) == len(BEFORE["rows"]) == 40
+    for row, expected in zip(found, BEFORE["rows"]):
+        assert row == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_messages_are_cut_into_changes_no_weight(project, tmp_path):

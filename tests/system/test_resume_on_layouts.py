@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from tests.support.layouts import BF16, BF16_LOSS, BF16_NORM, REPLICAS, TOLERANCE, layout, train
+from tests.support.layouts import BF16, BF16_LOSS, BF16_NORM, OVERLAP, REPLICAS, TOLERANCE, layout, train
 
 pytestmark = pytest.mark.dist
 HALF, LAST = 10, 20
@@ -30,7 +30,15 @@ BF16_LAYOUTS = {
     "bf16 DP2 with ZeRO-3": (2, layout(zero=3, **REPLICAS, **BF16)),
     "bf16 TP2 x PP2": (4, layout(tensor=2, pipeline=2, **BF16)),
 }
-EVERYTHING = {**LAYOUTS, **BF16_LAYOUTS}
+ASLEEP = {"ds.progressive_subnetwork.skipped_update": "none"}
+"""Layers that sleep keep their own count of steps, which goes with them."""
+ASLEEP_LAYOUTS = {
+    "asleep DP2 with ZeRO-3": (2, layout(zero=3, **REPLICAS, **OVERLAP, **ASLEEP)),
+    "asleep PP2 with ZeRO-2": (2, layout(pipeline=2, zero=2, **ASLEEP)),
+    "asleep TP2 x DP2": (4, layout(tensor=2, **REPLICAS, **ASLEEP)),
+}
+FAMILIES = (LAYOUTS, BF16_LAYOUTS, ASLEEP_LAYOUTS)
+EVERYTHING = {name: case for family in FAMILIES for name, case in family.items()}
 SAMPLE = {
     ("one", "TP2 x PP2"),
     ("TP2 x PP2", "DP2 with ZeRO-2"),
@@ -43,6 +51,8 @@ SAMPLE = {
     ("PP2", "one"),
     ("bf16 DP2", "bf16 TP2 x PP2"),
     ("bf16 TP2 x PP2", "bf16 DP2 with ZeRO-3"),
+    ("asleep DP2 with ZeRO-3", "asleep PP2 with ZeRO-2"),
+    ("asleep PP2 with ZeRO-2", "asleep TP2 x DP2"),
 }
 """A tour of all layouts, to fewer ranks and to more. The others are for `make test-all`; test_layouts.py has some of the
 diagonal."""
@@ -50,7 +60,7 @@ QUICK = {("TP2", "DP2"), ("DP2", "PP2"), ("PP2", "one")}
 """Its part for `make test`."""
 SOURCES = {source for source, _ in SAMPLE}
 QUICK_SOURCES = {source for source, _ in QUICK}
-OTHERS = {pair for family in (LAYOUTS, BF16_LAYOUTS) for pair in itertools.permutations(family, 2)} - SAMPLE
+OTHERS = {pair for family in FAMILIES for pair in itertools.permutations(family, 2)} - SAMPLE
 
 
 def launch(project, folder, cases: dict[str, dict]) -> dict:
