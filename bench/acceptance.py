@@ -3,8 +3,8 @@
     python -m bench.acceptance --out DIR [--device auto|cuda|cpu] -- srun WORDS... python -P
 
 What follows `--` starts a module on all tasks of the job. Collectives, the same losses on every layout as in one process, the
-time that skipped layers save, and a run that is killed and resumed; each has a log in DIR. Writes DIR/acceptance.json, and a line
-for docs/tested_on.md.
+time that skipped layers save, a run that is killed and resumed, and bench.gpu on one GPU; each has a log in DIR. Writes
+DIR/acceptance.json, and a line for docs/tested_on.md.
 """
 
 import argparse
@@ -15,137 +15,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from bench.acceptance_job import PART_SECONDS, STEPS, Failed, Job, Layout, Part
+from bench.gpu_common import Row
 from bench.path_speed import Result
 from pretrain.errors import TrainingStopped
-from pretrain.observe.metrics import read_rows, training_rows
 from pretrain.ranks.device import device_type
 from pretrain.versions import commit
 
-STEPS, KILLED_AFTER = 20, 10
-LEARNING_RATE = 3e-4
-"""A tenth of the quick start's: its own makes single steps so steep, as a stage begins, that rounding comes out a thousand times
-larger."""
+KILLED_AFTER = 10
+"""Steps, of those of each run."""
 TOLERANCE = 1e-4
 """Between the losses of two layouts, in fp32."""
-PART_SECONDS = 400
+GPU_SECONDS = 600
 LARGER = (
     "--model.hidden_size 2048 --model.num_attention_heads 16 --model.ffn_hidden_size 5632 --data.sequence_length 1024"
     " --ds.bf16.enabled true"
 )
 """Sizes of path_speed's model on GPUs, which would be waiting for the CPU otherwise."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the tasks are used; what is left over is replicas."""
-
-    tensor: int = 1
-    pipeline: int = 1
-
-    @property
-    def options(self) -> list[str]:
-        return ["--parallel.tensor", str(self.tensor), "--parallel.pipeline", str(self.pipeline)]
-
-    def name(self, tasks: int) -> str:
-        sizes = {"TP": self.tensor, "PP": self.pipeline, "DP": tasks // (self.tensor * self.pipeline)}
-        return "x".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "one"
-
-
-def layouts(tasks: int, tasks_per_node: int) -> list[Layout]:
-    """Those that the tasks can form; tensor ranks over several nodes only if nodes have one task."""
-    wanted = [Layout(), Layout(tensor=2), Layout(pipeline=2), Layout(tensor=4), Layout(tensor=2, pipeline=2)]
-    widest = max(2, tasks_per_node)
-    return [layout for layout in wanted if tasks % (layout.tensor * layout.pipeline) == 0 and layout.tensor <= widest]
-
-
-@dataclass(frozen=True)
-class Part:
-    """What came of one part."""
-
-    name: str
-    good: bool
-    words: str
-    """In a line: what was measured, or what went wrong."""
-    facts: dict = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-class Failed(Exception):
-    """A part did not do what it should; the message says what."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """The allocation that this runs in."""
-
-    number: str
-    tasks: int
-    nodes: int
-    out: Path
-    device: str
-    rounds: int
-    """Rounds of path_speed."""
-    launcher: Sequence[str]
-
-    @property
-    def layouts(self) -> list[Layout]:
-        return layouts(self.tasks, self.tasks // self.nodes)
-
-    def start(self, name: str, *words: object, alone: bool = False) -> subprocess.Popen:
-        """A step of the job, its output in DIR/NAME.log; on one task if alone."""
-        srun, *rest = self.launcher
-        few = ["--nodes=1", "--ntasks=1"] if alone else []
-        command = [srun, f"--job-name={name}", *few, *rest, *map(str, words)]
-        environment = {**os.environ, "PRETRAIN_CACHE": str(self.out / "data")}  # all nodes see that one
-        with (self.out / f"{name}.log").open("w") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-
-    def finish(self, name: str, process: subprocess.Popen) -> None:
-        """Wait for a step.
-
-        Raises:
-            Failed: it took too long, or ended badly.
-        """
-        try:
-            code = process.wait(PART_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise Failed(f"took longer than {PART_SECONDS} s; {self.out / name}.log") from None
-        if code:
-            told = [
-                line
-                for line in (self.out / f"{name}.log").read_text(errors="replace").splitlines()
-                if re.search("error|stopped|Error", line)
-            ]
-            raise Failed(f"ended with {code}: {told[0].strip() if told else 'no word why'}; {self.out / name}.log")
-
-    def train(self, name: str, layout: Layout, alone: bool = False) -> subprocess.Popen:
-        """The quick start's model, in fp32, for a few steps."""
-        batch = 2 * self.tasks * -(-8 // self.tasks)  # whatever the layout, replicas divide it, and so do two paths
-        sizes = ["--ds.train_batch_size", batch, "--ds.train_micro_batch_size_per_gpu", 1, "--steps", STEPS, "--save-every", 6]
-        sizes += ["--ds.optimizer.params.lr", LEARNING_RATE, "--ds.scheduler.params.warmup_num_steps", 5]
-        return self.start(
-            name,
-            "-m",
-            "pretrain",
-            "train",
-            "ul2_tiny",
-            "--run-dir",
-            self.out / name,
-            "--device",
-            self.device,
-            *sizes,
-            *layout.options,
-            alone=alone,
-        )
-
-    def losses(self, name: str) -> list[float]:
-        return [row["loss"] for row in training_rows(read_rows(self.out / name / "metrics.jsonl"))]
 
 
 def collectives(job: Job) -> Part:
@@ -261,6 +152,27 @@ def path_speed(job: Job) -> Part:
     return Part("path speed", good, f"half the layers, measured over ideal: {words}", {"ratios": ratios, "bars": bars})
 
 
+def one_gpu(job: Job) -> Part:
+    """bench.gpu's parts and bars, on one of the GPUs."""
+    if job.device != "cuda":
+        return Part("one gpu", True, "no GPU in this job")
+    found = job.out / "gpu" / "gpu.json"
+    try:
+        job.finish("gpu", job.start("gpu", "-m", "bench.gpu", "--out", found.parent, alone=True), GPU_SECONDS)
+    except Failed:
+        if not found.exists():
+            raise
+    return judge_gpu(json.loads(found.read_text())["parts"])
+
+
+def judge_gpu(parts: Sequence[dict]) -> Part:
+    """Return what failed of bench.gpu's parts, or how many lines hold."""
+    failed = [f"{part['name']}: {part['problem']}" for part in parts if part["problem"] is not None]
+    rows = [(part["name"], Row(**row)) for part in parts for row in part["rows"]]
+    failed += [f"{name}: {row.what} {row.shown} {row.wanted}".strip() for name, row in rows if not row.good]
+    return Part("one gpu", not failed, "; ".join(failed) or f"{len(rows)} lines hold", {"parts": list(parts)})
+
+
 def judged(part: Callable[[Job], Part], job: Job) -> Part:
     """What came of a part, told as it comes."""
     name, began = part.__name__.replace("_", " "), time.time()
@@ -310,7 +222,7 @@ def main() -> int:
         args.rounds,
         args.launcher,
     )
-    wanted, parts = (collectives, parity, kill_and_resume, path_speed), []
+    wanted, parts = (collectives, parity, kill_and_resume, path_speed, one_gpu), []
     for part in wanted:
         parts.append(judged(part, job))  # written each time: the job may come to its limit
         good, told = len(parts) == len(wanted) and all(part.good for part in parts), line(job, parts)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from pretrain.plan.wire import Traffic
 
 HOME = Path(__file__).parent
-FORMER = "1053206"
-"""The last commit before layers were summed, updated and gathered by themselves."""
+FORMER = "f759c0d"
+"""A commit at which each step summed, updated and gathered all layers."""
 SIZE = ["--model.hidden_size", "256", "--model.ffn_hidden_size", "768", "--model.num_attention_heads", "4"]
 METHOD = ["--ds.progressive_subnetwork.path_lengths", "6-8-10-12", "--data.sequence_length", "128"]
 ONE_MICRO_BATCH = ["--ds.train_micro_batch_size_per_gpu", "8"]

@@ -16,8 +16,12 @@ from bench.path_speed import random_batch
 from pretrain.config import read_run
 from pretrain.config.command_line import option_pairs
 from pretrain.place import find_place
-from pretrain.ranks.launch import join, launch
-from pretrain.ranks.libraries import prepare_libraries
+
+try:
+    from pretrain.ranks.launch import join, launch
+    from pretrain.ranks.libraries import prepare_libraries
+except ModuleNotFoundError:  # as at f759c0d
+    from pretrain.parallel.ranks import join, launch, prepare_libraries  # type: ignore[import-not-found, no-redef]
 
 WARM_UP = 2
 
@@ -28,7 +32,10 @@ def main() -> None:
     run = read_run(recipe, option_pairs(options), ds, place.world_size)
     prepare_libraries("cpu")
     with join("cpu", place, Path(out)) as ranks, launch(run.recipe, ranks):
-        from pretrain.engine import build_engine
+        try:
+            from pretrain.engine import build_engine
+        except ModuleNotFoundError:
+            from pretrain.parallel.engine import Engine as build_engine  # type: ignore[import-not-found, no-redef]
 
         engine = build_engine(run, ranks)
         batches = [random_batch(run, index) for index in range(run.micro_batches)]

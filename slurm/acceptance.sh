@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Does everything work on this cluster? A quarter of an hour: collectives, the same losses on every layout as in one process, a run that is killed and
-# resumed, the time that skipped layers save. Writes DIR/acceptance.json and a line for docs/tested_on.md; please send it.
+# Does everything work on this cluster? Some twenty minutes: collectives, the same losses on every layout as in one process, a run that is killed and
+# resumed, the time that skipped layers save, and on one of its GPUs what bench.gpu tries. Writes DIR/acceptance.json and a line for docs/tested_on.md; please send it.
 #
 #   sbatch slurm/acceptance.sh [--out DIR]
 #

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
-from torch.autograd.profiler import record_function
 
 from pretrain.config import Run
 from pretrain.config.deepspeed import DeepSpeedConfig
@@ -27,6 +26,7 @@ from pretrain.optim.interface import ModelOptimizer, Ran
 from pretrain.optim.layerwise import LayerwiseOptimizer
 from pretrain.optim.model import ChunkedModel
 from pretrain.optim.rates import learning_rate
+from pretrain.ranges import named
 from pretrain.ranks.process import Ranks
 from pretrain.results import Evaluation, StepResult
 from pretrain.subnetwork import LayerPath
@@ -86,6 +86,10 @@ class Engine:
         Raises:
             TrainingStopped: ranks disagree about the paths.
         """
+        with named(f"step {step}"):
+            return self._begin(step, batches, paths)
+
+    def _begin(self, step: int, batches: Sequence[Batch], paths: Sequence[LayerPath]) -> agreement.Outcome:
         # Before the schedule, because ranks on different paths would wait for each other for ever in it.
         targets = agreement.targets_and_paths(self.ranks, step, batches, paths, self.optimizer.fingerprint())
         self.model.train()
@@ -95,7 +99,7 @@ class Engine:
         losses = [entry["sums"].sum() for entry in entries]
         sums = agreement.sum_losses(self.ranks, self.batching, losses, self.stopwatch.read_and_reset())
         lr = learning_rate(self.ds.scheduler, self.ds.optimizer.params.lr, self.recipe.steps, step)
-        with record_function("sums, norm and update"):
+        with named("sums, norm and update"):
             grad_norm = self.optimizer.finish(lr, torch.isfinite(sums).all())
         return agreement.Outcome(step, self.batching, sums, grad_norm, lr, targets, self.ranks.device.type == "cuda")
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
-from torch.autograd.profiler import record_function
 
 from pretrain.config.recipe import Recipe
 from pretrain.config.run import Batching
@@ -15,6 +14,7 @@ from pretrain.engine.stopwatch import Stopwatch
 from pretrain.model.attention import block_mask, dense_mask
 from pretrain.model.decoder import Decoder
 from pretrain.model.layer import LayerInputs
+from pretrain.ranges import named
 
 ReduceLosses = Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Entry]]
 Output = Tensor | tuple[Tensor, Tensor]
@@ -67,6 +67,6 @@ class Schedule:
         mask = block_mask(segments, prefix, batch) if self.uses_flex else dense_mask(segments, prefix, self.dtype)
         inputs = LayerInputs(mask, micro_batch.path)
         factors = batch["targets"] * scale
-        with self.stopwatch.running(), record_function("micro-batch"):
+        with self.stopwatch.running(), named("micro-batch"):
             output = chunk(batch["tokens"], batch["positions"], inputs, labels=batch["labels"], loss_mask=factors)
         return output, lambda losses: reduce_losses(*losses, batch["targets"], batch["kinds"], self.kinds)

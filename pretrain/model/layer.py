@@ -9,10 +9,10 @@ import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
-from torch.autograd.profiler import record_function
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from pretrain.ranges import named
 from pretrain.subnetwork import LayerPath
 
 Recompute = Literal["none", "layer", "selective"]
@@ -81,7 +81,7 @@ class SkippableLayer(TransformerLayer):
             scale = path.scale[layer]
             function = selective if self._selects else SkippableLayer.compute
         compute = partial(function, self, mask=mask, scale=scale, attention=attention)
-        with record_function(f"layer {layer}"):
+        with named(f"layer {layer}"):
             if self.recompute == "layer" and self.training:
                 return tensor_parallel.checkpoint(compute, False, hidden_states), context
             return compute(hidden_states), context

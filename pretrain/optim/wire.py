@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.optim.groups import FlatGroup
+from pretrain.ranges import named
 
 JOINED_BELOW = 2**18
 """Elements, 1 MiB in fp32: groups below that are sent together with their neighbours, since a message's delay would be seen."""
@@ -91,6 +92,10 @@ class Wire:
 
     def start_sum(self, bundle: Bundle) -> Transfer:
         """Start to sum a bundle's gradients over replicas; they end in `reduced` of its groups."""
+        with named("reduction"):
+            return self._start_sum(bundle)
+
+    def _start_sum(self, bundle: Bundle) -> Transfer:
         sent = self._joined([piece.of(piece.group.need_gradients(), self.replicas) for piece in bundle], self.dtype)
         if self.scatters:
             own = sent.view(self.replicas, -1)[self.replica]

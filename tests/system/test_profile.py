@@ -16,6 +16,7 @@ def test_the_steps_that_were_asked_for_are_recorded_and_change_nothing(project, 
     names = [event["name"] for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"] if "name" in event]
     assert "aten::mm" in table.read_text() and names.count("sums, norm and update") == 2
     assert any(name.startswith("layer ") for name in names) and "micro-batch" in names
+    assert names.count("step 3") == names.count("step 4") == 1 and "step 5" not in names
 
 
 def test_a_run_that_begins_or_ends_within_the_steps_still_writes_what_it_has(project, tmp_path):

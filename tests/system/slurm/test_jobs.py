@@ -411,7 +411,7 @@ def test_acceptance(cluster, tmp_path):
     told = (tmp_path / f"acceptance-{number}.out").read_text()
     found = json.loads((tmp_path / "its results" / "acceptance.json").read_text())
     good = {part["name"]: part["good"] for part in found["parts"]}
-    assert list(good) == ["collectives", "parity", "kill and resume", "path speed"]
+    assert list(good) == ["collectives", "parity", "kill and resume", "path speed", "one gpu"]
     assert all(good[name] for name in good if name != "path speed"), told  # one round beside other tests is no measure of speed
     assert found["parts"][3]["facts"]["ratios"].keys() == {"DP2", "PP2"}, told
     assert state == ("COMPLETED" if all(good.values()) else "FAILED") and found["line"] in told

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench.acceptance import Failed, Job, Layout, Part, furthest, judged, layouts, line
+from bench.acceptance import furthest, judge_gpu, judged, line
+from bench.acceptance_job import Failed, Job, Layout, Part, layouts
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,14 @@ def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
     )
     assert "FAILED" in capsys.readouterr().out
     assert "**kill and resume: ended with" in line(job, [part, Part("parity", True, "fine")])
+
+
+def test_what_a_gpu_does_not_do_is_named():
+    row = {"what": "MFU", "value": 0.41, "most": None, "least": 0.38, "failed": False}
+    good = {"name": "speed", "rows": [row], "problem": None, "seconds": 3.0}
+    assert judge_gpu([good]).good and judge_gpu([good]).words == "1 lines hold"
+    slow = judge_gpu([{**good, "rows": [{**row, "value": 0.2}]}, {**good, "name": "smoke", "problem": "no time was left"}])
+    assert not slow.good and slow.words == "smoke: no time was left; speed: MFU 0.2 at least 0.38"
 
 
 def test_tensor_ranks_stay_on_a_node():
