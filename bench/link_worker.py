@@ -21,7 +21,7 @@ try:
     from pretrain.ranks.launch import join, launch
     from pretrain.ranks.libraries import prepare_libraries
 except ModuleNotFoundError:  # as at f759c0d
-    from pretrain.parallel.ranks import join, launch, prepare_libraries  # type: ignore[import-not-found, no-redef]
+    from pretrain.parallel.ranks import join, launch, prepare_libraries  # type: ignore[no-redef]
 
 WARM_UP = 2
 
@@ -35,7 +35,7 @@ def main() -> None:
         try:
             from pretrain.engine import build_engine
         except ModuleNotFoundError:
-            from pretrain.parallel.engine import Engine as build_engine  # type: ignore[import-not-found, no-redef]
+            from pretrain.parallel.engine import Engine as build_engine  # type: ignore[no-redef]
 
         engine = build_engine(run, ranks)
         batches = [random_batch(run, index) for index in range(run.micro_batches)]
