@@ -6,6 +6,7 @@ Shapes: b samples in a micro-batch, s positions, h hidden size; the residual str
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 
@@ -14,7 +15,8 @@ from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
 from pretrain.config.run import Batching
 from pretrain.data.batch import Batch
-from pretrain.engine import agreement
+from pretrain.engine import agreement, scoring
+from pretrain.engine.loss import by_position
 from pretrain.engine.micro_batch import MicroBatch
 from pretrain.engine.schedule import Entry, Schedule
 from pretrain.engine.stopwatch import Stopwatch
@@ -114,6 +116,27 @@ class Engine:
         kinds = self.recipe.data.kinds
         sums, counts = agreement.held_out_totals(self.ranks, len(kinds), entries)
         return Evaluation.of(kinds, sums, counts)
+
+    @torch.no_grad()
+    def score(self, samples: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Return for each position the loss of its label, and whether no token is likelier, with all layers.
+
+        Args:
+            samples: [n, s], the same on all ranks, however many.
+
+        Returns:
+            [n, s] float32 and [n, s] bool, on all ranks.
+        """
+        path, layout = LayerPath.full(self.recipe.model.num_layers), self.recipe.parallel
+        self.optimizer.wake(path)
+        self.model.eval()
+        rounds = scoring.rounds(len(samples.tokens), self.batching, layout.pipeline if layout.virtual > 1 else 1)
+        shares = scoring.shares(samples, rounds, self.batching, self.ranks.data_parallel_rank)
+        micro_batches = [MicroBatch(batch, path) for batch in shares]
+        entries = self.schedule.run(micro_batches, scale=1.0, forward_only=True, reduce=by_position)
+        self.stopwatch.read_and_reset()  # belongs to no step
+        losses, is_best = scoring.together(self.ranks, entries, rounds, self.batching, samples.tokens.shape[1])
+        return losses[: len(samples.tokens)], is_best[: len(samples.tokens)]
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], scale: float, forward_only: bool = False) -> list[Entry]:
         """Run micro-batches through the schedule; entries of the last pipeline rank, none elsewhere."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.config.recipe import Recipe
 from pretrain.config.run import Batching
-from pretrain.engine.loss import Entry, reduce_losses
+from pretrain.engine.loss import Entry, Made, Reduce, by_kind
 from pretrain.engine.micro_batch import MicroBatch
 from pretrain.engine.stopwatch import Stopwatch
 from pretrain.model.attention import block_mask, dense_mask
@@ -16,9 +16,9 @@ from pretrain.model.decoder import Decoder
 from pretrain.model.layer import LayerInputs
 from pretrain.ranges import named
 
-ReduceLosses = Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Entry]]
-Output = Tensor | tuple[Tensor, Tensor]
-"""What a chunk makes: the residual stream; the last one a scalar to be differentiated, and losses, [b, s]."""
+ReduceMade = Callable[[Made], tuple[Tensor, Tensor, Entry]]
+Output = Tensor | Made
+"""What a chunk makes: the residual stream, but for the last one."""
 
 
 class Schedule:
@@ -38,15 +38,18 @@ class Schedule:
         self.kinds = len(recipe.data.kinds)
         self.sequence_length, self.micro_batch_size = recipe.data.sequence_length, batching.micro_batch_size
 
-    def run(self, micro_batches: Sequence[MicroBatch], scale: float, forward_only: bool = False) -> list[Entry]:
+    def run(
+        self, micro_batches: Sequence[MicroBatch], scale: float, forward_only: bool = False, reduce: Reduce = by_kind
+    ) -> list[Entry]:
         """Run forward and backward over all micro-batches; entries of the last pipeline rank, none elsewhere.
 
         Args:
             scale: factor on the loss that is differentiated.
+            reduce: makes an entry of what the last chunk makes.
         """
 
-        def forward(iterator: Iterator[MicroBatch], chunk: Decoder) -> tuple[Output, ReduceLosses]:
-            return self._forward(next(iterator), chunk, scale)
+        def forward(iterator: Iterator[MicroBatch], chunk: Decoder) -> tuple[Output, ReduceMade]:
+            return self._forward(next(iterator), chunk, scale, reduce)
 
         interleaved = len(self.chunks) > 1
         iterators = [iter(micro_batches) for _ in self.chunks]
@@ -60,7 +63,7 @@ class Schedule:
             forward_only=forward_only,
         )
 
-    def _forward(self, micro_batch: MicroBatch, chunk: Decoder, scale: float) -> tuple[Output, ReduceLosses]:
+    def _forward(self, micro_batch: MicroBatch, chunk: Decoder, scale: float, reduce: Reduce) -> tuple[Output, ReduceMade]:
         """Run a chunk's forward pass; returns its output, and what the schedule calls with the last chunk's."""
         batch = micro_batch.on(self.device, with_blocks=self.uses_flex)
         segments, prefix = batch["segments"], batch["prefix"]
@@ -69,4 +72,4 @@ class Schedule:
         factors = batch["targets"] * scale
         with self.stopwatch.running(), named("micro-batch"):
             output = chunk(batch["tokens"], batch["positions"], inputs, labels=batch["labels"], loss_mask=factors)
-        return output, lambda losses: reduce_losses(*losses, batch["targets"], batch["kinds"], self.kinds)
+        return output, lambda made: reduce(made, batch, self.kinds)

@@ -51,8 +51,9 @@ def linear_cross_entropy(
     group: dist.ProcessGroup,
     kernels: Kernels = Kernels(),
     columns: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the sum of losses times factors, which can be differentiated, and each position's loss, which cannot.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sum of losses times factors, which can be differentiated, and for each position its loss and whether no token is
+    likelier than its label, which cannot.
 
     Args:
         hidden: [n, h], what the output projection reads, the same on all tensor ranks.
@@ -65,8 +66,8 @@ def linear_cross_entropy(
             pieces. None if `weight` has no padding.
 
     Returns:
-        A scalar and [n], both float32 and the same on all tensor ranks. The gradient of `hidden` is this rank's part of it, to be
-        summed over tensor ranks.
+        A scalar and [n], both float32, and [n] bool, the same on all tensor ranks. The gradient of `hidden` is this rank's part,
+        to be summed over tensor ranks.
     """
     trains = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     positions = positions_in_piece(columns or weight.shape[0], hidden.device.type != "cpu")
@@ -92,9 +93,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         kernels: Kernels,
         positions: int,
         trains: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         rows = weight.shape[0]
-        losses = torch.empty_like(factors)
+        losses, is_best = torch.empty_like(factors), torch.empty_like(factors, dtype=torch.bool)
         grad_hidden = torch.empty_like(hidden) if trains else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if trains else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if trains and bias is not None else None
@@ -108,7 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             totals = torch.stack([kernels.sum_of_exponentials(logits, top), own])
             _all_reduce(totals, dist.ReduceOp.SUM, group)
             total, shifted = totals
-            losses[piece] = total.log() - shifted
+            losses[piece], is_best[piece] = total.log() - shifted, shifted == 0
             if grad_hidden is None or grad_weight is None:
                 continue
             grad = kernels.scaled_exponentials(logits, top, factor / total)
@@ -125,11 +126,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_bias += grad.sum(0, dtype=torch.float32)
         ctx.grads = grad_hidden, grad_weight, grad_bias
         ctx.dtype = weight.dtype
-        ctx.mark_non_differentiable(losses)
-        return torch.where(factors == 0, 0.0, losses * factors).sum(), losses
+        ctx.mark_non_differentiable(losses, is_best)
+        return torch.where(factors == 0, 0.0, losses * factors).sum(), losses, is_best
 
     @staticmethod
-    def backward(ctx: _Context, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients are there; what the loss was multiplied with since is in `scale`."""
         grads = [None if grad is None else grad.mul_(scale).to(ctx.dtype) for grad in ctx.grads]
         ctx.grads = ()

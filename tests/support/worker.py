@@ -21,6 +21,7 @@ prepare_libraries("cpu")  # before Megatron-Core is imported
 
 from pretrain.ranks.groups import destroy_groups, make_groups  # noqa: E402
 from pretrain.ranks.process import Ranks  # noqa: E402
+from tests.support.requests import scores  # noqa: E402
 
 STEPS = 20
 
@@ -32,8 +33,8 @@ def main() -> None:
     dist.init_process_group("gloo")
     results = {}
     for name, settings in json.loads(Path(cases).read_text()).items():
-        broken, lengths, folder, steps, go_on = (
-            settings.pop(key, None) for key in ("break", "count", "resume", "steps of test", "go on")
+        broken, lengths, folder, steps, go_on, requests = (
+            settings.pop(key, None) for key in ("break", "count", "resume", "steps of test", "go on", "score")
         )
         run = read_run(recipe, [("--" + key, value) for key, value in settings.items()], ds, dist.get_world_size())
         ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
@@ -41,6 +42,8 @@ def main() -> None:
         with BREAKS[broken]() if broken else nullcontext():
             if lengths:
                 results[name] = count_collectives(run, ranks, map(int, lengths.split("-")))
+            elif requests:
+                results[name] = [vars(score) for score in scores(run, ranks, requests, both_ways=True)]
             elif go_on:
                 results[name] = train_from(run, ranks, **{**go_on, "folder": Path(go_on["folder"])})
             else:

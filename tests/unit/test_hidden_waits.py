@@ -19,6 +19,7 @@ KNOWN = {
     "engine/agreement.py Outcome.read": "the one wait of a step, for the numbers of the step before",
     "engine/agreement.py held_out_totals": "once an evaluation",
     "engine/engine.py build_engine": "once a run",
+    "engine/scoring.py together": "once for many requests",
     "engine/micro_batch.py in_one_copy": "the one copy of a micro-batch, from pinned memory",
     "model/decoder.py Decoder.global_name": "a name",
     "model/layer.py SkippableLayer.forward": "the residual scale, which stays on the CPU",

@@ -11,7 +11,7 @@ import pytest
 ORDER = [
     "errors",
     "files schema hashing streams",
-    "place versions",
+    "place versions ranges",
     "subnetwork",
     "cost",
     "data.batch data.draws",
@@ -31,6 +31,7 @@ ORDER = [
     "plan",
     "inspect",
     "export",
+    "evaluate",
     "study",
     "train",
     "cli",

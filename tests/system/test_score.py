@@ -1,0 +1,112 @@
+"""Requests are scored as transformers scores them with the same mask, and the same on every layout."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pretrain.checkpoint.directory import RunDirectory
+from pretrain.checkpoint.saver import Saver
+from pretrain.config.run import Position
+from pretrain.data.loader import open_data
+from pretrain.engine import build_engine
+from pretrain.evaluate.requests import score
+from pretrain.export.huggingface import export
+from tests.support.layouts import BF16, REPLICAS, TOLERANCE, layout, train
+from tests.support.requests import random_requests, scores
+
+COUNT = 41
+"""Not a multiple of anything, so that micro-batches are filled up."""
+
+
+@pytest.fixture(scope="module")
+def trained(project, ranks, tmp_path_factory):
+    """(engine, exported model, run) after two steps at a high learning rate, so that masks matter."""
+    run, home = project.run("ds.optimizer.params.lr=0.05"), tmp_path_factory.mktemp("run")
+    engine, data, directory = build_engine(run, ranks), open_data(run), RunDirectory(home / "run")
+    for step in (1, 2):
+        result = engine.step(step, data.batch(step), run.method.paths(step))
+    with Saver(run, engine.optimizer, ranks, directory, data.checksums()) as saver:
+        saver.begin(run.position(Position(), 2), result.lr)
+    data.close()
+    export(directory.path, home / "hf")
+    return engine, AutoModelForCausalLM.from_pretrained(home / "hf", dtype=torch.float32), run
+
+
+@torch.no_grad()
+def theirs(model, request, both_ways: bool) -> tuple[float, bool]:
+    """One request at a time, no packing, nothing padded: a mask of four dimensions says who reads whom."""
+    tokens = torch.tensor([request.context + request.continuation])
+    length, context = tokens.shape[1], len(request.context)
+    may = torch.ones(length, length).tril()
+    if both_ways:
+        may[:, :context] = 1
+    mask = torch.zeros(1, 1, length, length).masked_fill(may == 0, torch.finfo(torch.float32).min)
+    logits = model(tokens, attention_mask=mask).logits[0, context - 1 : -1].double()
+    labels = tokens[0, context:]
+    return float(logits.log_softmax(-1).gather(1, labels[:, None]).sum()), bool((logits.argmax(-1) == labels).all())
+
+
+@pytest.mark.parametrize("both_ways", [True, False])
+def test_scores_are_those_of_transformers_with_the_same_mask_and_of_no_other(trained, both_ways):
+    engine, model, run = trained
+    length = run.recipe.data.sequence_length
+    requests = random_requests(COUNT, run.recipe.model.vocab_size, length)
+    with torch.no_grad():  # some continuations are what greedy decoding gives
+        for number in range(0, COUNT, 2):
+            request = requests[number]
+            best = theirs_greedy(model, request, both_ways)
+            requests[number] = type(request)(request.context, best)
+    found = score(engine, requests, length, 0, both_ways)
+    for request, ours in zip(requests, found, strict=True):
+        log_likelihood, is_greedy = theirs(model, request, both_ways)
+        assert ours.log_likelihood == pytest.approx(log_likelihood, abs=1e-3) and ours.is_greedy == is_greedy
+    assert 0 < sum(one.is_greedy for one in found) < COUNT
+    others = [theirs(model, request, not both_ways)[0] for request in requests]
+    assert max(abs(ours.log_likelihood - other) for ours, other in zip(found, others)) > 1e-2, "the other mask gives other scores"
+
+
+def theirs_greedy(model, request, both_ways: bool) -> tuple[int, ...]:
+    """The likeliest next token, alone."""
+    tokens = torch.tensor([request.context])
+    length = tokens.shape[1]
+    may = torch.ones(length, length) if both_ways else torch.ones(length, length).tril()
+    mask = torch.zeros(1, 1, length, length).masked_fill(may == 0, torch.finfo(torch.float32).min)
+    return (int(model(tokens, attention_mask=mask).logits[0, -1].argmax()),)
+
+
+def test_order_and_company_change_no_score(trained):
+    engine, _, run = trained
+    length = run.recipe.data.sequence_length
+    requests = random_requests(COUNT, run.recipe.model.vocab_size, length)
+    together = score(engine, requests, length, 0, True)
+    backwards = score(engine, requests[::-1], length, 0, True)[::-1]
+    alone = [score(engine, [request], length, 0, True)[0] for request in requests]
+    for one, *others in zip(together, backwards, alone, strict=True):
+        assert all(other.log_likelihood == pytest.approx(one.log_likelihood, abs=1e-5) for other in others)
+
+
+LAYOUTS = {
+    "TP2": layout(tensor=2),
+    "TP2 with sequence parallelism": layout(tensor=2, sequence=True),
+    "PP2": layout(pipeline=2),
+    "PP2 with two virtual chunks": layout(pipeline=2, virtual=2),
+    "DP2": layout(**REPLICAS),
+    "DP2 without ZeRO": layout(zero=0, **REPLICAS),
+    "DP2 with ZeRO-2": layout(zero=2, **REPLICAS),
+    "DP2 with ZeRO-3": layout(zero=3, **REPLICAS),
+    "bf16 DP2 with ZeRO-3": layout(zero=3, **REPLICAS, **BF16),
+}
+
+
+@pytest.mark.dist
+def test_every_layout_gives_the_same_scores(project, ranks, tmp_path):
+    one = {
+        name: scores(project.run(*(f"{key}={value}" for key, value in {**layout(), **more}.items())), ranks, COUNT, True)
+        for name, more in {"fp32": {}, "bf16": BF16}.items()
+    }
+    results, errors = train(project, tmp_path, 2, {name: {**case, "score": COUNT} for name, case in LAYOUTS.items()})
+    assert results.keys() == LAYOUTS.keys(), errors
+    for name, found in results.items():
+        within = 0.05 if "bf16" in name else TOLERANCE
+        for ours, expected in zip(found, one["bf16" if "bf16" in name else "fp32"], strict=True):
+            assert ours["log_likelihood"] / ours["tokens"] == pytest.approx(expected.log_likelihood / expected.tokens, abs=within)
