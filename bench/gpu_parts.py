@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 from bench.gpu_common import Part, Row, engine_of, last_line, model_sizes, seconds_of
 
@@ -181,6 +182,8 @@ def timed(recipe: str, device: str, compiles: str) -> list[dict]:
             if (peak := peak_tflops(device, GPUS)) is not None:
                 least = {"ul2_124m": 0.38, "ul2_1.6b": 0.48}[recipe] if (what, compiles) == ("all layers", "layers") else None
                 rows.append(Row(f"{name}: {what}, MFU", operations / seconds[what] / 1e12 / peak, least=least))
+        if compiles == "layers":  # a layer's, and two passes over logits
+            rows.append(Row(f"{name}: graphs", torch._dynamo.utils.counters["stats"]["unique_graphs"], most=3))
         ideal = shape.training(half.length) / shape.training(layers)
         most = 1.08 if compiles == "layers" else None
         rows.append(
@@ -200,6 +203,33 @@ def peak_tflops(device: str, gpus: dict) -> float | None:
         return None
     here = torch.cuda.get_device_name().lower().replace(" ", "")
     return next((gpu.bf16_tflops for name, gpu in gpus.items() if name.split("-")[0] in here), None)
+
+
+def checkpoint(device: str) -> Iterator[Row]:
+    """What a save takes from training: the copy to the CPU. Checksums and the disk have a thread of their own."""
+    from pretrain.checkpoint.directory import RunDirectory
+    from pretrain.checkpoint.saver import Saver
+    from pretrain.config.run import Position
+    from pretrain.data.identity import TOKENIZER
+    from pretrain.subnetwork import LayerPath
+
+    recipe, (batch, micro) = next(iter(model_sizes(device).items()))
+    waits, writes = [], []
+    with engine_of(recipe, device, batch, micro) as (engine, run, batches), tempfile.TemporaryDirectory() as folder:
+        with Saver(run, engine.optimizer, engine.ranks, RunDirectory(Path(folder)), {TOKENIZER: "none"}) as saver:
+            for step in (1, 2, 3, 4):
+                result = engine.step(step, batches, [LayerPath.full(run.recipe.model.num_layers)])
+                began = time.perf_counter()
+                saver.begin(run.position(Position(), step), result.lr)
+                waits.append(time.perf_counter() - began)
+                saver.finish()
+                writes.append(time.perf_counter() - began)
+            size = 4 * sum(saver.state.lengths.values())  # fp32
+    yield Row(f"{recipe}: state, GiB", size / 2**30)
+    yield Row(f"{recipe}: training waits for the first save, memory made, s", waits[0])
+    yield Row(f"{recipe}: for a later one, s", median(waits[1:]))
+    yield Row(f"{recipe}: that is GB/s", size / median(waits[1:]) / 1e9)
+    yield Row(f"{recipe}: until it is on the disk, s", median(writes[1:]))
 
 
 def where_time_goes(device: str) -> Iterator[Row]:
@@ -232,6 +262,7 @@ PARTS = {
     "replay": Part("Updates that a sleeping layer missed, against as many steps of the fused AdamW.", 40, replay),
     "attention": Part("Flex attention with its block tables against sdpa with a dense mask.", 60, attention),
     "speed": Part("Steps with all layers and with half of them; MFU counts active operations.", 300, speed),
+    "checkpoint": Part("What a save takes from training.", 90, checkpoint),
     "where_time_goes": Part("A compiled step with all layers, by kernel.", 90, where_time_goes),
 }
 

@@ -61,6 +61,9 @@ TWO = twice(
     "PP2 with two virtual chunks, recomputed, compiled": layout(pipeline=2, virtual=2, **RECOMPUTE, **COMPILED),
     "DP2 with ZeRO-3, selectively recomputed, compiled": layout(zero=3, **REPLICAS, **SELECTIVE, **COMPILED),
     "DP2, replicas on paths apart, overlapped, compiled": layout(**APART, **OVERLAP, **COMPILED),
+    "DP2 with ZeRO-2, overlapped, recomputed": layout(zero=2, **REPLICAS, **OVERLAP, **RECOMPUTE),
+    "DP2 with ZeRO-3, overlapped, selectively recomputed": layout(zero=3, **REPLICAS, **OVERLAP, **SELECTIVE),
+    "bf16 DP2, replicas on paths apart, overlapped": layout(**APART, **OVERLAP, **BF16),
     "bf16 DP2, replicas on paths apart": layout(**APART, **BF16),
     "bf16 DP2 with ZeRO-2": layout(zero=2, **REPLICAS, **BF16),
     "bf16 DP2 with ZeRO-3": layout(zero=3, **REPLICAS, **BF16),
@@ -80,6 +83,10 @@ FOUR = twice(
     "TP2 x PP2 with sequence parallelism, without ZeRO": layout(tensor=2, pipeline=2, sequence=True, zero=0),
     "TP2 x DP2 with ZeRO-2": layout(tensor=2, zero=2, **REPLICAS),
     "TP2 x DP2 with ZeRO-3 and sequence parallelism": layout(tensor=2, sequence=True, zero=3, **REPLICAS),
+    "TP2 x DP2 with ZeRO-3 and sequence parallelism, overlapped, recomputed": layout(
+        tensor=2, sequence=True, zero=3, **REPLICAS, **OVERLAP, **RECOMPUTE
+    ),
+    "TP2 x DP2 with ZeRO-2, overlapped": layout(tensor=2, zero=2, **REPLICAS, **OVERLAP),
     "TP2 x DP2 with sequence parallelism, overlapped": layout(tensor=2, sequence=True, **REPLICAS, **OVERLAP),
     "DP2 x PP2 with two virtual chunks, overlapped": layout(pipeline=2, virtual=2, **REPLICAS, **OVERLAP),
     "PP2 x DP2, replicas on paths apart, overlapped": layout(pipeline=2, **APART, **OVERLAP),
