@@ -22,6 +22,7 @@ from pathlib import Path
 
 from bench.acceptance_job import PART_SECONDS, STEPS, Failed, Job, Layout, Part
 from bench.gpu_common import Row
+from bench.gpu_parts import PARTS
 from bench.path_speed import Result
 from pretrain.errors import TrainingStopped
 from pretrain.ranks.device import device_type
@@ -159,18 +160,20 @@ def one_gpu(job: Job) -> Part:
     found = job.out / "gpu" / "gpu.json"
     try:
         job.finish("gpu", job.start("gpu", "-m", "bench.gpu", "--out", found.parent, alone=True), GPU_SECONDS)
-    except Failed:
+    except Failed:  # a bar that is not met is among them
         if not found.exists():
             raise
     return judge_gpu(json.loads(found.read_text())["parts"])
 
 
 def judge_gpu(parts: Sequence[dict]) -> Part:
-    """Return what failed of bench.gpu's parts, or how many lines hold."""
-    failed = [f"{part['name']}: {part['problem']}" for part in parts if part["problem"] is not None]
+    """Return what failed or is missing of bench.gpu's parts, or how many lines hold."""
+    missing = PARTS.keys() - {part["name"] for part in parts}
+    failed = [f"{name}: did not run" for name in PARTS if name in missing]
+    failed += [f"{part['name']}: {part['problem']}" for part in parts if part["problem"] is not None]
     rows = [(part["name"], Row(**row)) for part in parts for row in part["rows"]]
     failed += [f"{name}: {row.what} {row.shown} {row.wanted}".strip() for name, row in rows if not row.good]
-    return Part("one gpu", not failed, "; ".join(failed) or f"{len(rows)} lines hold", {"parts": list(parts)})
+    return Part("one gpu", not failed, "; ".join(failed) or f"bench.gpu: {len(rows)} lines hold", {"parts": list(parts)})
 
 
 def judged(part: Callable[[Job], Part], job: Job) -> Part:

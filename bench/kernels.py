@@ -86,8 +86,10 @@ class _Eager(TorchDispatchMode):
 
 
 def _is_view(func: OpOverload) -> bool:
-    """Does it hand on what it was given, under another shape?"""
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+    """Does it hand on what it was given, under another shape? One says in its schema that it does not."""
+    return func.overloadpacket.__name__ == "_unsafe_view" or any(
+        r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
+    )
 
 
 def _size(tensor: Tensor) -> int:

@@ -122,11 +122,17 @@ class Engine:
         """Return for each position the loss of its label, and whether no token is likelier, with all layers.
 
         Args:
-            samples: [n, s], the same on all ranks, however many.
+            samples: [n, s], the same on all ranks, n at least 1, s as the recipe says.
 
         Returns:
             [n, s] float32 and [n, s] bool, on all ranks.
+
+        Raises:
+            ValueError: samples of another length, or none.
         """
+        if len(samples.tokens) == 0 or samples.tokens.shape[1] != self.recipe.data.sequence_length:
+            length = self.recipe.data.sequence_length
+            raise ValueError(f"samples to score are {list(samples.tokens.shape)}; at least one, of {length} positions, is wanted")
         path, layout = LayerPath.full(self.recipe.model.num_layers), self.recipe.parallel
         self.optimizer.wake(path)
         self.model.eval()

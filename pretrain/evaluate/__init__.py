@@ -1,1 +1,1 @@
-"""Downstream evaluation."""
+"""How likely a model finds what tasks ask for."""

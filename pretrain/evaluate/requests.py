@@ -1,5 +1,6 @@
 """Requests of a task as packed samples, and the scores that come of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,7 +36,7 @@ class Score:
     log_likelihood: float
     """Nats, of the continuation."""
     is_greedy: bool
-    """Whether greedy decoding would have given it."""
+    """Whether no other token is likelier, at any of its places: what greedy decoding gives, but where tokens tie."""
     tokens: int
     """How many the continuation has."""
 
@@ -64,16 +65,22 @@ def score(scorer: Scorer, requests: Sequence[Request], length: int, pad: int, bo
 
     Raises:
         ValueError: a request is longer than a sample. Nothing is ever cut: a cut request is another one.
+        FloatingPointError: a score is not finite.
     """
     if not requests:
         return []
     places = pack([request.positions for request in requests], length)
     losses, is_best = scorer.score(as_samples(requests, places, length, pad, both_ways))
-    found = []
+    found: list[Score] = []
     for request, place in zip(requests, places):
         begin = place.first + len(request.context) - 1
         own = (place.sample, slice(begin, begin + len(request.continuation)))
-        found.append(Score(-float(losses[own].sum(dtype=np.float64)), bool(is_best[own].all()), len(request.continuation)))
+        log_likelihood = -float(losses[own].sum(dtype=np.float64))
+        if not math.isfinite(log_likelihood):
+            raise FloatingPointError(
+                f"request {len(found)} has the log-likelihood {log_likelihood}; the model's weights are broken"
+            )
+        found.append(Score(log_likelihood, bool(is_best[own].all()), len(request.continuation)))
     return found
 
 

@@ -120,4 +120,7 @@ def suggestions(run: Run, cluster: Cluster) -> Table:
 
 
 def _mfu(run: Run, cluster: Cluster) -> str:
-    return f"{100 * mfu(run, cluster):.3g} % MFU" + " (estimated)" * (cluster.given_mfu is None)
+    if cluster.given_mfu is not None:
+        return f"{100 * cluster.given_mfu:g} % MFU"
+    without = ", without what tensor ranks send" if run.recipe.parallel.tensor > 1 else ""
+    return f"{100 * mfu(run, cluster):.3g} % MFU (estimated{without})"

@@ -3,7 +3,8 @@
 torchrun --standalone --nproc-per-node 2 -m tests.support.before OUT.json
 
 before.json holds what came out there, where every step summed, updated and gathered all layers: loss and gradient norm of each
-step, and the options of this run.
+step, and the options of this run. It was made by this file with f759c0d's names of the same things, which bench/link_worker.py
+has, too.
 """
 
 import json

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.saver import Saver
 from pretrain.config.run import Position
+from pretrain.data.batch import Batch
 from pretrain.data.loader import open_data
 from pretrain.engine import build_engine
 from pretrain.evaluate.requests import score
@@ -85,6 +86,13 @@ def test_order_and_company_change_no_score(trained):
         assert all(other.log_likelihood == pytest.approx(one.log_likelihood, abs=1e-5) for other in others)
 
 
+def test_samples_that_the_schedule_cannot_send_are_refused(trained):
+    engine, _, run = trained
+    for count, length in ((0, run.recipe.data.sequence_length), (2, 8)):
+        with pytest.raises(ValueError, match=rf"samples to score are \[{count}, {length}\]"):
+            engine.score(Batch.empty(count, length, 0))
+
+
 LAYOUTS = {
     "TP2": layout(tensor=2),
     "TP2 with sequence parallelism": layout(tensor=2, sequence=True),
@@ -109,4 +117,5 @@ def test_every_layout_gives_the_same_scores(project, ranks, tmp_path):
     for name, found in results.items():
         within = 0.05 if "bf16" in name else TOLERANCE
         for ours, expected in zip(found, one["bf16" if "bf16" in name else "fp32"], strict=True):
+            assert ours["is_greedy"] == expected.is_greedy or "bf16" in name
             assert ours["log_likelihood"] / ours["tokens"] == pytest.approx(expected.log_likelihood / expected.tokens, abs=within)

@@ -12,7 +12,7 @@ MODULES = [
     PACKAGE / "train.py",
     PACKAGE / "observe/observer.py",
 ]
-ASKS = {"item", "tolist", "nonzero", "cpu", "numpy", "synchronize"}
+ASKS = {"item", "tolist", "nonzero", "cpu", "cuda", "numpy", "synchronize", "equal", "unique", "masked_select"}
 CONVERTS = {"float", "int", "bool"}
 KNOWN = {
     "engine/agreement.py targets_and_paths": "targets and fingerprints, which are on the CPU",
@@ -31,7 +31,7 @@ KNOWN = {
     "optim/settings.py deepspeed_json": "a setting",
     "train.py Begun.add": "a number of Python",
 }
-"""Each function that does, and why it may. The list may only become shorter."""
+"""Each function that does, and why it may. Conditions on tensors and indices that are masks are not seen."""
 
 
 def suspects(code: str) -> set[str]:
@@ -56,8 +56,9 @@ def _is_suspect(call: ast.Call) -> bool:
     if not isinstance(function, ast.Attribute):
         return False
     if function.attr == "to":
-        return not all(ast.unparse(argument).endswith("dtype") for argument in call.args)
-    return function.attr in ASKS or ast.unparse(function) in ("torch.tensor", "torch.as_tensor")
+        given = [*call.args, *(keyword.value for keyword in call.keywords)]
+        return not all(ast.unparse(argument).endswith("dtype") for argument in given)
+    return function.attr in ASKS or ast.unparse(function) in ("torch.tensor", "torch.as_tensor", "torch.asarray")
 
 
 def test_only_known_functions_may_wait_for_the_device():
@@ -75,6 +76,9 @@ def test_only_known_functions_may_wait_for_the_device():
         "torch.tensor(0.0, device=device)",
         "batch.to(device, non_blocking=True)",
         "(losses * 2).tolist()",
+        "batch.to(device=device)",
+        "torch.equal(loss, norm)",
+        "loss.cuda()",
     ],
 )
 def test_a_new_wait_is_noticed(line):

@@ -4,6 +4,7 @@ import pytest
 
 from bench.acceptance import furthest, judge_gpu, judged, line
 from bench.acceptance_job import Failed, Job, Layout, Part, layouts
+from bench.gpu_parts import PARTS
 
 
 @pytest.mark.parametrize(
@@ -43,10 +44,13 @@ def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path, capsys):
 
 def test_what_a_gpu_does_not_do_is_named():
     row = {"what": "MFU", "value": 0.41, "most": None, "least": 0.38, "failed": False}
-    good = {"name": "speed", "rows": [row], "problem": None, "seconds": 3.0}
-    assert judge_gpu([good]).good and judge_gpu([good]).words == "1 lines hold"
-    slow = judge_gpu([{**good, "rows": [{**row, "value": 0.2}]}, {**good, "name": "smoke", "problem": "no time was left"}])
-    assert not slow.good and slow.words == "smoke: no time was left; speed: MFU 0.2 at least 0.38"
+    all_parts = {name: {"name": name, "rows": [row], "problem": None, "seconds": 3.0} for name in PARTS}
+    good = judge_gpu(list(all_parts.values()))
+    assert good.good and good.words == f"bench.gpu: {len(PARTS)} lines hold"
+    slow = all_parts["speed"] | {"rows": [{**row, "value": 0.2}]}
+    late = all_parts["smoke"] | {"problem": "no time was left"}
+    found = judge_gpu([part for part in (all_parts | {"speed": slow, "smoke": late}).values() if part["name"] != "replay"])
+    assert not found.good and found.words == "replay: did not run; smoke: no time was left; speed: MFU 0.2 at least 0.38"
 
 
 def test_tensor_ranks_stay_on_a_node():

@@ -1,4 +1,4 @@
-"""What docs/communication.md says of a slow link stands in the committed measurement."""
+"""The bars that the committed measurement of a slow link meets."""
 
 import json
 from pathlib import Path

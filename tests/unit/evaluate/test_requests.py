@@ -66,3 +66,12 @@ def test_what_is_too_long_or_empty_is_refused_and_nothing_is_cut():
     with pytest.raises(ValueError, match="a continuation of one token at least"):
         Request((1,), ())
     assert score(Bigrams(), [], LENGTH, 0, both_ways=False) == []
+
+
+def test_a_score_that_is_none_is_an_error():
+    class Broken:
+        def score(self, samples):
+            return np.full(samples.tokens.shape, np.nan, np.float32), samples.targets
+
+    with pytest.raises(FloatingPointError, match="request 0 has the log-likelihood nan"):
+        score(Broken(), [Request((1,), (2,))], LENGTH, 0, both_ways=False)
