@@ -45,6 +45,33 @@ def newest_good(folders: Sequence[Path], read: Callable[[Path], T], skip: Callab
     return None
 
 
+def newest_of(path: Path) -> tuple[Path, Manifest]:
+    """Return the newest good checkpoint of a run directory, or the one that `path` is, read to the last byte.
+
+    Raises:
+        UserError: there is none; says what is wrong with each.
+    """
+    problems: list[str] = []
+    found = newest_good(checkpoints_of(path), verified, problems.append)
+    if found is None:
+        raise UserError(f"no good checkpoint: {'; '.join(problems)}")
+    return found
+
+
+def require_whole(run: Run, folder: Path, manifest: Manifest) -> None:
+    """Refuse a model that is still growing.
+
+    Raises:
+        UserError: it has not all of its layers.
+    """
+    there = run.method.whole(manifest.step).length
+    if there < run.recipe.model.num_layers:
+        raise UserError(
+            f"{folder}: has {there} of its {run.recipe.model.num_layers} layers so far; use a checkpoint of the last stage,"
+            f" which begins at step {run.method.stages[-1].first_step}"
+        )
+
+
 def verified(folder: Path, manifest: Manifest | None = None, share: slice = slice(None)) -> Manifest:
     """Return the manifest of a checkpoint after reading its files to the last byte.
 

@@ -1,4 +1,4 @@
-"""python -m pretrain train | plan | inspect | status | verify | export | compare | report [options]"""
+"""python -m pretrain train | plan | inspect | status | verify | export | evaluate | compare | report [options]"""
 
 import argparse
 import errno
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
 
-from pretrain.cli import compare, export, inspect, job, plan, report, status, train, verify
+from pretrain.cli import compare, evaluate, export, inspect, job, plan, report, status, train, verify
 from pretrain.cli.arguments import Parser
 from pretrain.errors import TrainingStopped, UserError, lost_a_peer, one_line, reason
 from pretrain.place import rank_here
@@ -22,6 +22,7 @@ COMMANDS: dict[str, ModuleType] = {
     "inspect": inspect,
     "verify": verify,
     "export": export,
+    "evaluate": evaluate,
     "status": status,
     "compare": compare,
     "report": report,
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it ended well, 2 for a mistake of the user's, 1 for a run that could not continue."""
     accept_any_text()
     words = list(sys.argv[1:] if argv is None else argv)
-    rank = rank_here(os.environ) if words[:1] == ["train"] else 0  # other commands are one process, whatever is left around it
+    rank = (
+        rank_here(os.environ) if words[:1] in (["train"], ["evaluate"]) else 0
+    )  # other commands are one process, whatever is left around it
     _report = partial(_say, rank)
     parser = _parser()
     try:

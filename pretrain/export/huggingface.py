@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from pretrain.checkpoint.find import checkpoints_of, newest_good, run_of, verified
-from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.find import newest_of, require_whole, run_of
 from pretrain.checkpoint.reader import Reader
 from pretrain.data.loader import tokenizer_of
 from pretrain.errors import UserError
@@ -39,14 +38,9 @@ def export(path: Path, to: Path, dtype: torch.dtype = torch.float32, force: bool
         UserError: no good checkpoint, `to` exists, or transformers has no class for the model.
     """
     _require_room(to, force)
-    folder, manifest = _newest_good(path)
+    folder, manifest = newest_of(path)
     run = run_of(folder, manifest)
-    there = run.method.whole(manifest.step).length
-    if there < run.recipe.model.num_layers:
-        raise UserError(
-            f"{folder}: has {there} of its {run.recipe.model.num_layers} layers so far; export a checkpoint of the last stage,"
-            f" which begins at step {run.method.stages[-1].first_step}"
-        )
+    require_whole(run, folder, manifest)
     tokenizer, is_bert = tokenizer_of(run), run.recipe.data.made_as.export_as == "MegatronBertForMaskedLM"
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise UserError(f"{tokenizer.directory}: not the tokenizer by which {folder} was trained; restore it")
@@ -96,14 +90,6 @@ def _require_room(to: Path, force: bool) -> None:
         raise UserError(f"--to {to}: holds other files than an export's; choose another folder")
     if not force:
         raise UserError(f"--to {to}: exists; remove it, choose another folder, or replace it with --force")
-
-
-def _newest_good(path: Path) -> tuple[Path, Manifest]:
-    problems: list[str] = []
-    found = newest_good(checkpoints_of(path), verified, problems.append)
-    if found is None:
-        raise UserError(f"no good checkpoint: {'; '.join(problems)}")
-    return found
 
 
 def _write_config(architecture: Architecture, folder: Path, dtype: torch.dtype) -> None:

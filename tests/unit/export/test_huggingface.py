@@ -146,7 +146,7 @@ def test_a_model_that_is_still_growing_is_not_exported(project, tmp_path):
     growing = Project(project.home, project.recipe, ds)
     assert train(growing, tmp_path / "run", "--stop-at", "10").returncode == 0
     with pytest.raises(
-        UserError, match="has 4 of its 8 layers so far; export a checkpoint of the last stage, which begins at step 11"
+        UserError, match="has 4 of its 8 layers so far; use a checkpoint of the last stage, which begins at step 11"
     ):
         export(tmp_path / "run", tmp_path / "to")
     assert not (tmp_path / "to").exists()

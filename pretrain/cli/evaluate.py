@@ -1,0 +1,92 @@
+"""`evaluate`: how well a model does at tasks, from a checkpoint, alone or under torchrun on any layout."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from pretrain.cli.arguments import require_nothing_else
+from pretrain.errors import UserError
+from pretrain.files import write_whole
+from pretrain.place import find_place
+
+HELP = "how well a model does at tasks"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run directory, or a checkpoint's folder")
+    parser.add_argument("--list", action="store_true", help="say which tasks there are")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="all, unless given")
+    parser.add_argument("--documents", type=int, default=500, help="of each task; 500")
+    parser.add_argument("--shots", type=int, default=0, help="answered examples before each document; 0")
+    parser.add_argument("--seed", type=int, default=1, help="of the documents; 1")
+    parser.add_argument("--attention", choices=("prefix", "causal"), default="prefix", help="how contexts are read; prefix")
+    parser.add_argument("--mode", default="[S2S]", help="mode token before each context, or none; [S2S]")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON line for each task")
+    for name in ("tensor", "pipeline", "virtual"):
+        parser.add_argument(f"--parallel.{name}", dest=name, type=int, default=1, metavar="RANKS")
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+    require_nothing_else(rest)
+    place = find_place(os.environ)
+    os.environ.update(place.environment)
+    from pretrain.ranks.device import device_type
+    from pretrain.ranks.libraries import prepare_libraries
+
+    prepare_libraries(device_type(args.device))
+    from pretrain.evaluate.tasks import TASKS
+
+    if args.list:
+        for name, task in TASKS.items():
+            print(f"{name:<24} {task.about}; chance {task.chance:.0%}; generated, no data needed")
+        return 0
+    _require_sensible(args, list(TASKS))
+    from pretrain.config.recipe import Parallel
+    from pretrain.evaluate.load import loaded
+    from pretrain.evaluate.tasks import Asking, measure
+    from pretrain.ranks.launch import join
+
+    asking = Asking(args.documents, args.seed, args.shots, args.attention == "prefix", None if args.mode == "none" else args.mode)
+    layout = Parallel(tensor=args.tensor, pipeline=args.pipeline, virtual=args.virtual)
+    rows = []
+    with join(args.device, place, args.run if args.run.is_dir() else args.run.parent) as ranks:
+        with loaded(args.run, layout, ranks) as model:
+            for name in args.tasks or TASKS:
+                outcome = measure(model.engine, model.tokenizer, name, asking, model.run.recipe.data.sequence_length)
+                row = {"task": name, "run": model.run.name, "step": model.step, "chance": TASKS[name].chance, **vars(asking)}
+                row |= {"precision": "bf16" if model.run.ds.bf16.enabled else "fp32", "skipped": outcome.skipped}
+                row |= {"accuracy": vars(outcome.accuracy), "bits_per_byte": vars(outcome.bits)}
+                rows.append(row)
+            if ranks.is_main:
+                _show(rows, f"{model.folder}, {rows[0]['precision']}, {args.attention} attention, {args.shots} shots")
+                if args.out is not None:
+                    write_whole(args.out, "".join(json.dumps(row) + "\n" for row in rows))
+    return 0
+
+
+def _require_sensible(args: argparse.Namespace, known: list[str]) -> None:
+    if args.run is None:
+        raise UserError("evaluate: name a run directory or a checkpoint; --list says which tasks there are")
+    for name in args.tasks or ():
+        if name not in known:
+            raise UserError(f"--tasks {name}: known are {', '.join(known)}")
+    for name, value, least in (("documents", args.documents, 1), ("shots", args.shots, 0), ("tensor", args.tensor, 1)):
+        if value < least:
+            raise UserError(f"--{name} {value}: at least {least}")
+
+
+def _show(rows: list[dict], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("task", "accuracy", "± 95 %", "chance", "bits a byte", "± 95 %", "documents", "too long"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for row in rows:
+        right, bits = row["accuracy"], row["bits_per_byte"]
+        numbers = [right["mean"], 1.96 * right["error"], row["chance"], bits["mean"], 1.96 * bits["error"]]
+        table.add_row(row["task"], *(f"{number:.3f}" for number in numbers), str(right["documents"]), str(row["skipped"]))
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(highlight=False, width=130)).print(table)

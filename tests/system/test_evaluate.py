@@ -1,0 +1,69 @@
+"""`evaluate` on a checkpoint: the same numbers on any layout, and one line for what cannot be."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.launch import torchrun
+from tests.support.project import BERT
+from tests.support.runs import train
+
+
+def evaluate(*words) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pretrain", "evaluate", *map(str, words), "--device", "cpu"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+
+
+@pytest.fixture(scope="module")
+def run_dir(project, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    done = train(project, folder, "--stop-at", "5", "--data.sequence_length", "96", "--ds.optimizer.params.lr", "0.02")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def rows_of(file) -> dict[str, dict]:
+    return {row["task"]: row for row in map(json.loads, file.read_text().splitlines())}
+
+
+@pytest.mark.dist
+def test_tasks_are_scored_the_same_alone_and_on_layouts(run_dir, tmp_path):
+    done = evaluate(run_dir, "--documents", 60, "--out", tmp_path / "one.jsonl")
+    assert done.returncode == 0, done.stderr
+    one = rows_of(tmp_path / "one.jsonl")
+    assert list(one) == ["induction_copying", *(f"variable_assignment_{depth}" for depth in range(3))]
+    for row in one.values():
+        accuracy = row["accuracy"]
+        assert row["step"] == 5 and row["precision"] == "fp32" and accuracy["documents"] + row["skipped"] == 60
+        assert abs(accuracy["mean"] - row["chance"]) <= 3 * accuracy["error"], "five steps teach nothing"
+        assert f"{accuracy['mean']:.3f}" in done.stdout and row["bits_per_byte"]["mean"] > 1
+    for processes, layout in ((2, ["--parallel.tensor", "2"]), (2, ["--parallel.pipeline", "2"]), (2, [])):
+        words = [run_dir, "--documents", 60, "--device", "cpu", "--out", tmp_path / "other.jsonl", *layout]
+        process = torchrun(processes, "pretrain", "evaluate", *words)
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, errors
+        for name, row in rows_of(tmp_path / "other.jsonl").items():
+            assert row["bits_per_byte"]["mean"] == pytest.approx(one[name]["bits_per_byte"]["mean"], abs=1e-4)
+            assert row["accuracy"] == one[name]["accuracy"], (name, layout)
+
+
+def test_what_cannot_be_is_one_line(project, run_dir, tmp_path):
+    assert "variable_assignment_2" in evaluate("--list").stdout
+    told = {
+        (): "error: evaluate: name a run directory or a checkpoint; --list says which tasks there are",
+        (run_dir, "--tasks", "no_such"): "error: --tasks no_such: known are induction_copying, variable_assignment_0,",
+        (run_dir, "--documents", 0): "error: --documents 0: at least 1",
+        (tmp_path / "none",): "holds no checkpoint; give a run directory",
+        (run_dir, "--shots", 40): "documents are longer than the model's 96 positions; take fewer --shots",
+        (run_dir, "--mode", "[XYZ]"): 'the tokenizer has no piece "[XYZ]"',
+        (run_dir, "--parallel.tensor", 3): "error: ",
+    }
+    for words, line in told.items():
+        done = evaluate(*words)
+        assert done.returncode == 2 and line in done.stderr and "Traceback" not in done.stderr, (words, done.stderr)
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    bert = [word for key, value in BERT.items() for word in (f"--{key}", value)]
+    assert train(project, tmp_path / "bert", "--stop-at", "5", *bert).returncode == 0
+    assert "a model that fills in masks gives no likelihood" in evaluate(tmp_path / "bert").stderr
