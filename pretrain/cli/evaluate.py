@@ -3,12 +3,14 @@
 import argparse
 import json
 import os
+import signal
 from pathlib import Path
 
 from pretrain.cli.arguments import require_nothing_else
 from pretrain.errors import UserError
 from pretrain.files import write_whole
 from pretrain.place import find_place
+from tokenizer.pieces import MODES
 
 HELP = "how well a model does at tasks"
 
@@ -21,7 +23,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shots", type=int, default=0, help="answered examples before each document; 0")
     parser.add_argument("--seed", type=int, default=1, help="of the documents; 1")
     parser.add_argument("--attention", choices=("prefix", "causal"), default="prefix", help="how contexts are read; prefix")
-    parser.add_argument("--mode", default="[S2S]", help="mode token before each context, or none; [S2S]")
+    parser.add_argument(
+        "--mode", default="[S2S]", choices=(*MODES, "none"), help="mode token before each context, or none; [S2S]"
+    )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON line for each task")
     for name in ("tensor", "pipeline", "virtual"):
@@ -43,6 +47,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             print(f"{name:<24} {task.about}; chance {task.chance:.0%}; generated, no data needed")
         return 0
     _require_sensible(args, list(TASKS))
+    from rich.markup import escape
+
     from pretrain.config.recipe import Parallel
     from pretrain.evaluate.load import loaded
     from pretrain.evaluate.tasks import Asking, measure
@@ -53,14 +59,22 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     rows = []
     with join(args.device, place, args.run if args.run.is_dir() else args.run.parent) as ranks:
         with loaded(args.run, layout, ranks) as model:
-            for name in args.tasks or TASKS:
+            for number in (signal.SIGINT, signal.SIGTERM):  # nothing is to be saved, so nothing waits for the end of a step
+                signal.signal(number, signal.SIG_DFL)
+            for name in dict.fromkeys(args.tasks or TASKS):
                 outcome = measure(model.engine, model.tokenizer, name, asking, model.run.recipe.data.sequence_length)
-                row = {"task": name, "run": model.run.name, "step": model.step, "chance": TASKS[name].chance, **vars(asking)}
+                row = {
+                    "task": name,
+                    "checkpoint": str(model.folder),
+                    "step": model.step,
+                    "chance": TASKS[name].chance,
+                    **vars(asking),
+                }
                 row |= {"precision": "bf16" if model.run.ds.bf16.enabled else "fp32", "skipped": outcome.skipped}
                 row |= {"accuracy": vars(outcome.accuracy), "bits_per_byte": vars(outcome.bits)}
                 rows.append(row)
             if ranks.is_main:
-                _show(rows, f"{model.folder}, {rows[0]['precision']}, {args.attention} attention, {args.shots} shots")
+                _show(rows, escape(f"{model.folder}, {rows[0]['precision']}, {args.attention} attention, {args.shots} shots"))
                 if args.out is not None:
                     write_whole(args.out, "".join(json.dumps(row) + "\n" for row in rows))
     return 0
@@ -72,9 +86,17 @@ def _require_sensible(args: argparse.Namespace, known: list[str]) -> None:
     for name in args.tasks or ():
         if name not in known:
             raise UserError(f"--tasks {name}: known are {', '.join(known)}")
-    for name, value, least in (("documents", args.documents, 1), ("shots", args.shots, 0), ("tensor", args.tensor, 1)):
+    for name, value, least in (
+        ("documents", args.documents, 2),  # one has no standard error
+        ("shots", args.shots, 0),
+        ("parallel.tensor", args.tensor, 1),
+        ("parallel.pipeline", args.pipeline, 1),
+        ("parallel.virtual", args.virtual, 1),
+    ):
         if value < least:
             raise UserError(f"--{name} {value}: at least {least}")
+    if args.out is not None and (args.out.is_dir() or not args.out.absolute().parent.is_dir()):
+        raise UserError(f"--out {args.out}: name a file in a folder that is there")
 
 
 def _show(rows: list[dict], title: str) -> None:

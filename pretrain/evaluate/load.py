@@ -63,15 +63,24 @@ def evaluation_of(run: Run, folder: Path, manifest: Manifest, layout: Parallel, 
     if run.recipe.data.objective == "mlm":
         raise UserError(f"{folder}: a model that fills in masks gives no likelihood of a continuation; tasks are for decoders")
     replicas = max(1, ranks.world_size // layout.model_ranks)
+    rounds = layout.pipeline if layout.virtual > 1 else 1  # what an interleaved schedule wants of micro-batches
+    zero = run.ds.zero_optimization
+    if layout.pipeline > 1 and zero.stage == 3:
+        zero = zero.model_copy(update={"stage": 1})
     ds = run.ds.model_copy(
         update={
-            "train_batch_size": run.micro_batch * replicas,
+            "train_batch_size": run.micro_batch * replicas * rounds,
+            "gradient_accumulation_steps": "auto",
+            "zero_optimization": zero,
             "train_micro_batch_size_per_gpu": run.micro_batch,
             "progressive_subnetwork": FullKeys(method="full"),
             "bf16": run.ds.bf16.model_copy(update={"enabled": run.ds.bf16.enabled and ranks.device.type == "cuda"}),
         }
     )
-    recipe = run.recipe.model_copy(update={"parallel": layout, "compile": "none"})
+    model = run.recipe.model
+    if model.attention == "flex" and ranks.device.type != "cuda":
+        model = model.model_copy(update={"attention": "sdpa"})
+    recipe = run.recipe.model_copy(update={"parallel": layout, "compile": "none", "model": model})
     asked = replace(run, recipe=recipe, ds=ds, world_size=ranks.world_size)
     check(asked)
     return asked

@@ -39,7 +39,11 @@ def test_tasks_are_scored_the_same_alone_and_on_layouts(run_dir, tmp_path):
         assert row["step"] == 5 and row["precision"] == "fp32" and accuracy["documents"] + row["skipped"] == 60
         assert abs(accuracy["mean"] - row["chance"]) <= 3 * accuracy["error"], "five steps teach nothing"
         assert f"{accuracy['mean']:.3f}" in done.stdout and row["bits_per_byte"]["mean"] > 1
-    for processes, layout in ((2, ["--parallel.tensor", "2"]), (2, ["--parallel.pipeline", "2"]), (2, [])):
+    for processes, layout in (
+        (2, ["--parallel.tensor", "2"]),
+        (2, ["--parallel.pipeline", "2", "--parallel.virtual", "2"]),
+        (2, []),
+    ):
         words = [run_dir, "--documents", 60, "--device", "cpu", "--out", tmp_path / "other.jsonl", *layout]
         process = torchrun(processes, "pretrain", "evaluate", *words)
         _, errors = process.communicate(timeout=180)
@@ -54,11 +58,12 @@ def test_what_cannot_be_is_one_line(project, run_dir, tmp_path):
     told = {
         (): "error: evaluate: name a run directory or a checkpoint; --list says which tasks there are",
         (run_dir, "--tasks", "no_such"): "error: --tasks no_such: known are induction_copying, variable_assignment_0,",
-        (run_dir, "--documents", 0): "error: --documents 0: at least 1",
+        (run_dir, "--documents", 0): "error: --documents 0: at least 2",
         (tmp_path / "none",): "holds no checkpoint; give a run directory",
         (run_dir, "--shots", 40): "documents are longer than the model's 96 positions; take fewer --shots",
-        (run_dir, "--mode", "[XYZ]"): 'the tokenizer has no piece "[XYZ]"',
-        (run_dir, "--parallel.tensor", 3): "error: ",
+        (run_dir, "--parallel.pipeline", 0): "error: --parallel.pipeline 0: at least 1",
+        (run_dir, "--parallel.tensor", 3): "tensor",
+        (run_dir, "--out", tmp_path / "none" / "x"): "name a file in a folder that is there",
     }
     for words, line in told.items():
         done = evaluate(*words)
