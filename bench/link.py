@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.arguments import positive
+from bench.arguments import command, positive
 from bench.namespaces import link, why_not
 
 if TYPE_CHECKING:
@@ -266,7 +266,8 @@ def main() -> None:
         "date": date.today().isoformat(),
         "device": device_name("cpu"),
         "link": "both ways at its rate",
-        "command": " ".join(["-m bench.link", *sys.argv[1:]]),
+        "command": command("link"),
+        "former": args.former,
     }
     rounds = [one_round(args.mbit, args.steps, args.former, options) for _ in range(args.rounds)]
     found = middle(rounds)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from bench.arguments import positive
+from bench.arguments import command, positive
 from pretrain.config import Run, read_run
 from pretrain.config.command_line import option_pairs
 from pretrain.cost.makespan import active_by_part, ideal_pipeline_ratio
@@ -197,9 +197,7 @@ def facts(run: Run, ranks: Ranks, half: int, rounds: int) -> dict[str, object]:
     on_gpu = ranks.device.type == "cuda"
     return {
         "date": date.today().isoformat(),
-        "command": (
-            " ".join(["-m bench.path_speed", *sys.argv[1:]]) + f" in {ranks.world_size} process{'es' * (ranks.world_size > 1)}"
-        ),
+        "command": (command("path_speed") + f" in {ranks.world_size} process{'es' * (ranks.world_size > 1)}"),
         "device": device_name("cuda") if on_gpu else f"{device_name('cpu')}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "processes": ranks.world_size,

@@ -22,6 +22,7 @@ from statistics import median
 
 import torch
 
+from bench.arguments import command
 from bench.path_speed import random_batch
 from pretrain.config import Run, read_run
 from pretrain.config.command_line import option_pairs
@@ -171,7 +172,7 @@ def write(cases: Sequence[dict], out: Path) -> None:
         f"- date: {date.today().isoformat()}",
         f"- device: {device_name('cpu')}",
         f"- torch: {torch.__version__}",
-        f"- command: -m bench.peer {' '.join(sys.argv[1:])}".rstrip(),
+        f"- command: {command('peer')}",
     ]
     text = ["# Beside transformers' Llama", "", *facts, "", *(line for case in cases for line in lines(case))]
     (out / "peer.json").write_text(json.dumps(cases, indent=1) + "\n")

@@ -46,7 +46,8 @@ def newest_good(folders: Sequence[Path], read: Callable[[Path], T], skip: Callab
 
 
 def newest_of(path: Path) -> tuple[Path, Manifest]:
-    """Return the newest good checkpoint of a run directory, or the one that `path` is, read to the last byte.
+    """Return the newest good checkpoint of a run directory, or the one that `path` is, read to the last byte; reports which newer
+    ones it skipped and why.
 
     Raises:
         UserError: there is none; says what is wrong with each.
@@ -55,6 +56,8 @@ def newest_of(path: Path) -> tuple[Path, Manifest]:
     found = newest_good(checkpoints_of(path), verified, problems.append)
     if found is None:
         raise UserError(f"no good checkpoint: {'; '.join(problems)}")
+    for problem in problems:
+        print(f"skipping {problem}", flush=True)
     return found
 
 

@@ -1,5 +1,6 @@
 """What a checkpoint keeps of the model and its optimizer, and how it comes back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,10 +71,11 @@ class ModelState:
             torch.cuda.synchronize()
 
     @torch.no_grad()
-    def load(self, folder: Path, manifest: Manifest, copies: Copies | None = None) -> None:
+    def load(self, folder: Path, manifest: Manifest, copies: Copies | None = None, kinds: Sequence[str] = TENSORS) -> None:
         """Read what this rank keeps, and nothing else, from a checkpoint written on any layout; `loaded` is to follow.
 
         Args:
+            kinds: which of TENSORS; who does not train needs no moments.
             copies: if given, only layers that become copies of others, read under the others' names.
 
         Raises:
@@ -92,7 +94,7 @@ class ModelState:
                     source = placed.shard.name if copies is None else _copied(placed.shard.name, dict(copies))
                     if source is None:
                         continue
-                    for kind in TENSORS:
+                    for kind in kinds:
                         target = np.empty(placed.shard.length, dtype=np.float32)
                         reader.read(source, kind, placed.fragment, target)
                         placed.shard.numbers(kind).copy_(torch.from_numpy(target))

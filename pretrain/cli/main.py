@@ -29,6 +29,8 @@ COMMANDS: dict[str, ModuleType] = {
     "job": job,
 }
 """Each module has HELP, `arguments(parser)` and `run(args, rest)`; `rest` are words that are settings of recipe and JSON."""
+LAUNCHED = ("train", "evaluate")
+"""Commands of several processes; others are one, whatever a launcher has left in its environment."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
 """What a file system reports that cannot be written to; it is the user's to fix, and a traceback helps nobody."""
 
@@ -43,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it ended well, 2 for a mistake of the user's, 1 for a run that could not continue."""
     accept_any_text()
     words = list(sys.argv[1:] if argv is None else argv)
-    rank = (
-        rank_here(os.environ) if words[:1] in (["train"], ["evaluate"]) else 0
-    )  # other commands are one process, whatever is left around it
+    rank = rank_here(os.environ) if words and words[0] in LAUNCHED else 0
     _report = partial(_say, rank)
     parser = _parser()
     try:

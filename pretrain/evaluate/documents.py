@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pretrain.errors import UserError
 from pretrain.evaluate.requests import Request, Score
 from tokenizer.pieces import Tokenizer
 
@@ -29,8 +30,8 @@ class Metric:
     """A mean over documents."""
 
     mean: float
-    error: float
-    """Standard error, by clusters; NaN of a single one."""
+    error: float | None
+    """Standard error, by clusters; a single one has none."""
     documents: int
     clusters: int
 
@@ -43,7 +44,8 @@ def requests_of(document: Document, tokenizer: Tokenizer, mode: str | None = Non
         mode: piece before the context, as "[S2S]", or None.
 
     Raises:
-        ValueError: a token spans the end of the context, or the context is empty and there is no mode token.
+        UserError: a token spans the end of the context.
+        ValueError: the context is empty and there is no mode token.
     """
     start = () if mode is None else (tokenizer.id(mode),)
     context, *together = (
@@ -53,9 +55,9 @@ def requests_of(document: Document, tokenizer: Tokenizer, mode: str | None = Non
     found = []
     for choice, tokens in zip(document.choices, together):
         if tokens[: len(context)] != context:
-            raise ValueError(
-                f"a token spans the end of the context {document.context[-20:]!r} and the choice {choice!r};"
-                " let the choice begin with a space, and the context end without one"
+            raise UserError(
+                f"a token of {tokenizer.directory} spans the end of the context {document.context[-20:]!r} and the choice"
+                f" {choice!r}; let the choice begin with a space, and the context end without one"
             )
         found.append(Request((*start, *context), tokens[len(context) :]))
     return found
@@ -66,19 +68,10 @@ def chosen(scores: Sequence[Score]) -> int:
     return int(np.argmax([score.log_likelihood for score in scores]))
 
 
-def chosen_by_byte(scores: Sequence[Score], document: Document) -> int:
-    """Return which choice is likeliest a byte of its text, so that long ones are not at a disadvantage."""
-    return int(np.argmax([score.log_likelihood / _bytes(choice) for score, choice in zip(scores, document.choices)]))
-
-
 def bits_per_byte(scores: Sequence[Score], document: Document) -> float:
     """Return the bits that the right choice takes, a byte of its text."""
     answer = document.answer
-    return -scores[answer].log_likelihood / math.log(2) / _bytes(document.choices[answer])
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode())
+    return -scores[answer].log_likelihood / math.log(2) / len(document.choices[answer].encode())
 
 
 def mean_of(values: Sequence[float], documents: Sequence[Document]) -> Metric:
@@ -88,5 +81,5 @@ def mean_of(values: Sequence[float], documents: Sequence[Document]) -> Metric:
     for value, document in zip(values, documents, strict=True):
         sums[document.cluster] += value - mean
     count = len(sums)
-    error = math.nan if count < 2 else math.sqrt(count / (count - 1) * sum(s**2 for s in sums.values())) / len(values)
+    error = None if count < 2 else math.sqrt(count / (count - 1) * sum(s**2 for s in sums.values())) / len(values)
     return Metric(mean, error, len(values), count)

@@ -56,10 +56,10 @@ def variable_assignment(count: int, seed: int, depth: int, shots: int = 0) -> li
 
 
 def _documents(one: Callable[[Random], Question], seed: str, count: int, shots: int) -> list[Document]:
-    """Each document with examples of its own before it, answered."""
-    draw, found = Random(seed), []
+    """Each document with examples of its own before it, answered. The questions are the same with any number of them."""
+    draw, draw_shots, found = Random(seed), Random(f"{seed} shots"), []
     for number in range(count):
-        examples = [one(draw) for _ in range(shots)]
+        examples = [one(draw_shots) for _ in range(shots)]
         shown = "".join(f"{context}{choices[answer]}\n" for context, choices, answer in examples)
         context, choices, answer = one(draw)
         found.append(Document(shown + context, choices, answer, cluster=str(number)))

@@ -14,6 +14,7 @@ from pretrain.config.recipe import Parallel
 from pretrain.data.loader import tokenizer_of
 from pretrain.engine import Engine, build_engine
 from pretrain.errors import UserError
+from pretrain.optim.names import MASTER
 from pretrain.ranks.launch import launch
 from pretrain.ranks.process import Ranks
 from pretrain.subnetwork.methods.full import FullKeys
@@ -44,11 +45,11 @@ def loaded(path: Path, layout: Parallel, ranks: Ranks) -> Iterator[Loaded]:
     tokenizer = tokenizer_of(run)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise UserError(f"{tokenizer.directory}: not the tokenizer by which {folder} was trained; restore it")
-    with launch(run.recipe, ranks):
+    with launch(run.recipe, ranks, saves=False):
         engine = build_engine(run, ranks)
         state = ModelState(engine.optimizer, 1, 0)
         with ranks.all_or_none():
-            state.load(folder, manifest)
+            state.load(folder, manifest, kinds=[MASTER])
         state.loaded(manifest)
         yield Loaded(run, folder, manifest.step, engine, tokenizer)
 

@@ -1,6 +1,7 @@
 """Requests of a task as packed samples, and the scores that come of them."""
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from pretrain.data.batch import Batch
+from pretrain.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def score(scorer: Scorer, requests: Sequence[Request], length: int, pad: int, bo
 
     Raises:
         ValueError: a request is longer than a sample. Nothing is ever cut: a cut request is another one.
-        FloatingPointError: a score is not finite.
+        UserError: a score is not finite.
     """
     if not requests:
         return []
@@ -77,31 +79,30 @@ def score(scorer: Scorer, requests: Sequence[Request], length: int, pad: int, bo
         own = (place.sample, slice(begin, begin + len(request.continuation)))
         log_likelihood = -float(losses[own].sum(dtype=np.float64))
         if not math.isfinite(log_likelihood):
-            raise FloatingPointError(
-                f"request {len(found)} has the log-likelihood {log_likelihood}; the model's weights are broken"
-            )
+            raise UserError(f"request {len(found)} has the log-likelihood {log_likelihood}; the model's weights are broken")
         found.append(Score(log_likelihood, bool(is_best[own].all()), len(request.continuation)))
     return found
 
 
 def pack(lengths: Sequence[int], length: int) -> list[Place]:
-    """Put requests into as few samples as first-fit decreasing finds, each in one piece.
+    """Put requests into few samples, each in one piece: the longest first, where least room is left over.
 
     Raises:
         ValueError: one is longer than a sample.
     """
-    room: list[int] = []
-    places: dict[int, Place] = {}
+    rooms: list[tuple[int, int]] = []
+    """Room that is left, and the sample that has it; in order."""
+    places, samples = [Place(0, 0)] * len(lengths), 0
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         needed = lengths[number]
         if needed > length:
             raise ValueError(f"request {number} takes {needed} positions, more than the {length} of a sample")
-        sample = next((index for index, left in enumerate(room) if left >= needed), len(room))
-        if sample == len(room):
-            room.append(length)
-        places[number] = Place(sample, length - room[sample])
-        room[sample] -= needed
-    return [places[number] for number in range(len(lengths))]
+        index = bisect_left(rooms, (needed, 0))
+        room, sample = rooms.pop(index) if index < len(rooms) else (length, samples)
+        samples = max(samples, sample + 1)
+        places[number] = Place(sample, length - room)
+        insort(rooms, (room - needed, sample))
+    return places
 
 
 def as_samples(requests: Sequence[Request], places: Sequence[Place], length: int, pad: int, both_ways: bool) -> Batch:

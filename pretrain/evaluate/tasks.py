@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+from pretrain.config.recipe import Data
 from pretrain.errors import UserError
 from pretrain.evaluate.documents import Document, Metric, bits_per_byte, chosen, mean_of, requests_of
 from pretrain.evaluate.generated import induction_copying, variable_assignment
@@ -39,8 +41,8 @@ class Asking:
     documents: int
     seed: int
     shots: int
-    both_ways: bool
-    """Whether contexts are read both ways, as training's prefixes are."""
+    attention: Literal["prefix", "causal"]
+    """How contexts are read: both ways, as training's prefixes are, or not."""
     mode: str | None
     """Piece before each context."""
 
@@ -51,10 +53,18 @@ class Outcome:
 
     accuracy: Metric
     """Share of documents whose right choice is the likeliest."""
+    greedy: Metric
+    """Share of documents whose right choice is what greedy decoding gives, among all that could be written."""
     bits: Metric
     """Bits that the right choice takes, a byte of its text."""
     skipped: int
     """Documents that are too long for the model. Nothing is ever cut."""
+
+
+def as_trained(data: Data) -> tuple[Literal["prefix", "causal"], str | None]:
+    """Return how training has a text continued: attention and mode token of its first prefix denoiser, else causal and none."""
+    prefixes = [denoiser for denoiser in data.denoisers if denoiser.kind == "prefix"] if data.objective == "ul2" else []
+    return ("prefix", prefixes[0].mode) if prefixes else ("causal", None)
 
 
 def measure(scorer: Scorer, tokenizer: Tokenizer, name: str, asking: Asking, length: int) -> Outcome:
@@ -76,11 +86,14 @@ def measure(scorer: Scorer, tokenizer: Tokenizer, name: str, asking: Asking, len
         raise UserError(
             f"task {name}: all {len(documents)} documents are longer than the model's {length} positions; take fewer --shots"
         )
-    scores = iter(score(scorer, [request for _, requests in asked for request in requests], length, 0, asking.both_ways))
-    right, bits = [], []
+    scores = iter(
+        score(scorer, [request for _, requests in asked for request in requests], length, 0, asking.attention == "prefix")
+    )
+    right, greedy, bits = [], [], []
     for document, requests in asked:
         own = [next(scores) for _ in requests]
         right.append(float(chosen(own) == document.answer))
+        greedy.append(float(own[document.answer].is_greedy))
         bits.append(bits_per_byte(own, document))
     kept = [document for document, _ in asked]
-    return Outcome(mean_of(right, kept), mean_of(bits, kept), len(documents) - len(kept))
+    return Outcome(mean_of(right, kept), mean_of(greedy, kept), mean_of(bits, kept), len(documents) - len(kept))

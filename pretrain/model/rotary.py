@@ -5,7 +5,6 @@ vector to memory. The results here are the same numbers.
 """
 
 import torch
-import torch.distributed as dist
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
@@ -19,10 +18,14 @@ class RotaryTables(torch.nn.Module):
         self.get_rotary_seq_len = angles.get_rotary_seq_len
         self._made: dict[int, Tensor] = {}
 
-    def forward(self, length: int, packed_seq: bool = False, cp_group: dist.ProcessGroup | None = None) -> Tensor:
-        """[length, 1, 1, 2 d]: each position's cosines, then its sines, those of the first half negative."""
+    def forward(self, length: int, **context: object) -> Tensor:
+        """[length, 1, 1, 2 d]: each position's cosines, then its sines, those of the first half negative.
+
+        Args:
+            context: what Megatron-Core says for context parallelism, which there is not.
+        """
         if length not in self._made:
-            angles = self.angles(length, packed_seq=packed_seq, cp_group=cp_group)
+            angles = self.angles(length)
             sines = angles.sin()
             sines[..., : angles.shape[-1] // 2].neg_()
             self._made[length] = torch.cat([angles.cos(), sines], dim=-1).to(self.dtype)

@@ -27,9 +27,9 @@ def print_plan(
     """
     proposed = [] if target is None else offers(run, target)  # what cannot be fulfilled is reported first
     console = _console()
-    shown = [tables.size(run), tables.batches(run), tables.stages(run), tables.savings_table(run), tables.ranks(run)]
-    if (by_paths := tables.paths(run)) is not None:
-        shown.insert(3, by_paths)
+    by_paths = tables.paths(run)
+    shown = [tables.size(run), tables.batches(run), tables.stages(run), *([] if by_paths is None else [by_paths])]
+    shown += [tables.savings_table(run), tables.ranks(run)]
     warned = list(warnings(run))
     if cluster is not None:
         shown.append(cluster_tables.cost(run, cluster))

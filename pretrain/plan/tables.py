@@ -94,9 +94,9 @@ def paths(run: Run) -> Table | None:
             check(other)
         except UserError:
             continue
-        weights = [(stage, stage.steps / run.steps) for stage in other.method.stages]
-        layers = sum(active_layers(other, stage) * share for stage, share in weights)
-        sent = sum(traffic(other, stage).total * share for stage, share in weights)
+        shares = [(stage, stage.steps / run.steps) for stage in other.method.stages]
+        layers = sum(active_layers(other, stage) * share for stage, share in shares)
+        sent = sum(traffic(other, stage).total * share for stage, share in shares)
         table.add_row(f"{count}{' (this run)' * (count == own)}", f"{layers:.3g}", f"{sent / 1e6:,.1f} MB")
     return table
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -42,8 +42,11 @@ def join(device: DeviceName, place: Place, folder: Path) -> Iterator[Ranks]:
 
 
 @contextmanager
-def launch(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
+def launch(recipe: Recipe, ranks: Ranks, saves: bool = True) -> Iterator[None]:
     """Set up device, signals and the recipe's groups; take them down again.
+
+    Args:
+        saves: whether whoever is inside looks for stop signals, to save first. Else they end the process.
 
     Raises:
         UserError: the recipe needs another device.
@@ -55,7 +58,7 @@ def launch(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
         torch.cuda.set_device(ranks.device)
         if recipe.deterministic:
             _require_deterministic()
-    with ranks.stop_requests.listening():
+    with ranks.stop_requests.listening() if saves else nullcontext():
         try:
             make_groups(recipe.parallel, recipe.seed, ranks.device)
             yield

@@ -40,6 +40,8 @@ def test_each_question_has_the_answer_that_its_text_says(task):
             asked, mark, answer = re.fullmatch(r"(.*)(->|=) (\w+)", shot).groups()
             assert f" {answer}" == solved(asked + mark)
     assert make(300, seed=4, shots=2, **how) == documents != make(300, seed=5, shots=2, **how)
+    for without, document in zip(make(300, seed=4, **how), documents, strict=True):
+        assert document.context.endswith(without.context) and document.choices == without.choices, "the same question"
     answers = {document.answer for document in documents}
     assert len(answers) == 5, "of the ten words five may be next"
 
