@@ -36,11 +36,17 @@ class AdamWParams(Strict):
     """One kernel for all parameters."""
 
 
+def _adamw_alone(name: Any) -> Any:
+    if name != "AdamW":
+        raise ValueError('only "AdamW": what a sleeping layer misses is made up for by replaying its updates')
+    return name
+
+
 class Optimizer(Strict):
     """The optimizer around which DeepSpeed shards."""
 
-    type: Literal["AdamW"]
-    """AdamW alone is tested so far."""
+    type: Annotated[Literal["AdamW"], BeforeValidator(_adamw_alone)]
+    """AdamW alone: what a sleeping layer misses is replayed."""
     params: AdamWParams
     """Its arguments."""
 

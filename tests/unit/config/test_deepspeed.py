@@ -61,6 +61,12 @@ def test_keys_of_other_methods_are_refused(project, tmp_path, block, complaint):
     assert complaint in str(refused.value)
 
 
+def test_an_optimizer_whose_updates_cannot_be_replayed_is_refused_with_the_reason(project):
+    with pytest.raises(UserError) as refused:
+        project.run("ds.optimizer.type=Lion")
+    assert "optimizer.type" in str(refused.value) and "is made up for by replaying its updates, got 'Lion'" in str(refused.value)
+
+
 def test_residual_scale_follows_the_method_unless_given(project, tmp_path):
     def scale(**block):
         return with_block(project, tmp_path, **block).run().ds.progressive_subnetwork.residual_scale
