@@ -3,6 +3,7 @@
 import glob
 import gzip
 import io
+import json
 import lzma
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +14,8 @@ from pretrain.errors import UserError
 
 COMPRESSED = (".gz", ".xz", ".zst")
 KINDS = (".jsonl", ".txt")
+BOM = b"\xef\xbb\xbf"
+"""Bytes without a meaning in UTF-8; some editors begin a file with it."""
 READABLE = ".jsonl or .txt (each also .gz, .xz, .zst) or .parquet"
 SAMPLE_BYTES, READ_BYTES = 2**20, 2**16
 """Bytes of a file from which it is told how its lines end, and that are read at a time."""
@@ -125,6 +128,40 @@ def _open(file: Path) -> IO[bytes]:
 
         return io.BufferedReader(ZstdFile(file), 2**20)
     return file.open("rb", buffering=2**20)
+
+
+def records_of(file: Path) -> Iterator[dict[str, object]]:
+    """All fields of every line of a JSON lines file, or of every row of a Parquet file.
+
+    Raises:
+        BadDocument: damaged, or a line that is not a JSON object, with its number.
+        UserError: neither kind of file.
+    """
+    if kind(file) not in (".jsonl", ".parquet"):
+        raise UserError(f"{file}: expected .jsonl (also .gz, .xz, .zst) or .parquet")
+    number = 0
+    try:
+        if kind(file) == ".parquet":
+            import pyarrow.parquet
+
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+            return
+        for number, line in enumerate(lines_of(file), start=1):
+            line = line.removeprefix(BOM) if number == 1 else line
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise BadDocument(f"line {number}: not JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise BadDocument(f"line {number}: not a JSON object but {type(record).__name__}")
+            yield record
+    except (BadDocument, FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # every compression has exceptions of its own for what is damaged
+        raise BadDocument(f"damaged or truncated after line {number} ({error or type(error).__name__})") from None
 
 
 def rows_of(file: Path) -> Iterator[bytes | None]:

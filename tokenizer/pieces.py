@@ -1,7 +1,7 @@
 """The folder of a trained tokenizer: a sentencepiece model, and a manifest that says how it was made."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +64,22 @@ class Tokenizer:
         cut = [parts_of(text) for text in texts]
         ids = iter(self.processor.encode([part for parts in cut for part in parts], return_type="numpy", num_threads=1))
         return [next(ids) if len(parts) == 1 else np.concatenate([next(ids) for _ in parts]) for parts in cut]
+
+    @cached_property
+    def piece_bytes(self) -> list[bytes]:
+        """Bytes of text that each piece stands for, [vocabulary]; none for those that text cannot spell."""
+        p, found = self.processor, []
+        for token in range(self.vocab_size):
+            piece = p.id_to_piece(token)
+            if p.is_byte(token):
+                found.append(bytes([int(piece[3:5], 16)]))
+            else:
+                found.append(b"" if self.is_reserved(token) else piece.replace("\u2581", " ").encode())
+        return found
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Return the text of ids, with the space that the first may begin with; bytes that are no text become U+FFFD."""
+        return b"".join(self.piece_bytes[token] for token in ids).decode(errors="replace")
 
     def id(self, piece: str) -> int:
         """Id of a reserved piece.

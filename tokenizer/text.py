@@ -10,12 +10,10 @@ from typing import BinaryIO, Literal
 
 from pretrain.errors import UserError, reason
 from pretrain.place import this_node
-from tokenizer.files import COMPRESSED, SAMPLE_BYTES, BadDocument, kind, line_end, lines_of, rows_of
+from tokenizer.files import BOM, COMPRESSED, SAMPLE_BYTES, BadDocument, kind, line_end, lines_of, rows_of
 
 BLOCK_BYTES = 2 * 2**20
 """Bytes of a block: a fraction of a second's work."""
-BOM = b"\xef\xbb\xbf"
-"""Bytes without a meaning in UTF-8; some editors begin a file with it."""
 OnError = Literal["stop", "skip"]
 
 

@@ -1,31 +1,42 @@
 """`evaluate`: how well a model does at tasks, from a checkpoint, alone or under torchrun on any layout."""
 
 import argparse
-import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pretrain.cli.arguments import require_nothing_else
 from pretrain.errors import UserError
-from pretrain.files import write_whole
 from pretrain.place import find_place
 from tokenizer.pieces import MODES
 
+if TYPE_CHECKING:
+    from pretrain.evaluate.rows import EvalRow, Mean
+
 HELP = "how well a model does at tasks"
-METRICS = ("accuracy", "greedy", "bits_per_byte")
+COLUMNS = {
+    "accuracy": "accuracy",
+    "accuracy_per_byte": "per byte",
+    "greedy": "greedy",
+    "bits_per_byte": "bits a byte",
+    "exact_match": "exact match",
+    "f1": "F1",
+}
+"""Metrics, and what they are called on a screen."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="run directory, or a checkpoint's folder")
-    parser.add_argument("--list", action="store_true", help="say which tasks there are")
-    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="all, unless given")
-    parser.add_argument("--documents", type=int, default=500, help="of each task; 500")
+    parser.add_argument("--list", action="store_true", help="say which tasks there are, and where people get their data")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tiny, small, paper, names, or files (.yaml); tiny")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the tasks' data; docs/tasks.md")
+    parser.add_argument("--limit", type=int, metavar="N", help="most documents of a task, drawn by --seed")
     parser.add_argument("--shots", type=int, default=0, help="answered examples before each document; 0")
-    parser.add_argument("--seed", type=int, default=1, help="of the documents; 1")
+    parser.add_argument("--seed", type=int, default=1, help="of documents and examples; 1")
     parser.add_argument("--attention", choices=("prefix", "causal"), help="how contexts are read; as in training, unless given")
     parser.add_argument("--mode", choices=(*MODES, "none"), help="token before each context; as in training, unless given")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write a JSON line for each task")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write a row for each task, and FILE.npz with all scores")
     for name in ("tensor", "pipeline", "virtual"):
         parser.add_argument(f"--parallel.{name}", dest=name, type=int, default=1, metavar="RANKS")
 
@@ -38,76 +49,97 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from pretrain.ranks.libraries import prepare_libraries
 
     prepare_libraries(device_type(args.device))
-    from pretrain.evaluate.tasks import TASKS
+    from pretrain.evaluate.catalogue import catalogue, choose, lacking
 
+    known = catalogue(None, args.data)
     if args.list:
-        for name, task in TASKS.items():
-            print(f"{name:<24} {task.about}; chance {task.chance:.0%}; generated, no data needed")
+        _list(args.data)
         return 0
-    _require_sensible(args, list(TASKS))
+    _require_sensible(args)
+    choose([word for word in args.tasks or () if not word.startswith("held_out")], known, args.data)  # before a model is built
     from pretrain.config.recipe import Parallel
+    from pretrain.evaluate.ask import ask
     from pretrain.evaluate.load import loaded
-    from pretrain.evaluate.tasks import Asking, as_trained, measure
+    from pretrain.evaluate.measure import Asking, as_trained
+    from pretrain.evaluate.rows import write_rows
     from pretrain.ranks.launch import join
 
-    layout, rows = Parallel(tensor=args.tensor, pipeline=args.pipeline, virtual=args.virtual), []
+    layout = Parallel(tensor=args.tensor, pipeline=args.pipeline, virtual=args.virtual)
     with join(args.device, place, Path.cwd()) as ranks, loaded(args.run, layout, ranks) as model:
-        data, precision = model.run.recipe.data, "bf16" if model.run.ds.bf16.enabled else "fp32"
-        attention, mode = as_trained(data)
+        attention, mode = as_trained(model.run.recipe.data)
         if args.mode is not None:
             mode = None if args.mode == "none" else args.mode
-        asking = Asking(args.documents, args.seed, args.shots, args.attention or attention, mode)
-        told = {"checkpoint": str(model.folder), "step": model.step, "precision": precision, **vars(asking)}
-        for name in dict.fromkeys(args.tasks or TASKS):
-            found = measure(model.engine, model.tokenizer, name, asking, data.sequence_length)
-            metrics = {"accuracy": vars(found.accuracy), "greedy": vars(found.greedy), "bits_per_byte": vars(found.bits)}
-            rows.append({"task": name, **told, "chance": TASKS[name].chance, "skipped": found.skipped, **metrics})
-        if ranks.is_main:
-            _show(rows, f"{model.folder}, {precision}, {asking.attention} attention, mode {mode}, {asking.shots} shots")
+        asking = Asking(args.limit, args.seed, args.shots, args.attention or attention, mode)
+        with ranks.all_or_none():
+            known = catalogue(model.run, args.data)
+            tasks = choose(args.tasks or ["tiny"], known, args.data)
+        if ranks.is_main and (missing := lacking(args.tasks or ["tiny"], known)):
+            print(f"without data, so left out: {', '.join(missing)}; --list says where to get it", flush=True)
+        rows, outcomes = [], {}
+        for task in tasks:
+            row, outcome = ask(model, task, asking, ranks)
+            rows.append(row)
+            if outcome is not None:
+                outcomes[task.name] = outcome
             if args.out is not None:
-                write_whole(args.out, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+                ranks.on_main(lambda: write_rows(args.out, rows, outcomes))  # so that nothing is lost if a later task fails
+        if ranks.is_main:
+            _show(rows, f"{model.folder}, {rows[0].precision}, {asking.attention} attention, mode {mode}, {args.shots} shots")
+        if not outcomes:
+            raise UserError(
+                f"evaluate: every document of {', '.join(task.name for task in tasks)} is longer than the model's"
+                f" {model.run.recipe.data.sequence_length} positions; take fewer --shots, or other tasks"
+            )
     return 0
 
 
-def _require_sensible(args: argparse.Namespace, known: list[str]) -> None:
+def _require_sensible(args: argparse.Namespace) -> None:
     if args.run is None:
         raise UserError("evaluate: name a run directory or a checkpoint, before --tasks; --list says which tasks there are")
-    for name in args.tasks or ():
-        if name not in known:
-            raise UserError(f"--tasks {name}: known are {', '.join(known)}")
     for name, value, least in (
-        ("documents", args.documents, 1),
+        ("limit", args.limit, 1),
         ("shots", args.shots, 0),
         ("parallel.tensor", args.tensor, 1),
         ("parallel.pipeline", args.pipeline, 1),
         ("parallel.virtual", args.virtual, 1),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"--{name} {value}: at least {least}")
     if args.out is not None and (args.out.is_dir() or not args.out.absolute().parent.is_dir()):
         raise UserError(f"--out {args.out}: name a file in a folder that is there")
+    if args.out is not None and args.out.suffix != ".jsonl":
+        raise UserError(f"--out {args.out}: rows are JSON lines; name a file that ends in .jsonl")
 
 
-def _show(rows: list[dict], title: str) -> None:
+def _list(data: Path | None) -> None:
+    from pretrain.evaluate.catalogue import catalogue, lack_of
+
+    for task in catalogue(None, data).values():
+        tiers = " ".join(task.tiers) or "in no tier"
+        chance = "" if task.chance is None else f"; {task.metric}, chance {task.chance:.0%}"
+        print(f"{task.name} ({tiers}): {task.about}{chance}")
+        print(f"    {f'in {task.file}. ' if task.file else ''}{task.origin}" if task.questions else f"    {lack_of(task, data)}")
+
+
+def _show(rows: "list[EvalRow]", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", title_style="bold")
-    for column in ("task", "accuracy", "± 95 %", "chance", "greedy", "± 95 %", "bits a byte", "± 95 %", "documents", "too long"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+    table = Table(title=Text(title), title_justify="left", title_style="bold", caption="half of the 95 % interval, then the mean")
+    shown = [name for name in COLUMNS if any(name in row.metrics for row in rows)]
+    for column in ("task", "chance", *(COLUMNS[name] for name in shown), "documents", "too long"):
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=column == "task")
     for row in rows:
-        right, greedy, bits = ([_short(row[name]["mean"]), _half(row[name]["error"])] for name in METRICS)
-        counts = str(row["accuracy"]["documents"]), str(row["skipped"])
-        table.add_row(row["task"], *right, _short(row["chance"]), *greedy, *bits, *counts)
+        cells = [_cell(row.metrics.get(name)) for name in shown]
+        chance = "–" if row.chance is None else f"{row.chance:.3f}"
+        table.add_row(row.task, chance, *cells, str(row.documents), str(row.skipped))
     console = Console(highlight=False)
     (console if console.is_terminal else Console(highlight=False, width=130)).print(table)
 
 
-def _half(error: float | None) -> str:
-    """Half of the interval that a standard error gives."""
-    return "–" if error is None else _short(1.96 * error)
-
-
-def _short(number: float) -> str:
-    return f"{number:.3f}"
+def _cell(found: "Mean | None") -> str:
+    """How little is known of a number comes before the number."""
+    if found is None:
+        return "–"
+    return f"{'' if found.error is None else f'± {1.96 * found.error:.3f}  '}{found.mean:.3f}"

@@ -1,4 +1,4 @@
-"""python -m pretrain train | plan | inspect | status | verify | export | evaluate | compare | report [options]"""
+"""python -m pretrain train | plan | inspect | status | verify | export | evaluate | generate | compare | report [options]"""
 
 import argparse
 import errno
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
 
-from pretrain.cli import compare, evaluate, export, inspect, job, plan, report, status, train, verify
+from pretrain.cli import compare, evaluate, export, generate, inspect, job, plan, report, status, train, verify
 from pretrain.cli.arguments import Parser
 from pretrain.errors import TrainingStopped, UserError, lost_a_peer, one_line, reason
 from pretrain.place import rank_here
@@ -23,13 +23,14 @@ COMMANDS: dict[str, ModuleType] = {
     "verify": verify,
     "export": export,
     "evaluate": evaluate,
+    "generate": generate,
     "status": status,
     "compare": compare,
     "report": report,
     "job": job,
 }
 """Each module has HELP, `arguments(parser)` and `run(args, rest)`; `rest` are words that are settings of recipe and JSON."""
-LAUNCHED = ("train", "evaluate")
+LAUNCHED = ("train", "evaluate", "generate")
 """Commands of several processes; others are one, whatever a launcher has left in its environment."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES}
 """What a file system reports that cannot be written to; it is the user's to fix, and a traceback helps nobody."""

@@ -121,6 +121,12 @@ def sources_of(run: Run) -> tuple[Source, ...]:
     return tuple(_with_machine_paths(source, str(made.train), str(made.valid)) for source in sources)
 
 
+def held_out_streams(run: Run) -> dict[str, TokenStream]:
+    """Return the held-out text of each source of a run, by its name."""
+    tokenizer, share = tokenizer_of(run), run.recipe.data.valid_share
+    return {source.name: _train_and_valid(source, share, tokenizer)[1] for source in sources_of(run)}
+
+
 def tokenizer_of(run: Run) -> Tokenizer:
     """The recipe's tokenizer, opened.
 

@@ -16,10 +16,12 @@ from pretrain.config.recipe import Recipe
 from pretrain.config.run import Batching
 from pretrain.data.batch import Batch
 from pretrain.engine import agreement, scoring
+from pretrain.engine.decoding import Decoding
 from pretrain.engine.loss import by_position
 from pretrain.engine.micro_batch import MicroBatch
 from pretrain.engine.schedule import Entry, Schedule
 from pretrain.engine.stopwatch import Stopwatch
+from pretrain.errors import UserError
 from pretrain.model.decoder import build_chunks, transformer_config
 from pretrain.model.weights import initialize
 from pretrain.optim.deepspeed import DeepSpeedOptimizer
@@ -143,6 +145,22 @@ class Engine:
         self.stopwatch.read_and_reset()  # belongs to no step
         losses, is_best = scoring.together(self.ranks, entries, rounds, self.batching, samples.tokens.shape[1])
         return losses[: len(samples.tokens)], is_best[: len(samples.tokens)]
+
+    def decoding(self, lengths: Sequence[int], prefixes: Sequence[int], longest: int) -> Decoding:
+        """Begin to write: prompts of these lengths, of which so many tokens are read both ways, to `longest` tokens at most.
+
+        Raises:
+            UserError: the model is split over pipeline ranks.
+        """
+        if self.recipe.parallel.pipeline > 1:
+            raise UserError(
+                f"parallel.pipeline {self.recipe.parallel.pipeline}: writing would keep one rank busy at a time; use tensor ranks"
+                " or replicas, on which any checkpoint can be loaded"
+            )
+        path, pieces = LayerPath.full(self.recipe.model.num_layers), self.recipe.model.vocab_size
+        self.optimizer.wake(path)
+        self.model.eval()
+        return Decoding(self.schedule.chunks[0], path, lengths, prefixes, longest, pieces, self.ranks.device)
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch], scale: float, forward_only: bool = False) -> list[Entry]:
         """Run micro-batches through the schedule; entries of the last pipeline rank, none elsewhere."""

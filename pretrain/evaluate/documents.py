@@ -1,9 +1,8 @@
 """Documents of a task: a context and what may follow it, as requests, and what the scores of a task come to."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,13 +15,56 @@ from tokenizer.pieces import Tokenizer
 class Document:
     """A question whose answers are ranked by how likely they are after the context."""
 
-    context: str
+    context: str | tuple[str, ...]
+    """Several, one for each choice, where the choices are in the middle of a text."""
     choices: tuple[str, ...]
-    """As they follow the context: with the space in between, if there is one."""
     answer: int
     """Index of the right choice."""
     cluster: str
     """Documents of one cluster are not independent: of one passage, one paradigm."""
+    number: int = 0
+    """Place in its file, from 1."""
+    between: str = " "
+    """What joins a context with a choice."""
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """A context and what follows it, for each choice."""
+        contexts = (self.context,) * len(self.choices) if isinstance(self.context, str) else self.context
+        return [(context, self.between + choice) for context, choice in zip(contexts, self.choices, strict=True)]
+
+    @property
+    def answered(self) -> str:
+        """The text with the right choice."""
+        return "".join(self.pairs[self.answer])
+
+    def after(self, begin: str) -> "Document":
+        """Return the document with a text before it."""
+        contexts = begin + self.context if isinstance(self.context, str) else tuple(begin + one for one in self.context)
+        return replace(self, context=contexts)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A question whose answer is written by the model."""
+
+    context: str
+    answers: tuple[str, ...]
+    """Texts that count as right; the first is shown where the question is an example."""
+    cluster: str
+    number: int
+    between: str
+    stop: tuple[str, ...]
+    max_tokens: int
+
+    @property
+    def answered(self) -> str:
+        """The text with the first of the right answers."""
+        return self.context + self.between + self.answers[0]
+
+    def after(self, begin: str) -> "Written":
+        """Return the document with a text before it."""
+        return replace(self, context=begin + self.context)
 
 
 @dataclass(frozen=True)
@@ -38,48 +80,49 @@ class Metric:
 
 def requests_of(document: Document, tokenizer: Tokenizer, mode: str | None = None) -> list[Request]:
     """Return a request for each choice, its text encoded together with the context and cut where that ends: encoded apart, both
-    would be other tokens than training has seen.
+    would be other tokens than training has seen. Where nothing is before a choice, its first token is read and not scored.
 
     Args:
         mode: piece before the context, as "[S2S]", or None.
 
     Raises:
-        UserError: a token spans the end of the context.
-        ValueError: the context is empty and there is no mode token.
+        UserError: a token spans the end of the context, or of a choice nothing is left to score.
     """
     start = () if mode is None else (tokenizer.id(mode),)
-    context, *together = (
-        tuple(map(int, ids))
-        for ids in tokenizer.encode([document.context, *(document.context + choice for choice in document.choices)])
-    )
+    pairs = document.pairs
+    encoded = tokenizer.encode([text for context, choice in pairs for text in (context, context + choice)])
     found = []
-    for choice, tokens in zip(document.choices, together):
-        if tokens[: len(context)] != context:
+    for (text, choice), context, whole in zip(pairs, encoded[::2], encoded[1::2]):
+        before, tokens = tuple(map(int, context)) if text else (), tuple(map(int, whole))
+        if tokens[: len(before)] != before:
             raise UserError(
-                f"a token of {tokenizer.directory} spans the end of the context {document.context[-20:]!r} and the choice"
-                f" {choice!r}; let the choice begin with a space, and the context end without one"
+                f"document {document.number}: a token of {tokenizer.directory} spans the end of the context {text[-20:]!r} and"
+                f" the choice {choice!r}; let the choice begin with a space, and the context end without one"
             )
-        found.append(Request((*start, *context), tokens[len(context) :]))
+        read = (*start, *before) or tokens[:1]
+        continuation = (*start, *tokens)[len(read) :]
+        if not continuation:
+            raise UserError(f"document {document.number}: of the choice {choice!r} no token is left to score after {text!r}")
+        found.append(Request(read, continuation))
     return found
 
 
-def chosen(scores: Sequence[Score]) -> int:
-    """Return which choice is likeliest; the first of equals."""
-    return int(np.argmax([score.log_likelihood for score in scores]))
+def likeliest(scores: Sequence[Score], sizes: Sequence[int] | None = None) -> int:
+    """Return which choice is likeliest, by itself or for its size in bytes; the first of equals."""
+    values = [score.log_likelihood / (1 if sizes is None else size) for score, size in zip(scores, sizes or [1] * len(scores))]
+    return int(np.argmax(values))
 
 
-def bits_per_byte(scores: Sequence[Score], document: Document) -> float:
-    """Return the bits that the right choice takes, a byte of its text."""
-    answer = document.answer
-    return -scores[answer].log_likelihood / math.log(2) / len(document.choices[answer].encode())
+def mean_of(values: Sequence[float] | np.ndarray, clusters: Sequence[str], of_clusters: bool = False) -> Metric:
+    """Average over documents, with the standard error of means over clusters (Miller 2024, arXiv 2411.00640).
 
-
-def mean_of(values: Sequence[float], documents: Sequence[Document]) -> Metric:
-    """Average over documents, with the standard error of means over clusters (Miller 2024, arXiv 2411.00640)."""
-    mean = float(np.mean(values))
-    sums: dict[str, float] = defaultdict(float)
-    for value, document in zip(values, documents, strict=True):
-        sums[document.cluster] += value - mean
-    count = len(sums)
-    error = None if count < 2 else math.sqrt(count / (count - 1) * sum(s**2 for s in sums.values())) / len(values)
-    return Metric(mean, error, len(values), count)
+    Args:
+        of_clusters: average the means of clusters instead, however many documents each has.
+    """
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    numbers, count = np.asarray(values, np.float64), len(names)
+    weights = 1.0 / (np.bincount(index) * count)[index] if of_clusters else np.full(len(numbers), 1.0 / len(numbers))
+    mean = float(weights @ numbers)
+    sums = np.bincount(index, weights * (numbers - mean))
+    error = None if count < 2 else math.sqrt(count / (count - 1) * float(sums @ sums))
+    return Metric(mean, error, len(numbers), count)

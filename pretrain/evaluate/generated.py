@@ -26,7 +26,7 @@ def induction_copying(count: int, seed: int, shots: int = 0) -> list[Document]:
         words = draw.sample(WORDS, COPIED)
         begin = draw.randrange(COPIED - REPEATED)
         repeated = words[begin : begin + REPEATED]
-        return f"{' '.join(words)} {' '.join(repeated)} ->", tuple(f" {word}" for word in words), begin + REPEATED
+        return f"{' '.join(words)} {' '.join(repeated)} ->", tuple(words), begin + REPEATED
 
     return _documents(one, f"copying {seed}", count, shots)
 
@@ -50,7 +50,7 @@ def variable_assignment(count: int, seed: int, depth: int, shots: int = 0) -> li
             holders = [holders[source] for source in order]
         asked = draw.randrange(VARIABLES)
         text = f"{', '.join(lines)}. {names[VARIABLES * depth + asked]} ="
-        return text, tuple(f" {value}" for value in values), holders[asked]
+        return text, tuple(map(str, values)), holders[asked]
 
     return _documents(one, f"assignment {depth} {seed}", count, shots)
 
@@ -58,9 +58,9 @@ def variable_assignment(count: int, seed: int, depth: int, shots: int = 0) -> li
 def _documents(one: Callable[[Random], Question], seed: str, count: int, shots: int) -> list[Document]:
     """Each document with examples of its own before it, answered. The questions are the same with any number of them."""
     draw, draw_shots, found = Random(seed), Random(f"{seed} shots"), []
-    for number in range(count):
+    for number in range(1, count + 1):
         examples = [one(draw_shots) for _ in range(shots)]
-        shown = "".join(f"{context}{choices[answer]}\n" for context, choices, answer in examples)
+        shown = "".join(f"{context} {choices[answer]}\n" for context, choices, answer in examples)
         context, choices, answer = one(draw)
-        found.append(Document(shown + context, choices, answer, cluster=str(number)))
+        found.append(Document(shown + context, choices, answer, str(number), number))
     return found

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from megatron.core.inference.contexts.static_context import StaticInferenceContext
 from megatron.core.transformer.attention import SelfAttention as MegatronSelfAttention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -63,24 +64,46 @@ def block_mask(segments: Tensor, prefix: Tensor, tables: Mapping[str, Tensor]) -
 
 
 class SelfAttention(MegatronSelfAttention):
-    """Megatron-Core's, from projection to projection, without what it does for inference and its own position embeddings."""
+    """Megatron-Core's, from projection to projection, without its own position embeddings."""
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | BlockMask, rotary_pos_emb: Tensor | None = None, **unused: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | BlockMask,
+        rotary_pos_emb: Tensor | None = None,
+        inference_context: StaticInferenceContext | None = None,
+        **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
             hidden_states: [s, b, h], or [s / tensor ranks, b, h] under sequence parallelism.
             attention_mask: of dense_mask or block_mask.
             rotary_pos_emb: of RotaryTables.
+            inference_context: keys and values of the positions before these, which are added.
 
         Returns:
             As hidden_states, and the bias that is not yet added.
         """
         query, key, value = self.get_query_key_value_tensors(hidden_states, None)
         if rotary_pos_emb is not None:
+            if inference_context is not None:
+                begin = inference_context.sequence_len_offset
+                rotary_pos_emb = rotary_pos_emb[begin : begin + len(query)]
             query, key = rotate(query, rotary_pos_emb), rotate(key, rotary_pos_emb)
+        if inference_context is not None:
+            key, value = remembered(inference_context, self.layer_number, key, value)
         return self.linear_proj(self.core_attention(query, key, value, attention_mask))
+
+
+def remembered(context: StaticInferenceContext, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Add keys and values, [new, b, heads of this rank, d], to those of earlier positions; returns all, [positions, ...]."""
+    begin, end = context.sequence_len_offset, context.sequence_len_offset + len(key)
+    kept = context.key_value_memory_dict
+    if layer not in kept:
+        kept[layer] = tuple(part.new_empty(context.max_sequence_length, *part.shape[1:]) for part in (key, value))
+    for whole, part in zip(kept[layer], (key, value)):
+        whole[begin:end] = part
+    return kept[layer][0][:end], kept[layer][1][:end]
 
 
 class CoreAttention(MegatronModule):

@@ -31,6 +31,7 @@ ORDER = [
     "plan",
     "inspect",
     "export",
+    "generate",
     "evaluate",
     "study",
     "train",

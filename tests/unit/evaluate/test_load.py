@@ -9,7 +9,6 @@ import torch
 from pretrain.config.recipe import Parallel
 from pretrain.errors import UserError
 from pretrain.evaluate.load import evaluation_of
-from pretrain.evaluate.tasks import as_trained
 from tests.support.project import BERT
 
 SETTINGS = {
@@ -51,15 +50,3 @@ def test_what_cannot_be_asked_is_refused(project):
         asked(project.run(*(f"{key}={value}" for key, value in BERT.items())))
     with pytest.raises(UserError, match="tensor"):
         asked(project.run(), 3, Parallel(tensor=3))
-
-
-@pytest.mark.parametrize(
-    "settings, expected",
-    [
-        ((), ("prefix", "[S2S]")),
-        (("data.denoisers=60-20-20",), ("prefix", None)),
-        (("data.objective=causal",), ("causal", None)),
-    ],
-)
-def test_contexts_are_read_as_in_training(project, settings, expected):
-    assert as_trained(project.run(*settings).recipe.data) == expected

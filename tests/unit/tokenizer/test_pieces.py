@@ -36,7 +36,11 @@ def test_text_that_spells_a_reserved_piece_stays_text(tokenizer):
 
 @pytest.mark.parametrize("text", ["def f(x):\n    return  x\n", "Grüße, 世界 🙂", "a\tb\r\n"])
 def test_text_comes_back_unchanged(tokenizer, text):
-    assert tokenizer.processor.decode(tokenizer.processor.encode(text)) == text
+    ids = tokenizer.processor.encode(text)
+    assert tokenizer.processor.decode(ids) == text
+    assert tokenizer.text(ids) == " " + text, "sentencepiece puts a space before every text"
+    assert b"".join(tokenizer.piece_bytes[token] for token in ids) == (" " + text).encode()
+    assert tokenizer.text([tokenizer.id(EOS), tokenizer.id(sentinel(3))]) == ""
 
 
 def test_token_files_hold_the_documents_in_order(home, tokenizer):

@@ -1,0 +1,152 @@
+"""What a model makes of a task."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from pretrain.config.recipe import Data
+from pretrain.errors import UserError
+from pretrain.evaluate.documents import Document, Metric, likeliest, mean_of, requests_of
+from pretrain.evaluate.requests import Request, Score, Scorer, score
+from pretrain.evaluate.task_file import Average
+from tokenizer.pieces import Tokenizer
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How documents are put to a model."""
+
+    limit: int | None
+    """Most documents of a task; None for all there are, or a few hundred of those without an end."""
+    seed: int
+    """Decides which documents are drawn and which examples are shown."""
+    shots: int
+    """Answered examples before each."""
+    attention: Literal["prefix", "causal"]
+    """How contexts are read: both ways, as training's prefixes are, or not."""
+    mode: str | None
+    """Piece before each context."""
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A document as requests."""
+
+    number: int
+    cluster: str
+    requests: tuple[Request, ...]
+    answer: int
+    """Index of the request whose continuation is right."""
+    sizes: tuple[int, ...]
+    """Bytes of each choice."""
+    answer_bytes: int
+    """Bytes of the right continuation, with what joins it to the context."""
+
+
+class Questions(Protocol):
+    """Documents of a task, whatever makes them."""
+
+    def posed(self, asking: Asking, tokenizer: Tokenizer, length: int) -> tuple[list[Posed], int]:
+        """Return those that fit into `length` positions, and how many do not."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model makes of a task; arrays are [documents]."""
+
+    numbers: np.ndarray
+    """Which documents these are, in their file."""
+    clusters: tuple[str, ...]
+    values: Mapping[str, np.ndarray]
+    """By metric. accuracy: is the right choice the likeliest? accuracy_per_byte: for its size? greedy: is it what greedy decoding
+    gives, among all that could be written? bits_per_byte: what the right choice takes."""
+    skipped: int
+    """Documents that are too long for the model. Nothing is ever cut."""
+    requests: str
+    """Checksum of what was asked."""
+    average: Average = "documents"
+
+    def metric(self, name: str) -> Metric:
+        return mean_of(self.values[name], self.clusters, self.average == "clusters")
+
+
+def as_trained(data: Data) -> tuple[Literal["prefix", "causal"], str | None]:
+    """Return how training has a text continued: attention and mode token of its first prefix denoiser, else causal and none."""
+    prefixes = [denoiser for denoiser in data.denoisers if denoiser.kind == "prefix"] if data.objective == "ul2" else []
+    return ("prefix", prefixes[0].mode) if prefixes else ("causal", None)
+
+
+def pose(documents: Sequence[Document], tokenizer: Tokenizer, mode: str | None, length: int) -> tuple[list[Posed], int]:
+    """Turn documents into requests.
+
+    Returns:
+        Those that fit into `length` positions, and how many do not.
+
+    Raises:
+        UserError: a token spans a context and a choice.
+    """
+    found = []
+    for document in documents:
+        requests = requests_of(document, tokenizer, mode)
+        if max(request.positions for request in requests) > length:
+            continue
+        sizes = tuple(len(choice.encode()) for choice in document.choices)
+        joined = len(document.pairs[document.answer][1].encode())
+        found.append(Posed(document.number, document.cluster, tuple(requests), document.answer, sizes, joined))
+    return found, len(documents) - len(found)
+
+
+def measure(
+    scorer: Scorer, posed: Sequence[Posed], skipped: int, both_ways: bool, length: int, average: Average = "documents"
+) -> Outcome:
+    """Put documents to a model.
+
+    Args:
+        skipped: how many were left out because they are too long.
+        both_ways: whether a context is read both ways.
+        length: positions of a sample.
+
+    Raises:
+        UserError: a score is not finite, or some documents have one choice and others several.
+    """
+    scores = iter(score(scorer, [request for one in posed for request in one.requests], length, 0, both_ways))
+    return outcome(posed, [[next(scores) for _ in one.requests] for one in posed], skipped, average)
+
+
+def outcome(posed: Sequence[Posed], scores: Sequence[Sequence[Score]], skipped: int, average: Average) -> Outcome:
+    """Judge scores, of every request of every document."""
+    values: dict[str, list[float]] = {}
+    for one, found in zip(posed, scores, strict=True):
+        right = found[one.answer]
+        judged = {"greedy": float(right.is_greedy), "bits_per_byte": -right.log_likelihood / math.log(2) / one.answer_bytes}
+        if len(found) > 1:
+            accuracy = {
+                "accuracy": float(likeliest(found) == one.answer),
+                "accuracy_per_byte": float(likeliest(found, one.sizes) == one.answer),
+            }
+            judged = accuracy | judged
+        for name, value in judged.items():
+            values.setdefault(name, []).append(value)
+    if len({len(numbers) for numbers in values.values()}) > 1:
+        raise UserError("some documents of the task have one choice, others several; rank one kind")
+    return Outcome(
+        np.array([one.number for one in posed]),
+        tuple(one.cluster for one in posed),
+        {name: np.array(numbers) for name, numbers in values.items()},
+        skipped,
+        checksum_of((len(request.context), *request.context, *request.continuation) for one in posed for request in one.requests),
+        average,
+    )
+
+
+def checksum_of(asked: Iterable[Sequence[int]]) -> str:
+    """Return a checksum of lists of numbers, in their order."""
+    digest = hashlib.sha256()
+    for numbers in asked:
+        digest.update(np.array([*numbers, -1], "<i8").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""Text with placeholders for the fields of a document: `{question}`, `{choices.text}`, `{premise:without_end}`. Only what is
+listed here can be done to a field, so that a task's file holds no code."""
+
+import re
+from collections.abc import Callable, Mapping
+from string import Formatter
+
+Fields = Mapping[str, object]
+
+
+def _without_markup(text: str) -> str:
+    """Clean a text of WikiHow's, as HellaSwag's are."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def _connector(text: str) -> str:
+    """Return the word that joins a sentence with its cause or its effect, as COPA's are."""
+    words = {"cause": "because", "effect": "therefore"}
+    if text not in words:
+        raise ValueError(f'"{text}" is neither cause nor effect')
+    return words[text]
+
+
+EDITS: Mapping[str, Callable[[str], str]] = {
+    "strip": str.strip,
+    "lstrip": str.lstrip,
+    "capitalize": str.capitalize,
+    "lower_first": lambda text: text[:1].lower() + text[1:],
+    "without_end": lambda text: text.strip()[:-1],
+    "but_last_word": lambda text: text.rpartition(" ")[0],
+    "last_word": lambda text: text.rpartition(" ")[2],
+    "before_blank": lambda text: text.partition("_")[0],
+    "after_blank": lambda text: text.partition("_")[2].strip(),
+    "connector": _connector,
+    "without_markup": _without_markup,
+}
+"""What may follow a field's name after a colon; without_end leaves out the last character, a blank is written _."""
+
+
+def check_template(template: str) -> str:
+    """Return a template whose placeholders can be read.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    for _, name, edit, conversion in Formatter().parse(template):
+        if name is None:
+            continue
+        if not re.fullmatch(r"\w+(\.\w+)*", name) or conversion:
+            raise ValueError(f'"{{{name}}}" names no field; write {{field}}, {{field.inner}} or {{field:edit}}')
+        for one in filter(None, (edit or "").split("|")):
+            if one not in EDITS:
+                raise ValueError(f'"{{{name}:{edit}}}": no edit is called "{one}"; there are {", ".join(EDITS)}')
+    return template
+
+
+def fill(template: str, fields: Fields) -> str:
+    """Put the fields of a document into a template.
+
+    Raises:
+        ValueError: a field is missing, or no text or number.
+    """
+    parts = []
+    for literal, name, edit, _ in Formatter().parse(template):
+        parts.append(literal)
+        if name is not None:
+            parts.append(_edited(_text(_value(name, fields), name), edit))
+    return "".join(parts)
+
+
+def fill_each(template: str, fields: Fields) -> list[str]:
+    """Fill a template that is one placeholder, of a field that is a list: a text for each of its values.
+
+    Raises:
+        ValueError: the template is another, the field is missing, or no list of texts.
+    """
+    literal, name, edit, _ = next(iter(Formatter().parse(template)), ("", None, None, None))
+    if literal or name is None or template.count("{") != 1 or not template.endswith("}"):
+        raise ValueError(f'"{template}" is to be one placeholder, of a field that is a list')
+    value = _value(name, fields)
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise ValueError(f'field "{name}" is no list')
+    return [_edited(_text(one, name), edit) for one in value]
+
+
+def edited(text: str, edits: tuple[str, ...]) -> str:
+    """Apply edits in their order."""
+    for edit in edits:
+        text = EDITS[edit](text)
+    return text
+
+
+def _edited(text: str, edit: str | None) -> str:
+    return edited(text, tuple(filter(None, (edit or "").split("|"))))
+
+
+def _value(name: str, fields: Fields) -> object:
+    value: object = fields
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            have = ", ".join(map(str, value)) if isinstance(value, Mapping) else "none"
+            raise ValueError(f'no field "{name}"; fields here: {have}')
+        value = value[part]
+    return value
+
+
+def _text(value: object, name: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f'field "{name}" is {type(value).__name__}, not text or a number')
+    return str(value)
