@@ -18,8 +18,8 @@ def random_requests(count: int, vocabulary: int, longest: int) -> list[Request]:
     return found
 
 
-def scores(run, ranks: Ranks, count: int, both_ways: bool) -> list[Score]:
-    """Train, so that layers sleep and weights are not up to date, then score."""
+def trained(run, ranks: Ranks):
+    """Return an engine after some steps, so that layers sleep and weights are not up to date."""
     from pretrain.data.loader import open_data
     from pretrain.engine import build_engine
 
@@ -27,5 +27,25 @@ def scores(run, ranks: Ranks, count: int, both_ways: bool) -> list[Score]:
     for step in range(1, 4):
         engine.step(step, data.batch(step), run.method.paths(step))
     data.close()
-    length = run.recipe.data.sequence_length
+    return engine
+
+
+def scores(run, ranks: Ranks, count: int, both_ways: bool) -> list[Score]:
+    """Train, then score."""
+    engine, length = trained(run, ranks), run.recipe.data.sequence_length
     return score(engine, random_requests(count, run.recipe.model.vocab_size, length), length, 0, both_ways)
+
+
+def written(run, ranks: Ranks, count: int) -> list[tuple[int, ...]]:
+    """Train, then continue random prompts, half of them read both ways; greedily and with draws."""
+    from pretrain.data.loader import tokenizer_of
+    from pretrain.generate.sampling import Sampling
+    from pretrain.generate.write import Prompt, write
+
+    engine, tokenizer, longest = trained(run, ranks), tokenizer_of(run), run.recipe.data.sequence_length // 2
+    requests = random_requests(count, run.recipe.model.vocab_size, longest)
+    prompts = [Prompt(request.context, number % 2 == 0, 8 + number % 5) for number, request in enumerate(requests)]
+    return [
+        *write(engine, ranks, tokenizer, prompts, end=-1),
+        *write(engine, ranks, tokenizer, prompts, end=-1, sampling=Sampling(1.0, 0.9, 7)),
+    ]
