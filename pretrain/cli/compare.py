@@ -29,6 +29,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     prepare_libraries("cpu")
     from pretrain.study.compare import open_bench
+    from pretrain.study.evals import evaluate_here
     from pretrain.study.local import run_here
     from pretrain.study.plan import read_study
     from pretrain.study.slurm import submit
@@ -44,4 +45,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             submit(bench, args.slurm, args.device)
         elif bench.missing:
             run_here(bench, args.jobs or 1, args.device)
+        if args.slurm is None:
+            evaluate_here(bench, args.jobs or 1, args.device)
     return 0

@@ -11,7 +11,9 @@ from pretrain.place import find_place
 from tokenizer.pieces import MODES
 
 if TYPE_CHECKING:
-    from pretrain.evaluate.rows import EvalRow, Mean
+    from rich.table import Table
+
+    from pretrain.evaluate.rows import Difference, EvalRow, Mean
 
 HELP = "how well a model does at tasks"
 COLUMNS = {
@@ -37,6 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=(*MODES, "none"), help="token before each context; as in training, unless given")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write a row for each task, and FILE.npz with all scores")
+    parser.add_argument("--against", type=Path, metavar="FILE.jsonl", help="what --out wrote of another: show differences")
     for name in ("tensor", "pipeline", "virtual"):
         parser.add_argument(f"--parallel.{name}", dest=name, type=int, default=1, metavar="RANKS")
 
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from pretrain.evaluate.ask import ask
     from pretrain.evaluate.load import loaded
     from pretrain.evaluate.measure import Asking, as_trained
-    from pretrain.evaluate.rows import write_rows
+    from pretrain.evaluate.rows import differences, write_rows
     from pretrain.ranks.launch import join
 
     layout = Parallel(tensor=args.tensor, pipeline=args.pipeline, virtual=args.virtual)
@@ -85,6 +88,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
                 ranks.on_main(lambda: write_rows(args.out, rows, outcomes))  # so that nothing is lost if a later task fails
         if ranks.is_main:
             _show(rows, f"{model.folder}, {rows[0].precision}, {asking.attention} attention, mode {mode}, {args.shots} shots")
+        if args.against is not None and outcomes:
+            found = ranks.on_main(lambda: differences(rows, outcomes, args.against))
+            if ranks.is_main:
+                _show_differences(found, args.against)
         if not outcomes:
             raise UserError(
                 f"evaluate: every document of {', '.join(task.name for task in tasks)} is longer than the model's"
@@ -107,6 +114,8 @@ def _require_sensible(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: at least {least}")
     if args.out is not None and (args.out.is_dir() or not args.out.absolute().parent.is_dir()):
         raise UserError(f"--out {args.out}: name a file in a folder that is there")
+    if args.against is not None and not args.against.is_file():
+        raise UserError(f"--against {args.against}: no such file; --out writes one")
     if args.out is not None and args.out.suffix != ".jsonl":
         raise UserError(f"--out {args.out}: rows are JSON lines; name a file that ends in .jsonl")
 
@@ -122,7 +131,6 @@ def _list(data: Path | None) -> None:
 
 
 def _show(rows: "list[EvalRow]", title: str) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -134,6 +142,26 @@ def _show(rows: "list[EvalRow]", title: str) -> None:
         cells = [_cell(row.metrics.get(name)) for name in shown]
         chance = "–" if row.chance is None else f"{row.chance:.3f}"
         table.add_row(row.task, chance, *cells, str(row.documents), str(row.skipped))
+    _print(table)
+
+
+def _show_differences(found: "list[Difference]", other: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"minus {other}, of these two checkpoints"), title_justify="left", title_style="bold")
+    for column in ("task", "metric", "difference", "95 %"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
+    for one in found:
+        half = None if one.error is None else 1.96 * one.error
+        between = "–" if half is None else f"{one.mean - half:+.3f} to {one.mean + half:+.3f}"
+        table.add_row(one.task, COLUMNS[one.metric], f"{one.mean:+.3f}", between)
+    _print(table)
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
     console = Console(highlight=False)
     (console if console.is_terminal else Console(highlight=False, width=130)).print(table)
 

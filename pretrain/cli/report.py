@@ -21,7 +21,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from pretrain.ranks.libraries import prepare_libraries
 
     prepare_libraries("cpu")
-    from pretrain.study.gather import gather
+    from pretrain.study.gather import gather, gather_evals
     from pretrain.study.page import write_page
 
     rows, baseline = gather(args.runs)
@@ -29,5 +29,5 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         if baseline is not None:
             print(f"no run of the study's baseline, {baseline}, is done yet")
         baseline = None
-    print(write_page(rows, args.out, args.baseline or baseline))
+    print(write_page(rows, args.out, args.baseline or baseline, gather_evals(args.runs)))
     return 0

@@ -1,6 +1,7 @@
 """One task put to a loaded model, by all ranks together."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from pretrain.evaluate.rows import EvalRow, Mean
 from pretrain.evaluate.task_file import Average
 from pretrain.generate.write import Prompt, until, write
 from pretrain.ranks.process import Ranks
+from pretrain.versions import HOME, code_sha256, commit, versions
 from tokenizer.pieces import EOS
 
 
@@ -57,6 +59,12 @@ def _written(model: Loaded, prompts: Sequence[tuple[Written, Prompt]], skipped: 
     )
 
 
+@cache
+def made_with() -> tuple[str, ...]:
+    """Return what a row was made with, a line each, its kind first."""
+    return (*versions(), f"commit {commit()}", f"code {code_sha256(HOME)}")
+
+
 def row_of(model: Loaded, task: Task, asking: Asking, outcome: Outcome | None, skipped: int) -> EvalRow:
     """Make the row of a task.
 
@@ -75,7 +83,8 @@ def row_of(model: Loaded, task: Task, asking: Asking, outcome: Outcome | None, s
         clusters=first.clusters if first else 0,
         skipped=skipped,
         step=model.step,
-        checkpoint=str(model.folder),
+        checkpoint=model.folder.name,
+        made_with=made_with(),
         precision="bf16" if model.run.ds.bf16.enabled else "fp32",
         attention=asking.attention,
         mode=asking.mode,

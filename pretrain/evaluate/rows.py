@@ -2,8 +2,9 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -39,6 +40,9 @@ class EvalRow(Strict):
     """Documents that are too long."""
     step: Count
     checkpoint: str
+    """Name of its folder."""
+    made_with: Annotated[tuple[str, ...], Field(strict=False)]
+    """Versions, commit and checksum of the code that asked."""
     precision: str
     attention: str
     mode: str | None
@@ -83,8 +87,11 @@ def _scores(outcomes: Mapping[str, Outcome]) -> bytes:
     return content.getvalue()
 
 
-def read_rows(file: Path) -> list[EvalRow]:
-    """Rows of a file, one a line.
+R = TypeVar("R", bound=EvalRow)
+
+
+def read_rows(file: Path, kind: type[R]) -> list[R]:
+    """Read the rows of a file, one a line.
 
     Raises:
         UserError: not readable, or a line that is no row.
@@ -93,16 +100,48 @@ def read_rows(file: Path) -> list[EvalRow]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {reason(error)}") from None
-    rows = []
+    rows: list[R] = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(EvalRow.model_validate_json(line))
+            rows.append(kind.model_validate_json(line))
         except ValidationError as error:
             raise UserError(f"{file}: line {number} is no row of an evaluation: {error.errors()[0]['msg']}; remove it") from None
     return rows
 
 
-def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[int]) -> tuple[float, float | None]:
-    """Return the mean difference of the same documents' scores by two checkpoints, and its clustered standard error."""
-    found = mean_of(np.asarray(first, np.float64) - np.asarray(second, np.float64), [str(cluster) for cluster in clusters])
-    return found.mean, found.error
+@dataclass(frozen=True)
+class Difference:
+    """A checkpoint's metric minus another's, document by document: about these two, not about how they were trained."""
+
+    task: str
+    metric: str
+    mean: float
+    error: float | None
+    """Standard error, by clusters."""
+
+
+def differences(rows: Sequence[EvalRow], outcomes: Mapping[str, Outcome], other: Path) -> list[Difference]:
+    """Compare with an evaluation that was written to a file, in the tasks that both have.
+
+    Raises:
+        UserError: the other cannot be read, has none of the tasks, or had other documents.
+    """
+    theirs = {row.task: row for row in read_rows(other, EvalRow)}
+    common, found = [row for row in rows if row.task in theirs and row.metrics], list[Difference]()
+    if not common:
+        raise UserError(f"{other}: has none of the tasks that were asked here")
+    try:
+        with np.load(scores_file(other)) as file:
+            scores = dict(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{scores_file(other)}: cannot be read: {reason(error)}; it belongs to {other.name}") from None
+    for row in common:
+        if not row.comparable(theirs[row.task]) or f"{row.task}/{row.metric}" not in scores:
+            raise UserError(
+                f"{other}: task {row.task} was put to that checkpoint with other documents, examples or attention; ask both alike"
+            )
+        mine = outcomes[row.task]
+        for metric, values in mine.values.items():
+            mean = mean_of(values - scores[f"{row.task}/{metric}"], mine.clusters, mine.average == "clusters")
+            found.append(Difference(row.task, metric, mean.mean, mean.error))
+    return found

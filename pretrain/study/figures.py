@@ -2,7 +2,7 @@
 colour-blind."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -46,6 +46,35 @@ def draw(groups: Sequence[Group], baseline: Group) -> list[Plot]:
         _parts(groups),
     ]
     return [plot for plot in plots if plot is not None]
+
+
+def draw_abilities(groups: Sequence[Group], points: Mapping[tuple[str, str, int], Sequence[tuple[float, float]]]) -> list[Plot]:
+    """Draw bits a byte of tasks against held-out loss, a point for each checkpoint that was asked; nothing if there are none.
+
+    Args:
+        points: held-out loss and bits a byte of the checkpoints of each run, by its key.
+    """
+    asked = [group for group in groups if any(row.key in points for row in group.rows)]
+    if not asked:
+        return []
+    figure, axes = _figure()
+    for group in asked:
+        colour, line, mark = _style(groups, group)
+        for row in group.rows:
+            if row.key in points:
+                x, y = zip(*points[row.key])
+                axes.plot(x, y, color=colour, linestyle=line, linewidth=0.8, alpha=0.6)
+                axes.plot(x[:-1], y[:-1], linestyle="none", marker=mark, markersize=4, color=colour, alpha=0.5)
+                label = group.method if row is group.rows[0] else None
+                axes.plot(x[-1:], y[-1:], linestyle="none", marker=mark, markersize=9, color=colour, label=label)
+    axes.set_xlabel("held-out loss")
+    axes.set_ylabel("bits a byte of right answers, mean over tasks")
+    _legend(axes)
+    caption = (
+        "What checkpoints make of tasks, against their held-out loss: a line for each run, large marks after the last step. If"
+        " equal loss means equal ability, methods lie on one line."
+    )
+    return [("abilities", caption, figure)]
 
 
 def save(plot: Plot, out: Path, prefix: str) -> Path:

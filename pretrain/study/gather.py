@@ -5,12 +5,29 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import UserError
+from pretrain.evaluate.rows import read_rows
+from pretrain.study.evals import StudyEval
 from pretrain.study.plan import read_study
 from pretrain.study.row import Row, read_table
 from pretrain.study.row_of_run import row_of
 
 NOT_THE_METHOD = {"recipe.seed"}
 """Settings in which runs of one method differ."""
+
+
+def gather_evals(paths: Sequence[Path]) -> list[StudyEval]:
+    """Return what the runs of studies among these paths made of tasks.
+
+    Raises:
+        UserError: a line is no row.
+    """
+    found: list[StudyEval] = []
+    for path in paths:
+        if path.suffix in (".yaml", ".yml", ".jsonl"):
+            stem = path.name.removesuffix(".rows.jsonl").removesuffix(path.suffix if path.suffix != ".jsonl" else "")
+            beside = path.with_name(f"{stem}.evals.jsonl")
+            found += read_rows(beside, StudyEval) if beside.exists() else []
+    return found
 
 
 def gather(paths: Sequence[Path]) -> tuple[list[Row], str | None]:

@@ -46,7 +46,7 @@ def run_here(bench: Bench, jobs: int, device: DeviceName) -> None:
         UserError: more GPUs are asked for than there are.
         TrainingStopped: runs that failed, by name, after the others were done; or this process was asked to stop.
     """
-    gpus = _gpus(device, jobs * bench.study.processes)
+    gpus = gpus_of(device, jobs * bench.study.processes)
     waiting, failed = list(bench.missing), list[Planned]()
     running: list[_Job] = []
     asked: list[str] = []
@@ -169,8 +169,12 @@ def _last_line(job: _Job) -> str:
     return (told or lines or ["no output"])[-1]
 
 
-def _gpus(device: DeviceName, wanted: int) -> list[str]:
-    """The GPUs to be shared out; none on a CPU."""
+def gpus_of(device: DeviceName, wanted: int) -> list[str]:
+    """Return the GPUs to be shared out; none on a CPU.
+
+    Raises:
+        UserError: there are fewer than wanted.
+    """
     if device_type(device) == "cpu":
         return []
     import torch

@@ -1,7 +1,5 @@
 """`report`: one page that compares runs, and its pictures as files. Nothing on it is fetched from anywhere."""
 
-import base64
-import html
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -9,8 +7,12 @@ from pathlib import Path
 from pretrain.config.strict import COMMAND_LINE, did_you_mean
 from pretrain.errors import UserError, reason
 from pretrain.files import write_whole
-from pretrain.study.figures import draw, save
+from pretrain.study.abilities import abilities, curves
+from pretrain.study.abilities_page import tasks_tables
+from pretrain.study.evals import StudyEval
+from pretrain.study.figures import draw, draw_abilities, save
 from pretrain.study.gather import NOT_THE_METHOD, differing
+from pretrain.study.html import figure, table, text
 from pretrain.study.row import Evaluated, Row
 from pretrain.study.statistics import Estimate, Group, grouped
 
@@ -30,10 +32,11 @@ figure { margin: 2rem 0; break-inside: avoid } img { max-width: 100% } figcaptio
 """
 
 
-def write_page(rows: Sequence[Row], out: Path, baseline: str | None) -> Path:
+def write_page(rows: Sequence[Row], out: Path, baseline: str | None, evals: Sequence[StudyEval] = ()) -> Path:
     """Write OUT/index.html and the pictures; returns the page.
 
     Args:
+        evals: what the runs made of tasks.
         baseline: the method that others are compared with; "full", or the first, if None.
 
     Raises:
@@ -52,35 +55,19 @@ def write_page(rows: Sequence[Row], out: Path, baseline: str | None) -> Path:
     for size, groups in sizes.items():
         base = next((group for group in groups if group.method == chosen), groups[0])
         if len(sizes) > 1:
-            parts.append(f"<h2>{_text(size)}</h2>")
+            parts.append(f"<h2>{text(size)}</h2>")
         parts += [_main_table(groups, base), _settings(groups), _pairs_table(groups), _kinds_table(groups)]
-        for plot in draw(groups, base):
+        own = [row for row in evals if row.size == size]
+        parts += tasks_tables(abilities(own, rows), groups, base)
+        for plot in (*draw(groups, base), *draw_abilities(groups, curves(own, rows))):
             file = save(plot, out, f"{size}_" if size else "")
-            parts.append(_figure(file, plot[1]))
+            parts.append(figure(file, plot[1]))
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{len(rows)} runs'
         f" compared</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
     write_whole(out / "index.html", page)
     return out / "index.html"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already."""
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in body)
-    return f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead><tbody>{lines}</tbody></table>"
-
-
-def _figure(file: Path, caption: str) -> str:
-    content = base64.b64encode(file.read_bytes()).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{content}"'
-        f' alt="{_text(caption)}"><figcaption>{_text(caption)}</figcaption></figure>'
-    )
 
 
 def _facts(rows: Sequence[Row]) -> str:
@@ -92,7 +79,7 @@ def _facts(rows: Sequence[Row]) -> str:
         f"seeds {_each(str(row.seed) for row in rows)}",
         *(f"{kind} {_each(row.of(kind) for row in rows)}" for kind in kinds),
     ]
-    return f'<p class="note">{_text(" · ".join(words))}</p>'
+    return f'<p class="note">{text(" · ".join(words))}</p>'
 
 
 def _each(values: Iterable[str]) -> str:
@@ -127,7 +114,7 @@ def _warnings(rows: Sequence[Row]) -> Iterable[str]:
     if len({(row.of("device"), str(row.layout)) for row in rows}) > 1:
         told.append("the runs were made on different devices or layouts, so that their times are not compared")
     if told:
-        yield f'<p class="warning">Note that {_text("; ".join(told))}.</p>'
+        yield f'<p class="warning">Note that {text("; ".join(told))}.</p>'
 
 
 def _settings(groups: Sequence[Group]) -> str:
@@ -137,10 +124,9 @@ def _settings(groups: Sequence[Group]) -> str:
     if not keys:
         return '<p class="note">Beside the method itself no setting differs.</p>'
     body = [
-        [_text(group.method), *(_text(_each(str(row.settings.get(key)) for row in group.rows)) for key in keys)]
-        for group in groups
+        [text(group.method), *(text(_each(str(row.settings.get(key)) for row in group.rows)) for key in keys)] for group in groups
     ]
-    return "<h3>Settings that differ beside the method itself</h3>" + _table(["method", *map(_text, keys)], body)
+    return "<h3>Settings that differ beside the method itself</h3>" + table(["method", *map(text, keys)], body)
 
 
 def _comparable_times(a: Group, b: Group) -> bool:
@@ -181,7 +167,7 @@ def estimate_text(estimate: Estimate | None, signed: bool = False, interval: boo
 def _main_table(groups: Sequence[Group], base: Group) -> str:
     def line(group: Group) -> list[str]:
         return [
-            _text(group.method) + (" (baseline)" if group is base else ""),
+            text(group.method) + (" (baseline)" if group is base else ""),
             str(len(group.rows)) if len(group.finished) == len(group.rows) else f"{len(group.finished)} of {len(group.rows)}",
             _span([row.last.step for row in group.rows]),
             estimate_text(group.over_seeds(lambda row: row.loss)),
@@ -191,7 +177,7 @@ def _main_table(groups: Sequence[Group], base: Group) -> str:
             _times_less(group, base),
         ]
 
-    name = _text(base.method)
+    name = text(base.method)
     head = [
         "method",
         "seeds",
@@ -208,7 +194,7 @@ def _main_table(groups: Sequence[Group], base: Group) -> str:
         " perfect implementation would reach on one process. Where several runs shared a machine they say little:"
         " bench.path_speed measures speed."
     )
-    return _table(head, map(line, groups)) + f'<p class="note">{note}</p>'
+    return table(head, map(line, groups)) + f'<p class="note">{note}</p>'
 
 
 def _pairs_table(groups: Sequence[Group]) -> str:
@@ -220,14 +206,14 @@ def _pairs_table(groups: Sequence[Group]) -> str:
         text = estimate_text(estimate, signed=True, interval=True)
         return f"<b>{text}</b>" if estimate is not None and estimate.differs else text
 
-    body = [[_text(group.method), *("" if other is group else cell(group, other) for other in groups)] for group in groups]
+    body = [[text(group.method), *("" if other is group else cell(group, other) for other in groups)] for group in groups]
     note = (
         "Row minus column, paired by seed, with 95 % intervals (Student's t); bold where the interval leaves out zero. With many"
         " comparisons some are bold by chance."
     )
     return (
         '<h3>Every pair</h3><div class="wide">'
-        + _table(["", *(_text(group.method) for group in groups)], body)
+        + table(["", *(text(group.method) for group in groups)], body)
         + f'</div><p class="note">{note}</p>'
     )
 
@@ -241,10 +227,10 @@ def _kinds_table(groups: Sequence[Group]) -> str:
         )
 
     kinds = dict.fromkeys(kind for group in groups for row in group.finished for kind in row.losses)
-    body = [[_text(kind.replace("source_", "source ")), *(cell(group, kind) for group in groups)] for kind in kinds]
+    body = [[text(kind.replace("source_", "source ")), *(cell(group, kind) for group in groups)] for kind in kinds]
     return (
         '<h3>By denoiser and source</h3><div class="wide">'
-        + _table(["held-out loss", *(_text(group.method) for group in groups)], body)
+        + table(["held-out loss", *(text(group.method) for group in groups)], body)
         + "</div>"
     )
 

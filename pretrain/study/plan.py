@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pretrain.config.read import read_run
 from pretrain.config.run import Run
@@ -24,6 +24,30 @@ SAME_FOR_ALL = ("--data.", "--model.", "--eval_samples", "--ds.train_batch_size"
 """What all methods have in common, so that equal seeds are pairs: options that begin so."""
 DECIDED = {"--seed": "seeds", "--name": "name", "--ds.progressive_subnetwork": "methods", "--tokens": "options: {steps: N}"}
 """Options that a study decides in its own way, and by which key."""
+
+
+def _words(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], Field(min_length=1, strict=False), BeforeValidator(_words)]
+
+
+class EvaluateKeys(Strict):
+    """What the finished runs of a study are asked, as `python -m pretrain evaluate` does it."""
+
+    tasks: Words
+    """Tiers, names of tasks, or files; one or a list."""
+    data: str | None = None
+    """Folder of the tasks' data, as seen from the study's folder."""
+    limit: Positive | None = None
+    """Most documents of a task."""
+    shots: Count = 0
+    """Answered examples before each document."""
+    attention: Annotated[tuple[Literal["prefix", "causal"], ...], Field(strict=False), BeforeValidator(_words)] = ()
+    """How contexts are read: one way or both, each by itself; as in training if left out."""
+    every_checkpoint: bool = False
+    """Ask all checkpoints that the runs kept (`keep_every`), not the last ones alone."""
 
 
 class StudyFile(Strict):
@@ -50,6 +74,8 @@ class StudyFile(Strict):
     """The method that the others are compared with; the first one if left out."""
     processes: Positive = 1
     """Ranks of every run."""
+    evaluate: EvaluateKeys | None = None
+    """Tasks that every run is put to when it has finished."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +108,17 @@ class Study:
     processes: int
     planned: tuple[Planned, ...]
     """Seed by seed, so that an unfinished study has whole pairs to compare."""
+    evaluate: EvaluateKeys | None = None
 
     @property
     def rows_file(self) -> Path:
         """A row for every run that has finished; meant to be committed beside the study."""
         return self.file.with_name(f"{self.file.stem}.rows.jsonl")
+
+    @property
+    def evals_file(self) -> Path:
+        """A row for every task that a run was put to."""
+        return self.file.with_name(f"{self.file.stem}.evals.jsonl")
 
 
 def read_study(file: Path, overrides: Sequence[tuple[str, str]] = ()) -> Study:
@@ -119,7 +151,7 @@ def read_study(file: Path, overrides: Sequence[tuple[str, str]] = ()) -> Study:
         for size in asked.sizes or {"": {}}
         for method in asked.methods
     )
-    return Study(file, asked.name, baseline, asked.processes, planned)
+    return Study(file, asked.name, baseline, asked.processes, planned, asked.evaluate)
 
 
 def _run(

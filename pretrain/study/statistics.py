@@ -40,6 +40,26 @@ class Estimate:
         """Does the interval leave out zero?"""
         return self.half_width is not None and abs(self.mean) > self.half_width
 
+    @property
+    def p_value(self) -> float | None:
+        """How often a mean as far from zero comes by chance if the true one is zero (two-sided t test); None of one seed."""
+        if self.standard_error is None:
+            return None
+        if self.standard_error == 0:
+            return float(self.mean == 0)
+        return float(2 * student.sf(abs(self.mean) / self.standard_error, self.count - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values of several questions, so that one below a level means what a single one would mean (Holm 1979,
+    Scandinavian Journal of Statistics 6, section 2)."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = least
+    return adjusted
+
 
 @dataclass(frozen=True)
 class Group:

@@ -1,6 +1,7 @@
 """`compare` as people run it: what is missing is done, once, whatever happens in between, and nothing is mixed."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -343,3 +344,49 @@ def test_a_run_that_fails_is_told_with_its_reason_and_the_others_are_done(projec
     done = compare(study, tmp_path / "runs")
     assert done.returncode == 1 and "bad-seed1: failed with exit code 1: stopped: " in done.stdout
     assert "1 of 4 runs have failed: bad-seed1" in done.stderr and len(rows(study)) == 3
+
+
+@pytest.mark.dist
+def test_finished_runs_are_put_to_tasks_whatever_happens(project, tmp_path):
+    """Killed while it asks, it goes on; what is there is not asked again; another way of asking asks anew."""
+    settings = {"data.sequence_length": 96, "steps": 20, "save_every": 10, "keep_every": 10, "eval_parts": False}
+    keys = {"tasks": ["induction_copying", "held_out"], "limit": 20, "attention": ["prefix", "causal"], "every_checkpoint": True}
+    asked = {"seeds": [1], "methods": {"full": {"method": "full"}, "growing": {"method": "stacking", "path_lengths": "4-8"}}}
+    study, runs = write_study(project, tmp_path, options=settings, evaluate=keys, **asked), tmp_path / "runs"
+    process = subprocess.Popen(
+        compare_command(study, runs, "--jobs", "2"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while not (begun := list(runs.glob("*/evals/*/part_*"))) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert begun, "it was killed while it asked"
+    done = compare(study, runs, "--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [json.loads(line) for line in study.with_name("study.evals.jsonl").read_text().splitlines()]
+    names = [(row["method"], row["step"], row["attention"], row["task"]) for row in found]
+    ways, tasks = ("prefix", "causal"), ("induction_copying", "held_out")
+    expected = [("full", 10), ("full", 20), ("growing", 20)]  # a growing model is asked when it is whole
+    assert sorted(names) == sorted((*one, way, task) for one in expected for way in ways for task in tasks)
+    assert str(tmp_path) not in study.with_name("study.evals.jsonl").read_text()
+    assert not list(runs.glob("*/evals/*/part_*")) and len(list(runs.glob("*/evals/*/*.npz"))) == 6
+    before = moments(runs)
+    again = compare(study, runs)
+    assert again.returncode == 0 and "are put to tasks" not in again.stdout and moments(runs) == before
+    page = subprocess.run(
+        [sys.executable, "-m", "pretrain", "report", str(study), "--out", str(tmp_path / "report")],
+        capture_output=True,
+        text=True,
+    )
+    assert page.returncode == 0, page.stderr
+    text = (tmp_path / "report/index.html").read_text()
+    assert "induction_copying, prefix" in text and "(one seed)" in text and (tmp_path / "report/abilities.png").exists()
+    write_study(project, tmp_path, options=settings, evaluate={**keys, "limit": 8, "every_checkpoint": False}, **asked)
+    assert "4 checkpoints are put to tasks" in compare(study, runs, "--jobs", "2").stdout
+    found = [json.loads(line) for line in study.with_name("study.evals.jsonl").read_text().splitlines()]
+    assert len(found) == 8 and {row["documents"] + row["skipped"] for row in found} == {8}
+    write_study(project, tmp_path, options=settings, evaluate={"tasks": "no_such"}, **asked)
+    failed = compare(study, runs)
+    assert failed.returncode == 1 and "no tier, file or task is called so" in failed.stdout
+    assert "2 evaluations have failed: full-seed1, step_00000020; growing-seed1, step_00000020" in failed.stderr
