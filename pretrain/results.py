@@ -23,6 +23,15 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class TaskMean:
+    """A metric of a task that was scored during training."""
+
+    mean: float
+    error: float | None
+    """Standard error over documents, by clusters; None of a single one."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Losses per target token on held-out text, the same on every rank."""
 

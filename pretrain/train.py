@@ -9,6 +9,7 @@ from pretrain.config import Run
 from pretrain.data.loader import RunData, open_data
 from pretrain.engine import Engine, build_engine
 from pretrain.engine.agreement import Outcome
+from pretrain.evaluate.in_training import TasksInTraining
 from pretrain.observe.observer import Observer
 from pretrain.observe.profile import Profiler
 from pretrain.options import TrainOptions
@@ -34,13 +35,14 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
         start = resume(run, saver, options.resume, options.changing)  # step 0 when there is nothing to resume
         data.start_at(start)
         with ranks.all_or_none():
+            tasks = TasksInTraining.open(run, data.tokenizer)
             watch = Observer(run, directory.path, ranks.is_main, ranks.device, ranks.nodes, start)
         done, last = start.step, options.last_step(run)
         begun = Begun(watch, options.profiler(directory.path, ranks), ahead=ranks.device.type == "cuda")
         # Ends when the newest checkpoint is on disk.
         with closing(data), closing(watch), closing(begun), collected_between_steps() as collect, saver:
             if ranks.on_main(watch.lacks_evaluation):  # the run ended between a checkpoint and the evaluation of its step
-                _evaluate(start.step, run, engine, data, watch)
+                _evaluate(start.step, run, engine, data, watch, tasks)
             for step in range(done + 1, last + 1):
                 if copies := run.method.copies(step):
                     begun.finish()
@@ -60,7 +62,7 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
                     saver.begin(run.position(start, step), begun.lr)  # is written while training continues
                     watch.saved(step)
                 done = step
-                _evaluate(step, run, engine, data, watch)  # if it is time; after the save, which it cannot cost then
+                _evaluate(step, run, engine, data, watch, tasks)  # if it is time; after the save, which it cannot cost then
                 if stop:
                     break
         watch.ended(done)
@@ -103,9 +105,11 @@ class Begun:
             self.watch.step(outcome.step, result, paths)
 
 
-def _evaluate(step: int, run: Run, engine: Engine, data: RunData, watch: Observer) -> None:
-    """Measure the losses on held-out text that are due after `step`: with all layers, and with parts of them."""
+def _evaluate(step: int, run: Run, engine: Engine, data: RunData, watch: Observer, tasks: TasksInTraining) -> None:
+    """Measure what is due after `step`: losses on held-out text with all layers, with parts of them, and tasks."""
     if run.evaluates(step):
         watch.evaluation(step, engine.evaluate(data.held_out(), run.method.whole(step)))
     if run.evaluates_parts(step):
         watch.parts(step, {name: engine.evaluate(data.held_out(), part) for name, part in run.parts.items()})
+    if run.evaluates_tasks(step):
+        watch.tasks(step, *tasks.measure(engine, run.method.whole(step)))

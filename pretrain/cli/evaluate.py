@@ -39,6 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=(*MODES, "none"), help="token before each context; as in training, unless given")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write a row for each task, and FILE.npz with all scores")
+    parser.add_argument("--contamination", action="store_true", help="look documents up in the text that the run trained on")
     parser.add_argument("--against", type=Path, metavar="FILE.jsonl", help="what --out wrote of another: show differences")
     for name in ("tensor", "pipeline", "virtual"):
         parser.add_argument(f"--parallel.{name}", dest=name, type=int, default=1, metavar="RANKS")
@@ -61,7 +62,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     _require_sensible(args)
     choose([word for word in args.tasks or () if not word.startswith("held_out")], known, args.data)  # before a model is built
     from pretrain.config.recipe import Parallel
-    from pretrain.evaluate.ask import ask
+    from pretrain.data.loader import streams_of
+    from pretrain.evaluate.ask import ask, with_seen
+    from pretrain.evaluate.catalogue import FromData
+    from pretrain.evaluate.contamination import overlap
     from pretrain.evaluate.load import loaded
     from pretrain.evaluate.measure import Asking, as_trained
     from pretrain.evaluate.rows import differences, write_rows
@@ -81,6 +85,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         rows, outcomes = [], {}
         for task in tasks:
             row, outcome = ask(model, task, asking, ranks)
+            if args.contamination and outcome is not None and isinstance(task.questions, FromData):
+                texts, streams = task.questions.texts(asking), [train for train, _ in streams_of(model.run).values()]
+                row = with_seen(row, outcome, ranks.on_main(lambda: overlap(texts, streams, model.tokenizer)))
             rows.append(row)
             if outcome is not None:
                 outcomes[task.name] = outcome
@@ -136,12 +143,14 @@ def _show(rows: "list[EvalRow]", title: str) -> None:
 
     table = Table(title=Text(title), title_justify="left", title_style="bold", caption="half of the 95 % interval, then the mean")
     shown = [name for name in COLUMNS if any(name in row.metrics for row in rows)]
-    for column in ("task", "chance", *(COLUMNS[name] for name in shown), "documents", "too long"):
+    looked = any(row.seen for row in rows)
+    for column in ("task", "chance", *(COLUMNS[name] for name in shown), "documents", "too long", *["seen"] * looked):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=column == "task")
     for row in rows:
         cells = [_cell(row.metrics.get(name)) for name in shown]
         chance = "–" if row.chance is None else f"{row.chance:.3f}"
-        table.add_row(row.task, chance, *cells, str(row.documents), str(row.skipped))
+        seen = [] if not looked else ["–" if row.seen is None else str(row.seen.documents)]
+        table.add_row(row.task, chance, *cells, str(row.documents), str(row.skipped), *seen)
     _print(table)
 
 

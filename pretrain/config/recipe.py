@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pretrain.cost.flops import Shape
 from pretrain.data.objectives import OBJECTIVES, Objective, ObjectiveKeys
@@ -60,6 +60,10 @@ class Model(Strict):
 
 MACHINE = "machine"
 """Value in place of a path: text, tokenizer and tokens are made from what is installed on the machine."""
+
+
+def _words(value: object) -> object:
+    return [value] if isinstance(value, str) else value
 
 
 class Source(Strict):
@@ -182,6 +186,15 @@ class Recipe(Strict):
     eval_parts: bool = False
     """After the last step, evaluate parts of the model too: its first n layers for every n, and all without every second layer.
     Shows what early exit and layer skipping would lose, for about half as many evaluations as there are layers."""
+    eval_tasks: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_words)] = ()
+    """Tasks that are scored during training: tiny, small, names, or files (.yaml); `python -m pretrain evaluate --list` shows
+    them. Those whose answers are written are left to `evaluate`."""
+    eval_tasks_data: str | None = None
+    """Folder of the tasks' data."""
+    eval_tasks_every: Positive | None = None
+    """Steps between scores; after the last step alone if left out."""
+    eval_tasks_share: Annotated[Number, Field(gt=0, le=1)] = 0.05
+    """Operations for tasks, as a share of those of the steps in between with all layers: decides how many documents are put."""
     log_every: Positive = 1
     """Steps between lines in a log file; a terminal shows every step."""
     watchdog_seconds: Annotated[Number, Field(gt=0)] = 600.0

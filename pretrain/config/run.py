@@ -140,9 +140,13 @@ class Run:
     def evaluates_parts(self, step: int) -> bool:
         return self.recipe.eval_parts and step == self.steps
 
+    def evaluates_tasks(self, step: int) -> bool:
+        every = self.recipe.eval_tasks_every or self.steps
+        return bool(self.recipe.eval_tasks) and (step % every == 0 or step == self.steps)
+
     def evaluations(self, step: int) -> int:
-        """Return how many rows of losses on held-out text a step has: with all layers, and with parts of them."""
-        return self.evaluates(step) + self.evaluates_parts(step)
+        """Return how many rows of evaluations a step has: held-out losses with all layers, with parts of them, and tasks."""
+        return self.evaluates(step) + self.evaluates_parts(step) + self.evaluates_tasks(step)
 
     @property
     def parts(self) -> dict[str, LayerPath]:
@@ -161,6 +165,10 @@ class Run:
             "recipe.log_every",
             "recipe.eval_every",
             "recipe.eval_parts",
+            "recipe.eval_tasks",
+            "recipe.eval_tasks_data",
+            "recipe.eval_tasks_every",
+            "recipe.eval_tasks_share",
             "recipe.threads",
             "recipe.deterministic",
             "recipe.watchdog_seconds",

@@ -121,10 +121,10 @@ def sources_of(run: Run) -> tuple[Source, ...]:
     return tuple(_with_machine_paths(source, str(made.train), str(made.valid)) for source in sources)
 
 
-def held_out_streams(run: Run) -> dict[str, TokenStream]:
-    """Return the held-out text of each source of a run, by its name."""
+def streams_of(run: Run) -> dict[str, tuple[TokenStream, TokenStream]]:
+    """Return the text of each source of a run, by its name: what is trained on, and what is held out."""
     tokenizer, share = tokenizer_of(run), run.recipe.data.valid_share
-    return {source.name: _train_and_valid(source, share, tokenizer)[1] for source in sources_of(run)}
+    return {source.name: _train_and_valid(source, share, tokenizer) for source in sources_of(run)}
 
 
 def tokenizer_of(run: Run) -> Tokenizer:

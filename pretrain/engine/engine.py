@@ -120,8 +120,8 @@ class Engine:
         return Evaluation.of(kinds, sums, counts)
 
     @torch.no_grad()
-    def score(self, samples: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """Return for each position the loss of its label, and whether no token is likelier, with all layers.
+    def score(self, samples: Batch, path: LayerPath | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return for each position the loss of its label, and whether no token is likelier, by default with all layers.
 
         Args:
             samples: [n, s], the same on all ranks, n at least 1, s as the recipe says.
@@ -135,7 +135,7 @@ class Engine:
         if len(samples.tokens) == 0 or samples.tokens.shape[1] != self.recipe.data.sequence_length:
             length = self.recipe.data.sequence_length
             raise ValueError(f"samples to score are {list(samples.tokens.shape)}; at least one, of {length} positions, is wanted")
-        path, layout = LayerPath.full(self.recipe.model.num_layers), self.recipe.parallel
+        path, layout = path or LayerPath.full(self.recipe.model.num_layers), self.recipe.parallel
         self.optimizer.wake(path)
         self.model.eval()
         rounds = scoring.rounds(len(samples.tokens), self.batching, layout.pipeline if layout.virtual > 1 else 1)

@@ -7,10 +7,11 @@ import numpy as np
 
 from pretrain.evaluate.answers import exact_match, f1
 from pretrain.evaluate.catalogue import FromData, Task
+from pretrain.evaluate.contamination import Overlap
 from pretrain.evaluate.documents import Written
 from pretrain.evaluate.load import Loaded
 from pretrain.evaluate.measure import Asking, Outcome, checksum_of, measure
-from pretrain.evaluate.rows import EvalRow, Mean
+from pretrain.evaluate.rows import EvalRow, Mean, Seen
 from pretrain.evaluate.task_file import Average
 from pretrain.generate.write import Prompt, until, write
 from pretrain.ranks.process import Ranks
@@ -56,6 +57,17 @@ def _written(model: Loaded, prompts: Sequence[tuple[Written, Prompt]], skipped: 
         skipped,
         checksum_of((*prompt.tokens, prompt.max_tokens) for _, prompt in prompts),
         average,
+    )
+
+
+def with_seen(row: EvalRow, outcome: Outcome, found: Overlap) -> EvalRow:
+    """Return a row that says how many documents the training text holds, and what is left without them."""
+    left = outcome.without(found.seen)
+    means = {name: left.metric(name) for name in left.values} if len(left.numbers) else {}
+    asked = frozenset(outcome.numbers.tolist())
+    without = {name: Mean(mean=mean.mean, error=mean.error) for name, mean in means.items()}
+    return row.model_copy(
+        update={"seen": Seen(documents=len(found.seen & asked), unknown=len(found.unknown & asked), without=without)}
     )
 
 

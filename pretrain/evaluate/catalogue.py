@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pretrain.config.run import Run
 from pretrain.config.strict import did_you_mean
-from pretrain.data.loader import held_out_streams
+from pretrain.data.loader import streams_of
 from pretrain.errors import UserError
 from pretrain.evaluate.documents import Document, Written
 from pretrain.evaluate.generated import induction_copying, variable_assignment
@@ -40,6 +40,11 @@ class FromData:
     """Documents from a file."""
 
     data: TaskData
+
+    def texts(self, asking: Asking) -> dict[int, str]:
+        """Return each document with its answer, without examples, by its number."""
+        documents = self.data.documents(asking.limit, asking.seed, 0)
+        return {document.number: document.answered for document in documents}
 
     @property
     def are_written(self) -> bool:
@@ -110,7 +115,7 @@ def held_out_tasks(run: Run) -> list[Task]:
     """Return a task for the held-out text of each source of a run."""
     return [
         _held_out(f"{HELD_OUT}_{name}" if len(run.recipe.data.all_sources) > 1 else HELD_OUT, HeldOut(stream))
-        for name, stream in held_out_streams(run).items()
+        for name, (_, stream) in streams_of(run).items()
     ]
 
 

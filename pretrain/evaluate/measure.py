@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -73,6 +73,13 @@ class Outcome:
 
     def metric(self, name: str) -> Metric:
         return mean_of(self.values[name], self.clusters, self.average == "clusters")
+
+    def without(self, numbers: Collection[int]) -> "Outcome":
+        """Return what is left without some documents."""
+        kept = np.array([number not in numbers for number in self.numbers.tolist()], bool)
+        clusters = tuple(cluster for cluster, stays in zip(self.clusters, kept) if stays)
+        values = {name: each[kept] for name, each in self.values.items()}
+        return replace(self, numbers=self.numbers[kept], clusters=clusters, values=values)
 
 
 def as_trained(data: Data) -> tuple[Literal["prefix", "causal"], str | None]:

@@ -24,6 +24,17 @@ class Mean(Strict):
     """Standard error, by clusters; None of a single one."""
 
 
+class Seen(Strict):
+    """What is known of a task's documents in the text that the model was trained on (contamination.py)."""
+
+    documents: Count
+    """How many have a stretch of 13 words in it."""
+    unknown: Count
+    """How many are too short to tell."""
+    without: dict[str, Mean]
+    """The metrics without those that were seen."""
+
+
 class EvalRow(Strict):
     """What a checkpoint makes of a task."""
 
@@ -56,6 +67,8 @@ class EvalRow(Strict):
     """Checksum of all that was asked, as tokens; empty if nothing was."""
     tokenizer: str
     """Checksum."""
+    seen: Seen | None = None
+    """None if nobody looked."""
 
     def comparable(self, other: "EvalRow") -> bool:
         """Whether both are about the same documents, asked in the same way."""

@@ -12,7 +12,7 @@ from pretrain.errors import TrainingStopped, UserError, reason
 from pretrain.files import write_whole
 
 MetricsRow = dict[str, Any]
-"""A line of metrics.jsonl: a training step, an evaluation, or the evaluation of parts of the model."""
+"""A line of metrics.jsonl: a training step, an evaluation, that of parts of the model, or tasks."""
 
 
 def read_rows(path: Path) -> list[MetricsRow]:
@@ -34,11 +34,16 @@ def evaluation_rows(rows: list[MetricsRow]) -> list[MetricsRow]:
 
 def parts_rows(rows: list[MetricsRow]) -> list[MetricsRow]:
     """Return the rows of the model's parts (`eval_parts`), if they were evaluated."""
-    return [row for row in rows if "loss" not in row and "eval_loss" not in row]
+    return [row for row in rows if "loss" not in row and "eval_loss" not in row and not is_of_tasks(row)]
+
+
+def is_of_tasks(row: MetricsRow) -> bool:
+    """Whether a row is of tasks that were scored during training."""
+    return any(name.startswith("task_") for name in row)
 
 
 def evaluations_at(rows: list[MetricsRow], step: int) -> int:
-    """Count the rows of a step with losses on held-out text: with all layers, and with parts of them."""
+    """Count the rows of a step's evaluations: held-out losses with all layers, with parts of them, and tasks."""
     return sum("loss" not in row for row in rows if row["step"] == step)
 
 
@@ -54,7 +59,7 @@ class MetricsFile:
         self.last_row: MetricsRow | None = next((row for row, _ in reversed(kept) if "loss" in row), None)
         """The newest training row that stays."""
         self.evaluated = evaluations_at([row for row, _ in kept], resumed_at)
-        """Number of rows of step `resumed_at` with losses on held-out text."""
+        """Number of rows of evaluations of step `resumed_at`."""
         self._file: FileIO = path.open("ab", buffering=0)
         os.truncate(path, kept[-1][1] if kept else 0)
 

@@ -14,7 +14,7 @@ from pretrain.config import Run
 from pretrain.config.run import Position
 from pretrain.observe.console import Console, Line
 from pretrain.observe.metrics import MetricsFile, MetricsRow
-from pretrain.results import Evaluation, StepResult
+from pretrain.results import Evaluation, StepResult, TaskMean
 from pretrain.subnetwork import LayerPath
 
 NOT_SCALARS = {"step", "time", "slowest_node"}
@@ -39,6 +39,8 @@ class Observer:
         if not is_main:
             return
         self.metrics = MetricsFile(directory / "metrics.jsonl", start.step)
+        self._there = self.metrics.evaluated
+        """Rows of evaluations that the step resumed after has, in their order: each is written once."""
         self.layers_run = self._layers_run_before(start.step)
         from torch.utils.tensorboard import SummaryWriter  # takes a while to load, and other ranks do without
 
@@ -50,7 +52,7 @@ class Observer:
         step, last = self.start.step, self.metrics.last_row
         if last is None or last["step"] != step or not self.run.evaluates(step):
             return False
-        return self.metrics.evaluated < self.run.evaluations(step)
+        return self._there < self.run.evaluations(step)
 
     def data_ready(self) -> None:
         """Called when a step's batch has arrived; a step begins where the one before ended."""
@@ -94,7 +96,7 @@ class Observer:
     def evaluation(self, step: int, result: Evaluation) -> None:
         """Called with the loss on held-out text, all layers active; its time belongs to no step."""
         self._mark = time.perf_counter()
-        if not self.is_main or (step == self.start.step and self.metrics.evaluated):  # each row is there once
+        if not self.is_main or self._is_there(step):
             return
         modes = {f"eval_loss_{mode.strip('[]').lower()}": value for mode, value in result.by_mode.items()}
         denoisers = {f"eval_loss_{name}": value for name, value in result.by_denoiser.items()}
@@ -114,8 +116,32 @@ class Observer:
     def parts(self, step: int, results: Mapping[str, Evaluation]) -> None:
         """Called with the losses on held-out text of parts of the model, by the part's name."""
         self._mark = time.perf_counter()
-        if self.is_main:
+        if self.is_main and not self._is_there(step):
             self._record({"step": step, **{f"eval_loss_{name}": result.loss for name, result in results.items()}})
+
+    def tasks(self, step: int, results: Mapping[str, Mapping[str, TaskMean]], seconds: float) -> None:
+        """Called with the metrics of tasks, by task and metric, and how long they took; that belongs to no step.
+
+        The first metric of each is shown.
+        """
+        self._mark = time.perf_counter()
+        if not self.is_main or self._is_there(step):
+            return
+        flat = {f"task_{task}_{name}": mean.mean for task, means in results.items() for name, mean in means.items()}
+        self._record({"step": step, "task_seconds": round(seconds, 3), **flat})
+        shown = []
+        for task, means in results.items():
+            name, mean = next(iter(means.items()))
+            half = "" if mean.error is None else f" ± {1.96 * mean.error:.3f}"
+            shown.append(f"{task} {mean.mean:.3f}{half} ({name.replace('_', ' ')})")
+        self.console.say(f"step {step}/{self.run.steps}  tasks in {seconds:.1f} s: {'  '.join(shown)}")
+
+    def _is_there(self, step: int) -> bool:
+        """Whether the run resumed after this step, and the row that is due is there already."""
+        if step != self.start.step or not self._there:
+            return False
+        self._there -= 1
+        return True
 
     def saved(self, step: int) -> None:
         """Called when a checkpoint has been begun, or layers were copied from one; the time that the loop waited for it belongs

@@ -347,6 +347,7 @@ def test_a_run_that_fails_is_told_with_its_reason_and_the_others_are_done(projec
 
 
 @pytest.mark.dist
+@pytest.mark.long
 def test_finished_runs_are_put_to_tasks_whatever_happens(project, tmp_path):
     """Killed while it asks, it goes on; what is there is not asked again; another way of asking asks anew."""
     settings = {"data.sequence_length": 96, "steps": 20, "save_every": 10, "keep_every": 10, "eval_parts": False}

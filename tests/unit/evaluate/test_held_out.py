@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from pretrain.data.loader import held_out_streams, tokenizer_of
+from pretrain.data.loader import streams_of, tokenizer_of
 from pretrain.engine import build_engine
 from pretrain.evaluate.held_out import HeldOut
 from pretrain.evaluate.measure import Asking, measure
@@ -12,7 +12,7 @@ from pretrain.evaluate.measure import Asking, measure
 @pytest.mark.parametrize("mode", [None, "[S2S]"])
 def test_every_token_of_a_document_but_windows_first_is_scored_once(project, mode):
     run = project.run()
-    tokenizer, (stream,) = tokenizer_of(run), held_out_streams(run).values()
+    tokenizer, ((_, stream),) = tokenizer_of(run), streams_of(run).values()
     asking, length = Asking(10**6, 1, 0, "prefix", mode), 64
     posed, skipped = HeldOut(stream).posed(asking, tokenizer, length)
     ends = [int(end) for end in stream.ends]
@@ -32,7 +32,7 @@ def test_every_token_of_a_document_but_windows_first_is_scored_once(project, mod
 
 def test_bits_are_those_of_a_plain_sum(project, ranks):
     run = project.run()
-    engine, tokenizer, (stream,) = build_engine(run, ranks), tokenizer_of(run), held_out_streams(run).values()
+    engine, tokenizer, ((_, stream),) = build_engine(run, ranks), tokenizer_of(run), streams_of(run).values()
     posed, _ = HeldOut(stream).posed(Asking(5, 1, 0, "causal", None), tokenizer, 64)
     found = measure(engine, posed, 0, both_ways=False, length=64)
     assert found.values.keys() == {"greedy", "bits_per_byte"} and len(found.numbers) == 5
