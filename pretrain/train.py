@@ -110,6 +110,7 @@ def _evaluate(step: int, run: Run, engine: Engine, data: RunData, watch: Observe
     if run.evaluates(step):
         watch.evaluation(step, engine.evaluate(data.held_out(), run.method.whole(step)))
     if run.evaluates_parts(step):
-        watch.parts(step, {name: engine.evaluate(data.held_out(), part) for name, part in run.parts.items()})
+        losses = {name: engine.evaluate(data.held_out(), part) for name, part in run.parts.items()}
+        watch.parts(step, losses, engine.agreement(data.held_out(), run.method.whole(step), run.parts))
     if run.evaluates_tasks(step):
         watch.tasks(step, *tasks.measure(engine, run.method.whole(step)))

@@ -4,7 +4,8 @@ the optimizer (optim/) owns masters, moments, sharding, reduction and clipping.
 Shapes: b samples in a micro-batch, s positions, h hidden size; the residual stream is [s, b, h] as in Megatron-Core.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from pretrain.config.run import Batching
 from pretrain.data.batch import Batch
 from pretrain.engine import agreement, scoring
 from pretrain.engine.decoding import Decoding
-from pretrain.engine.loss import by_position
+from pretrain.engine.loss import agreeing, best_tokens, by_position
 from pretrain.engine.micro_batch import MicroBatch
 from pretrain.engine.schedule import Entry, Schedule
 from pretrain.engine.stopwatch import Stopwatch
@@ -118,6 +119,23 @@ class Engine:
         kinds = self.recipe.data.kinds
         sums, counts = agreement.held_out_totals(self.ranks, len(kinds), entries)
         return Evaluation.of(kinds, sums, counts)
+
+    @torch.no_grad()
+    def agreement(self, batches: Sequence[Batch], whole: LayerPath, parts: Mapping[str, LayerPath]) -> dict[str, float]:
+        """Return at which share of targets each part's likeliest token is that of the whole: what early exit would keep."""
+        self.optimizer.wake(whole)
+        self.model.eval()
+        entries = self.schedule.run([MicroBatch(batch, whole) for batch in batches], 1.0, True, best_tokens)
+        best = [entry["best"].cpu().numpy() for entry in entries]
+        # Labels are read by the last pipeline rank alone, which knows the tokens.
+        asked = [replace(batch, labels=tokens) for batch, tokens in zip(batches, best)] or list(batches)
+        found = {}
+        for name, part in parts.items():
+            entries = self.schedule.run([MicroBatch(batch, part) for batch in asked], 1.0, True, agreeing)
+            sums, counts = agreement.held_out_totals(self.ranks, 1, entries)
+            found[name] = float(sums[0] / counts[0])
+        self.stopwatch.read_and_reset()  # belongs to no step
+        return found
 
     @torch.no_grad()
     def score(self, samples: Batch, path: LayerPath | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -51,9 +51,9 @@ def linear_cross_entropy(
     group: dist.ProcessGroup,
     kernels: Kernels = Kernels(),
     columns: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sum of losses times factors, which can be differentiated, and for each position its loss and whether no token is
-    likelier than its label, which cannot.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sum of losses times factors, which can be differentiated, and for each position its loss, whether no token is
+    likelier than its label, and the likeliest token, which cannot.
 
     Args:
         hidden: [n, h], what the output projection reads, the same on all tensor ranks.
@@ -66,12 +66,12 @@ def linear_cross_entropy(
             pieces. None if `weight` has no padding.
 
     Returns:
-        A scalar and [n], both float32, and [n] bool, the same on all tensor ranks. The gradient of `hidden` is this rank's part,
+        A scalar and [n], both float32, [n] bool and [n] int64, the same on all tensor ranks; -1 for tokens where it is trained,
+        when nobody asks for them. The gradient of `hidden` is this rank's part,
         to be summed over tensor ranks.
     """
     trains = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    positions = positions_in_piece(columns or weight.shape[0], hidden.device.type != "cpu")
-    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, factors, group, kernels, positions, trains)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, factors, group, kernels, columns, trains)
 
 
 class _Context(torch.autograd.function.FunctionCtx):
@@ -91,10 +91,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         factors: Tensor,
         group: dist.ProcessGroup,
         kernels: Kernels,
-        positions: int,
+        columns: int | None,
         trains: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows = weight.shape[0]
+        best = torch.full_like(labels, -1)
+        positions = positions_in_piece(columns or rows, hidden.device.type != "cpu")
         losses, is_best = torch.empty_like(factors), torch.empty_like(factors, dtype=torch.bool)
         grad_hidden = torch.empty_like(hidden) if trains else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if trains else None
@@ -111,6 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total, shifted = totals
             losses[piece], is_best[piece] = total.log() - shifted, shifted == 0
             if grad_hidden is None or grad_weight is None:
+                best[piece] = _best(logits, top, (columns or rows) * group.rank(), group)
                 continue
             grad = kernels.scaled_exponentials(logits, top, factor / total)
             del logits
@@ -126,8 +129,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_bias += grad.sum(0, dtype=torch.float32)
         ctx.grads = grad_hidden, grad_weight, grad_bias
         ctx.dtype = weight.dtype
-        ctx.mark_non_differentiable(losses, is_best)
-        return torch.where(factors == 0, 0.0, losses * factors).sum(), losses, is_best
+        ctx.mark_non_differentiable(losses, is_best, best)
+        return torch.where(factors == 0, 0.0, losses * factors).sum(), losses, is_best, best
 
     @staticmethod
     def backward(ctx: _Context, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -140,6 +143,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _columns(labels: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Each label's column among this rank's, [n, 1], some other one where it has none; and whether it has, [n]."""
     return labels.clamp(0, max(0, rows - 1))[:, None], (labels >= 0) & (labels < rows)
+
+
+def _best(logits: Tensor, top: Tensor, first: int, group: dist.ProcessGroup) -> Tensor:
+    """The first of the likeliest tokens, [n] int64, given the largest logits of all ranks, [n], and the number of this rank's
+    first row."""
+    none = torch.iinfo(torch.int64).max
+    best = torch.full(top.shape, none, dtype=torch.int64, device=top.device)
+    if logits.shape[1]:
+        own, column = logits.max(-1)
+        best = torch.where(own.float() == top, column + first, none)
+    _all_reduce(best, dist.ReduceOp.MIN, group)
+    return best
 
 
 def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup) -> None:

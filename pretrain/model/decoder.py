@@ -139,7 +139,7 @@ class Decoder(GPTModel):
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
         **kwargs: Any,
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
         """Do what comes after the last layer: the head, then logits, [b, s, padded vocabulary of this rank], or, where there are
         labels, the losses.
 
@@ -148,7 +148,8 @@ class Decoder(GPTModel):
             loss_mask: [b, s] float32, factors of the losses in the sum that is differentiated.
 
         Returns:
-            With labels, the sum of losses times factors, and [b, s] each losses and whether no token is likelier than the label.
+            With labels, the sum of losses times factors, and [b, s] each losses, whether no token is likelier than the label, and
+            the likeliest token, -1 in training.
         """
         if not self.post_process:
             return hidden_states
@@ -159,7 +160,7 @@ class Decoder(GPTModel):
         assert loss_mask is not None, "losses are summed here"
         return self._losses(hidden_states, labels, loss_mask)
 
-    def _losses(self, hidden_states: Tensor, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses(self, hidden_states: Tensor, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Cross entropy over the tokenizer's pieces; rows that only pad the vocabulary are left out, so that they get no
         probability."""
         group = self.pg_collection.tp
@@ -171,7 +172,7 @@ class Decoder(GPTModel):
         weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
         first = group.rank() * weight.shape[0]
         real = slice(0, max(0, self._pieces - first))
-        loss, losses, is_best = linear_cross_entropy(
+        loss, *by_position = linear_cross_entropy(
             hidden_states.flatten(0, 1),
             weight[real],
             None if self.head is None else self.head.bias[real],
@@ -181,7 +182,8 @@ class Decoder(GPTModel):
             self._kernels,
             columns=weight.shape[0],
         )
-        return loss, losses.view_as(labels.T).T, is_best.view_as(labels.T).T
+        losses, is_best, best = (values.view_as(labels.T).T for values in by_position)
+        return loss, losses, is_best, best
 
     def _mark_splits(self) -> None:
         """Say how each weight is split over tensor ranks; Megatron-Core says it only where it initialises them itself."""

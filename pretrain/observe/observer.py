@@ -113,11 +113,13 @@ class Observer:
         which = "all layers" if count == self.run.recipe.model.num_layers else f"the {count} layers there are"
         self.console.say(f"step {step}/{self.run.steps}  held-out loss {result.loss:.4f} ({which})  {parts}".rstrip())
 
-    def parts(self, step: int, results: Mapping[str, Evaluation]) -> None:
-        """Called with the losses on held-out text of parts of the model, by the part's name."""
+    def parts(self, step: int, results: Mapping[str, Evaluation], agreement: Mapping[str, float]) -> None:
+        """Called with the losses on held-out text of parts of the model, by the part's name, and with the share of targets at
+        which each part's likeliest token is the whole model's."""
         self._mark = time.perf_counter()
         if self.is_main and not self._is_there(step):
-            self._record({"step": step, **{f"eval_loss_{name}": result.loss for name, result in results.items()}})
+            losses = {f"eval_loss_{name}": result.loss for name, result in results.items()}
+            self._record({"step": step, **losses, **{f"agreement_{name}": share for name, share in agreement.items()}})
 
     def tasks(self, step: int, results: Mapping[str, Mapping[str, TaskMean]], seconds: float) -> None:
         """Called with the metrics of tasks, by task and metric, and how long they took; that belongs to no step.

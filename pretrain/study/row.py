@@ -71,6 +71,8 @@ class Row(Strict):
     """The last evaluation: "all", and by denoiser, mode and source."""
     parts: dict[str, Loss]
     """Held-out losses of parts of the model, if they were evaluated: first_1, first_2, ..., every_other."""
+    agreement: dict[str, Share] = {}
+    """At which share of held-out targets each part's likeliest token is the whole model's; empty in rows of before."""
     evaluations: Annotated[tuple[Evaluated, ...], Field(min_length=1)]
     training: tuple[tuple[int, Loss], ...]
     """Means of the training loss over stretches of steps, each with its last step."""
@@ -101,7 +103,8 @@ class Row(Strict):
         return self
 
     def _digest(self) -> str:
-        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
+        left_out = {"sha256"} if self.agreement else {"sha256", "agreement"}  # rows of before it keep their checksums
+        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()
 
     def sealed(self) -> "Row":
         """Return the row with its checksum."""

@@ -83,15 +83,20 @@ def _row_of(directory: Path, size: str, method: str, data: dict[str, str], step:
             for name, loss in evaluations[-1].items()
             if name != "step"
         },
-        parts={
-            name.removeprefix("eval_loss_"): loss for row in parts_rows(done)[-1:] for name, loss in row.items() if name != "step"
-        },
+        parts=_of_parts(done, "eval_loss_"),
+        agreement=_of_parts(done, "agreement_"),
         evaluations=evaluated,
         training=tuple(_binned([row["loss"] for row in steps])),
         boundaries=tuple(_boundaries(run, [row["loss"] for row in steps])),
         layer_use=_layer_use(run, len(steps)),
         step_seconds=by_length,
     )
+
+
+def _of_parts(rows: list[MetricsRow], prefix: str) -> dict[str, float]:
+    """The last evaluation of the model's parts, by the part's name."""
+    last = parts_rows(rows)[-1:]
+    return {name.removeprefix(prefix): value for row in last for name, value in row.items() if name.startswith(prefix)}
 
 
 def _metrics(directory: Path) -> list[MetricsRow]:

@@ -49,3 +49,15 @@ def written(run, ranks: Ranks, count: int) -> list[tuple[int, ...]]:
         *write(engine, ranks, tokenizer, prompts, end=-1),
         *write(engine, ranks, tokenizer, prompts, end=-1, sampling=Sampling(1.0, 0.9, 7)),
     ]
+
+
+def agreements(run, ranks: Ranks) -> dict[str, float]:
+    """Train, then hold parts of the model against the whole."""
+    from pretrain.data.loader import open_data
+    from pretrain.subnetwork import LayerPath
+
+    engine, data = trained(run, ranks), open_data(run, ranks.data_parallel_rank, ranks.needs_text)
+    whole = LayerPath.full(run.recipe.model.num_layers)
+    found = engine.agreement(data.held_out(), whole, {**run.parts, "whole": whole})
+    data.close()
+    return found

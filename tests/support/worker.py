@@ -21,7 +21,7 @@ prepare_libraries("cpu")  # before Megatron-Core is imported
 
 from pretrain.ranks.groups import destroy_groups, make_groups  # noqa: E402
 from pretrain.ranks.process import Ranks  # noqa: E402
-from tests.support.requests import scores, written  # noqa: E402
+from tests.support.requests import agreements, scores, written  # noqa: E402
 
 STEPS = 20
 
@@ -33,8 +33,8 @@ def main() -> None:
     dist.init_process_group("gloo")
     results = {}
     for name, settings in json.loads(Path(cases).read_text()).items():
-        broken, lengths, folder, steps, go_on, requests, prompts = (
-            settings.pop(key, None) for key in ("break", "count", "resume", "steps of test", "go on", "score", "write")
+        broken, lengths, folder, steps, go_on, requests, prompts, agrees = (
+            settings.pop(key, None) for key in ("break", "count", "resume", "steps of test", "go on", "score", "write", "agree")
         )
         run = read_run(recipe, [("--" + key, value) for key, value in settings.items()], ds, dist.get_world_size())
         ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
@@ -44,6 +44,8 @@ def main() -> None:
                 results[name] = count_collectives(run, ranks, map(int, lengths.split("-")))
             elif requests:
                 results[name] = [vars(score) for score in scores(run, ranks, requests, both_ways=True)]
+            elif agrees:
+                results[name] = agreements(run, ranks)
             elif prompts:
                 results[name] = written(run, ranks, prompts)
             elif go_on:

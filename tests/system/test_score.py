@@ -12,8 +12,10 @@ from pretrain.data.loader import open_data
 from pretrain.engine import build_engine
 from pretrain.evaluate.requests import score
 from pretrain.export.huggingface import export
+from pretrain.model.attention import dense_mask
+from pretrain.subnetwork import LayerPath
 from tests.support.layouts import BF16, REPLICAS, TOLERANCE, layout, train
-from tests.support.requests import random_requests, scores
+from tests.support.requests import agreements, random_requests, scores
 
 COUNT = 41
 """Not a multiple of anything, so that micro-batches are filled up."""
@@ -106,6 +108,32 @@ LAYOUTS = {
 }
 
 
+@torch.no_grad()
+def test_parts_agree_as_transformers_do_with_fewer_layers(trained):
+    """The share of targets at which a model cut short has the same likeliest token."""
+    engine, model, run = trained
+    data, layers = open_data(run), run.recipe.model.num_layers
+    whole = LayerPath.full(layers)
+    found = engine.agreement(data.held_out(), whole, {**run.parts, "whole": whole})
+    agree, count = dict.fromkeys([f"first_{n}" for n in range(1, layers)], 0), 0
+    for batch in data.held_out():
+        may = dense_mask(torch.from_numpy(batch.segments), torch.from_numpy(batch.prefix), torch.float32).clamp(min=-1e30)
+        inputs = {
+            "input_ids": torch.from_numpy(batch.tokens), "position_ids": torch.from_numpy(batch.positions), "attention_mask": may,
+        }  # fmt: skip
+        hidden = model(**inputs, output_hidden_states=True).hidden_states
+        best = [model.lm_head(model.model.norm(one)).argmax(-1) for one in hidden[1:-1]] + [model.lm_head(hidden[-1]).argmax(-1)]
+        targets = torch.from_numpy(batch.targets)
+        count += int(targets.sum())
+        for n in range(1, layers):
+            agree[f"first_{n}"] += int(((best[n - 1] == best[-1]) & targets).sum())
+    data.close()
+    assert found["whole"] == 1.0 and found.keys() == {*run.parts, "whole"}
+    for name, number in agree.items():
+        assert found[name] == pytest.approx(number / count, abs=1.5 / count), name
+    assert len({found[name] for name in agree}) > 2, "parts differ, so that equal shares say something"
+
+
 @pytest.mark.dist
 def test_every_layout_gives_the_same_scores(project, ranks, tmp_path):
     one = {
@@ -119,3 +147,14 @@ def test_every_layout_gives_the_same_scores(project, ranks, tmp_path):
         for ours, expected in zip(found, one["bf16" if "bf16" in name else "fp32"], strict=True):
             assert ours["is_greedy"] == expected.is_greedy or "bf16" in name
             assert ours["log_likelihood"] / ours["tokens"] == pytest.approx(expected.log_likelihood / expected.tokens, abs=within)
+
+
+@pytest.mark.dist
+def test_parts_agree_alike_on_layouts(project, ranks, tmp_path):
+    expected = agreements(project.run(*(f"{key}={value}" for key, value in layout().items())), ranks)
+    cases = {"TP2": layout(tensor=2), "PP2": layout(pipeline=2), "DP2 with ZeRO-3": layout(zero=3, **REPLICAS)}
+    results, errors = train(project, tmp_path, 2, {name: {**case, "agree": 1} for name, case in cases.items()})
+    assert results.keys() == cases.keys(), errors
+    for name, found in results.items():
+        assert found == pytest.approx(expected, abs=2e-3), name
+    assert expected["whole"] == 1 and 0 < expected["first_1"] < 1

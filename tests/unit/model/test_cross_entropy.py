@@ -53,7 +53,13 @@ def test_losses_and_gradients_are_those_of_the_whole_at_once(ranks, positions, r
     expected, every, gradients = at_once(torch.float64, *given_)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "PIECE_ON_CPU", piece)
-        loss, losses, _ = linear_cross_entropy(*given_, dist.group.WORLD)
+        loss, losses, is_best, best = linear_cross_entropy(*given_, dist.group.WORLD)
+        with torch.no_grad():
+            *_, best_of_evaluation = linear_cross_entropy(*given_, dist.group.WORLD)
+    hidden, weight, bias, labels, _ = given_
+    logits = F.linear(hidden, weight, bias)
+    assert torch.equal(best_of_evaluation, logits.argmax(-1)) and torch.equal(is_best, logits.argmax(-1) == labels)
+    assert (best == -1).all(), "in training nobody asks for them"
     (loss * 3).backward()
     size = 1 + every  # a loss is the difference of two logarithms
     assert (losses - every).norm() / size.norm() < 1e-6 and not losses.requires_grad
@@ -79,7 +85,7 @@ def test_what_does_not_count_may_be_anything_and_nothing_is_kept_without_gradien
     with torch.no_grad():
         factors[3] = 0
         hidden[3] = torch.inf
-        loss, losses, _ = linear_cross_entropy(hidden, weight, bias, labels, factors, dist.group.WORLD)
+        loss, losses, *_ = linear_cross_entropy(hidden, weight, bias, labels, factors, dist.group.WORLD)
     assert torch.isfinite(loss) and not torch.isfinite(losses[3]) and not loss.requires_grad
 
 

@@ -1,5 +1,6 @@
 """A row says what the run directory holds, each number worked out again in the plainest way."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -95,7 +96,11 @@ def test_parts_of_the_model_lose_what_the_plain_reference_loses_without_those_la
     batches = data.held_out()
     data.close()
     targets = sum(int(batch.targets.sum()) for batch in batches)
-    assert set(row.parts) == {*(f"first_{n}" for n in range(1, 8)), "every_other"}
+    assert set(row.parts) == {*(f"first_{n}" for n in range(1, 8)), "every_other"} == set(row.agreement)
+    assert all(0 < share <= 1 for share in row.agreement.values())
+    before = row.model_copy(update={"agreement": {}, "sha256": ""})
+    content = before.model_dump_json(exclude={"sha256", "agreement"})
+    assert before.sealed().sha256 == hashlib.sha256(content.encode()).hexdigest(), "rows of before it keep their checksums"
     kept = {f"first_{n}": range(n) for n in range(1, 8)} | {"every_other": (0, 2, 4, 6, 7)}
     for name, layers in kept.items():
         path = run.parts[name]
