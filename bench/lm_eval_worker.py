@@ -1,0 +1,62 @@
+"""lm-eval's answers, from an environment of its own: python bench/lm_eval_worker.py ASKED.json OUT.json
+
+ASKED has the folder of an exported model, a batch size, and tasks of lm-eval's with files of documents in place of their data.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import lm_eval
+import torch
+import yaml
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+
+def main(asked: Path, out: Path) -> None:
+    facts = json.loads(asked.read_text())
+    torch.set_num_threads(1)
+    model = HFLM(pretrained=facts["model"], dtype="float32", device="cpu", batch_size=facts["batch_size"])
+    seconds = [0.0]
+    plain = model.loglikelihood
+
+    def timed(requests: list, **how: bool) -> list:
+        begin = time.perf_counter()
+        found = plain(requests, **how)
+        seconds[0] += time.perf_counter() - begin
+        return found
+
+    model.loglikelihood = timed
+    with tempfile.TemporaryDirectory() as folder:
+        shipped = Path(lm_eval.__file__).parent / "tasks"
+        for name, task in facts["tasks"].items():
+            data = {
+                "include": str(shipped / task["yaml"]), "task": f"own_{name}", "dataset_path": "json", "dataset_name": None,
+                "dataset_kwargs": {"data_files": {"test": task["file"]}}, "test_split": "test", "validation_split": None,
+                "training_split": None, "fewshot_split": None, "tag": None,
+            }  # fmt: skip
+            (Path(folder) / f"own_{name}.yaml").write_text(yaml.safe_dump(data))
+        names = [f"own_{name}" for name in facts["tasks"]]
+        manager = TaskManager(include_path=folder)
+        found = lm_eval.simple_evaluate(model=model, tasks=names, task_manager=manager, log_samples=True, bootstrap_iters=0)
+    samples = {
+        name: [
+            {
+                "scores": [[float(one[0]), bool(one[1])] for one in sample["filtered_resps"]],
+                "accuracy": float(sample["acc"]),
+                "contexts": [argument[0] for argument in sample["arguments"].values()]
+                if isinstance(sample["arguments"], dict)
+                else [argument[0] for argument in sample["arguments"]],
+            }
+            for sample in sorted(found["samples"][f"own_{name}"], key=lambda sample: sample["doc_id"])
+        ]
+        for name in facts["tasks"]
+    }
+    out.write_text(json.dumps({"version": lm_eval.__version__, "seconds": seconds[0], "samples": samples}))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
