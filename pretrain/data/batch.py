@@ -6,6 +6,10 @@ import numpy as np
 
 PADDING = -1
 """Segment and kind of positions that hold nothing."""
+BRANCH = 2**20
+"""Segments from here on are continuations of a context that is read once: that of continuation i, from 1, of example e is
+e + i BRANCH. It reads the context and itself. Its first token is the context's last once more, marked as prefix: it predicts the
+continuation's first token, and nobody reads it. Training has none."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data.batch import Batch
+from pretrain.data.batch import BRANCH, Batch
 from pretrain.model.blocks import block_tables
 from pretrain.subnetwork import LayerPath
 
@@ -21,6 +21,11 @@ class MicroBatch:
 
     batch: Batch
     path: LayerPath
+
+    @property
+    def branches(self) -> bool:
+        """Whether contexts have several continuations."""
+        return bool((self.batch.segments >= BRANCH).any())
 
     def on(self, device: torch.device, with_blocks: bool = False) -> dict[str, Tensor]:
         """Copy the arrays of the batch to the device, [b, s] each, by their names in `Batch`.

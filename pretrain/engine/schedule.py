@@ -65,10 +65,12 @@ class Schedule:
 
     def _forward(self, micro_batch: MicroBatch, chunk: Decoder, scale: float, reduce: Reduce) -> tuple[Output, ReduceMade]:
         """Run a chunk's forward pass; returns its output, and what the schedule calls with the last chunk's."""
-        batch = micro_batch.on(self.device, with_blocks=self.uses_flex)
+        branches = micro_batch.branches
+        flex = self.uses_flex and not branches  # its tables of blocks know examples, not their continuations
+        batch = micro_batch.on(self.device, with_blocks=flex)
         segments, prefix = batch["segments"], batch["prefix"]
-        mask = block_mask(segments, prefix, batch) if self.uses_flex else dense_mask(segments, prefix, self.dtype)
-        inputs = LayerInputs(mask, micro_batch.path)
+        mask = block_mask(segments, prefix, batch) if flex else dense_mask(segments, prefix, self.dtype, branches)
+        inputs = LayerInputs(mask, micro_batch.path, chunk.rotary_of(batch["positions"]) if branches else None)
         factors = batch["targets"] * scale
         with self.stopwatch.running(), named("micro-batch"):
             output = chunk(batch["tokens"], batch["positions"], inputs, labels=batch["labels"], loss_mask=factors)

@@ -65,7 +65,8 @@ class TasksInTraining:
         """Score all tasks through a path, on all ranks; returns metrics by task, the quoted one first, and seconds."""
         begin, found = time.perf_counter(), {}
         for name, (task, posed) in self.posed.items():
-            outcome = measure(_Through(engine, path), posed, 0, self.both_ways, self.length, task.average)
+            # Contexts are not shared: samples are then as training's are, and nothing is compiled or allocated for them alone.
+            outcome = measure(_Through(engine, path), posed, 0, self.both_ways, self.length, task.average, shares=False)
             names = sorted(outcome.values, key=lambda metric: metric != task.metric)
             means = {metric: outcome.metric(metric) for metric in names}
             found[name] = {metric: TaskMean(mean.mean, mean.error) for metric, mean in means.items()}

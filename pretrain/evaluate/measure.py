@@ -109,7 +109,13 @@ def pose(documents: Sequence[Document], tokenizer: Tokenizer, mode: str | None, 
 
 
 def measure(
-    scorer: Scorer, posed: Sequence[Posed], skipped: int, both_ways: bool, length: int, average: Average = "documents"
+    scorer: Scorer,
+    posed: Sequence[Posed],
+    skipped: int,
+    both_ways: bool,
+    length: int,
+    average: Average = "documents",
+    shares: bool = True,
 ) -> Outcome:
     """Put documents to a model.
 
@@ -117,11 +123,12 @@ def measure(
         skipped: how many were left out because they are too long.
         both_ways: whether a context is read both ways.
         length: positions of a sample.
+        shares: whether choices of one context are put together, so that it is read once.
 
     Raises:
         UserError: a score is not finite, or some documents have one choice and others several.
     """
-    scores = iter(score(scorer, [request for one in posed for request in one.requests], length, 0, both_ways))
+    scores = iter(score(scorer, [request for one in posed for request in one.requests], length, 0, both_ways, shares))
     return outcome(posed, [[next(scores) for _ in one.requests] for one in posed], skipped, average)
 
 

@@ -8,8 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from pretrain.data.batch import Batch
+from pretrain.data.batch import BRANCH, Batch
 from pretrain.errors import UserError
+
+MOST_BRANCHES = 1000
+"""Continuations of one context that are put together; their segments are 32-bit numbers."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,35 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Requests in a row with one context, which is read once."""
+
+    context: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+
+    @property
+    def positions(self) -> int:
+        """Positions of a sample: with several continuations each begins with the context's last token once more."""
+        return len(self.context) - (len(self.continuations) == 1) + sum(map(len, self.continuations))
+
+    def with_another(self, request: Request) -> "Group":
+        return Group(self.context, (*self.continuations, request.continuation))
+
+    def begins(self) -> list[int]:
+        """Return the position, from the group's first, that predicts each continuation's first token."""
+        if len(self.continuations) == 1:
+            return [len(self.context) - 1]
+        before = np.cumsum([0, *map(len, self.continuations[:-1])])
+        return (len(self.context) + before).tolist()
+
+
+@dataclass(frozen=True)
 class Place:
-    """Where a request is."""
+    """Where something is."""
 
     sample: int
     first: int
-    """Position of the first token of its context."""
+    """Position of its first token."""
 
 
 class Scorer(Protocol):
@@ -58,12 +84,15 @@ class Scorer(Protocol):
     def score(self, samples: Batch) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-def score(scorer: Scorer, requests: Sequence[Request], length: int, pad: int, both_ways: bool) -> list[Score]:
+def score(
+    scorer: Scorer, requests: Sequence[Request], length: int, pad: int, both_ways: bool, shares: bool = True
+) -> list[Score]:
     """Score requests, in their order.
 
     Args:
         length: positions of a sample.
         both_ways: whether a context is read both ways, as training's prefixes are, or causally.
+        shares: whether requests in a row with one context are put together, so that it is read once.
 
     Raises:
         ValueError: a request is longer than a sample. Nothing is ever cut: a cut request is another one.
@@ -71,16 +100,30 @@ def score(scorer: Scorer, requests: Sequence[Request], length: int, pad: int, bo
     """
     if not requests:
         return []
-    places = pack([request.positions for request in requests], length)
-    losses, is_best = scorer.score(as_samples(requests, places, length, pad, both_ways))
+    groups = grouped(requests, length if shares else 0)
+    places = pack([group.positions for group in groups], length)
+    losses, is_best = scorer.score(as_samples(groups, places, length, pad, both_ways))
     found: list[Score] = []
-    for request, place in zip(requests, places):
-        begin = place.first + len(request.context) - 1
-        own = (place.sample, slice(begin, begin + len(request.continuation)))
-        log_likelihood = -float(losses[own].sum(dtype=np.float64))
-        if not math.isfinite(log_likelihood):
-            raise UserError(f"request {len(found)} has the log-likelihood {log_likelihood}; the model's weights are broken")
-        found.append(Score(log_likelihood, bool(is_best[own].all()), len(request.continuation)))
+    for group, place in zip(groups, places):
+        for begin, continuation in zip(group.begins(), group.continuations):
+            own = (place.sample, slice(place.first + begin, place.first + begin + len(continuation)))
+            log_likelihood = -float(losses[own].sum(dtype=np.float64))
+            if not math.isfinite(log_likelihood):
+                raise UserError(f"request {len(found)} has the log-likelihood {log_likelihood}; the model's weights are broken")
+            found.append(Score(log_likelihood, bool(is_best[own].all()), len(continuation)))
+    return found
+
+
+def grouped(requests: Sequence[Request], length: int) -> list[Group]:
+    """Put requests in a row with one context together, as long as they fit into `length` positions."""
+    found: list[Group] = []
+    for request in requests:
+        if found and found[-1].context == request.context and len(found[-1].continuations) < MOST_BRANCHES:
+            together = found[-1].with_another(request)
+            if together.positions <= length:
+                found[-1] = together
+                continue
+        found.append(Group(request.context, (request.continuation,)))
     return found
 
 
@@ -105,17 +148,24 @@ def pack(lengths: Sequence[int], length: int) -> list[Place]:
     return places
 
 
-def as_samples(requests: Sequence[Request], places: Sequence[Place], length: int, pad: int, both_ways: bool) -> Batch:
-    """Packed samples, [samples, length], each request an example of its own."""
+def as_samples(groups: Sequence[Group], places: Sequence[Place], length: int, pad: int, both_ways: bool) -> Batch:
+    """Packed samples, [samples, length], each group an example of its own."""
     batch = Batch.empty(max(place.sample for place in places) + 1, length, pad)
     examples = [0] * len(batch.tokens)
-    for request, place in zip(requests, places):
-        tokens = np.array(request.context + request.continuation)
-        own = (place.sample, slice(place.first, place.first + request.positions))
-        place_within = np.arange(request.positions)
-        batch.tokens[own], batch.labels[own] = tokens[:-1], tokens[1:]
-        batch.targets[own] = place_within >= len(request.context) - 1
-        batch.prefix[own] = both_ways & (place_within < len(request.context))
-        batch.positions[own], batch.segments[own], batch.kinds[own] = place_within, examples[place.sample], 0
+    for group, place in zip(groups, places):
+        context, example = len(group.context), examples[place.sample]
         examples[place.sample] += 1
+        whole = (place.sample, slice(place.first, place.first + group.positions))
+        batch.segments[whole], batch.kinds[whole] = example, 0
+        kept = (place.sample, slice(place.first, place.first + context))
+        batch.tokens[kept], batch.positions[kept], batch.prefix[kept] = group.context, np.arange(context), both_ways
+        for number, (begin, continuation) in enumerate(zip(group.begins(), group.continuations), start=1):
+            first = place.first + begin
+            own = (place.sample, slice(first, first + len(continuation)))
+            batch.tokens[own] = (group.context[-1], *continuation[:-1])
+            batch.labels[own], batch.targets[own] = continuation, True
+            batch.positions[own] = context - 1 + np.arange(len(continuation))
+            if len(group.continuations) > 1:
+                batch.segments[own] = example + number * BRANCH
+                batch.prefix[place.sample, first] = True
     return batch

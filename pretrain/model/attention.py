@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from pretrain.data.batch import BRANCH
 from pretrain.model.blocks import SIZE
 from pretrain.model.rotary import rotate
 
@@ -30,14 +31,30 @@ def allowed(segments: Tensor, prefix: Tensor) -> Callable[[Tensor, Tensor, Tenso
     return mask
 
 
-def dense_mask(segments: Tensor, prefix: Tensor, dtype: torch.dtype) -> Tensor:
-    """[b, 1, s, s] to be added to attention scores: 0 where allowed, -inf elsewhere. Every row allows itself."""
+def allowed_in_branches(segments: Tensor, prefix: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The same where contexts have several continuations (data/batch.py, BRANCH)."""
+
+    def mask(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        own, other = segments[batch, q], segments[batch, k]
+        context = torch.where(own < 0, own, own % BRANCH)
+        of_context = (context == other) & ((k <= q) | prefix[batch, k])
+        return of_context | ((own == other) & (other >= BRANCH) & (k <= q) & ~prefix[batch, k])
+
+    return mask
+
+
+def dense_mask(segments: Tensor, prefix: Tensor, dtype: torch.dtype, branches: bool = False) -> Tensor:
+    """[b, 1, s, s] to be added to attention scores: 0 where allowed, -inf elsewhere. Every row allows something.
+
+    Args:
+        branches: whether contexts have several continuations.
+    """
     count, length = segments.shape
     device = segments.device
     sample = torch.arange(count, device=device)[:, None, None, None]
     q = torch.arange(length, device=device)[None, None, :, None]
     k = torch.arange(length, device=device)[None, None, None, :]
-    may = allowed(segments, prefix)(sample, torch.zeros_like(sample), q, k)
+    may = (allowed_in_branches if branches else allowed)(segments, prefix)(sample, torch.zeros_like(sample), q, k)
     return torch.zeros(may.shape, dtype=dtype, device=device).masked_fill_(~may, -math.inf)
 
 

@@ -149,7 +149,7 @@ class Decoder(GPTModel):
 
         Returns:
             With labels, the sum of losses times factors, and [b, s] each losses, whether no token is likelier than the label, and
-            the likeliest token, -1 in training.
+            the likeliest token, -1 in training. In an evaluation all are 0 where the factor is.
         """
         if not self.post_process:
             return hidden_states
@@ -160,6 +160,12 @@ class Decoder(GPTModel):
         assert loss_mask is not None, "losses are summed here"
         return self._losses(hidden_states, labels, loss_mask)
 
+    def rotary_of(self, positions: Tensor) -> Tensor | None:
+        """Return the rotary tables of given positions, [b, s], as [s, b, 1, 2 d]; None for a model with learned positions."""
+        if not isinstance(self.rotary_pos_emb, RotaryTables):
+            return None
+        return self.rotary_pos_emb(positions.shape[1])[:, 0, 0][positions.T][:, :, None]
+
     def _losses(self, hidden_states: Tensor, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Cross entropy over the tokenizer's pieces; rows that only pad the vocabulary are left out, so that they get no
         probability."""
@@ -168,20 +174,27 @@ class Decoder(GPTModel):
             hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True, group=group)
         else:
             hidden_states = copy_to_tensor_model_parallel_region(hidden_states, group=group)
+        hidden, label, factor = hidden_states.flatten(0, 1), labels.T.flatten(), factors.T.flatten()
+        chosen: Tensor | None = None
+        if not self.training:  # then most positions may be no targets, as contexts of tasks are
+            chosen = factor.nonzero()[:, 0]
+            hidden, label, factor = hidden[chosen], label[chosen], factor[chosen]
         shared = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
         first = group.rank() * weight.shape[0]
         real = slice(0, max(0, self._pieces - first))
         loss, *by_position = linear_cross_entropy(
-            hidden_states.flatten(0, 1),
+            hidden,
             weight[real],
             None if self.head is None else self.head.bias[real],
-            labels.T.flatten() - first,
-            factors.T.flatten(),
+            label - first,
+            factor,
             group,
             self._kernels,
             columns=weight.shape[0],
         )
+        if chosen is not None:
+            by_position = [values.new_zeros(labels.numel()).index_put((chosen,), values) for values in by_position]
         losses, is_best, best = (values.view_as(labels.T).T for values in by_position)
         return loss, losses, is_best, best
 

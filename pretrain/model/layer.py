@@ -41,6 +41,9 @@ class LayerInputs:
     mask: Tensor | BlockMask
     """[b, 1, s, s] to be added to attention scores, or the block mask of flex attention (attention.py)."""
     path: LayerPath
+    rotary: Tensor | None = None
+    """[s, b, 1, 2 d], of RotaryTables, where positions are not those within the sample, as when a context has several
+    continuations."""
 
 
 class SkippableLayer(TransformerLayer):
@@ -70,6 +73,8 @@ class SkippableLayer(TransformerLayer):
             attention: what Megatron-Core gives self-attention beside the mask, rotary frequencies among it.
         """
         mask, path, layer = attention_mask.mask, attention_mask.path, self.layer_number - 1
+        if attention_mask.rotary is not None:
+            attention = {**attention, "rotary_pos_emb": attention_mask.rotary}
         if not path.active[layer]:
             # The schedule needs a graph between a chunk's input and output, even if no layer of it is active.
             return hidden_states.clone() if hidden_states.is_leaf else hidden_states, context

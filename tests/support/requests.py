@@ -7,14 +7,17 @@ from pretrain.ranks.process import Ranks
 
 
 def random_requests(count: int, vocabulary: int, longest: int) -> list[Request]:
-    """Of all lengths up to `longest` positions, one token in either part among them."""
+    """Of all lengths up to `longest` positions, one token in either part among them; some have the context of the one before."""
     draw = random.Random(count)
     found = []
     for _ in range(count):
         positions = draw.randint(1, longest)
         context = draw.choice([1, positions, draw.randint(1, positions)])
         tokens = draw.choices(range(4, vocabulary), k=positions + 1)
-        found.append(Request(tuple(tokens[:context]), tuple(tokens[context:])))
+        request = Request(tuple(tokens[:context]), tuple(tokens[context:]))
+        if found and draw.random() < 0.4:
+            request = Request(found[-1].context, request.continuation[: longest + 1 - len(found[-1].context)])
+        found.append(request)
     return found
 
 
