@@ -32,7 +32,7 @@ test: .venv/installed  ## the tests that take minutes
 test-long: .venv/installed  ## every layout, whole studies; CI runs it after `make check`
 	$(RUN) -m pytest -n auto --dist loadfile -m long
 
-test-all: .venv/installed  ## and what takes longer, and what needs a GPU where there is one
+test-all: .venv/installed .venv-lm-eval/installed  ## and what takes longer, and what needs a GPU where there is one
 	$(RUN) -m pytest -n auto --dist loadfile
 
 bench: .venv/installed  ## speed of skipped layers, of making batches, of saving and loading; writes bench/results/
@@ -48,5 +48,10 @@ bench: .venv/installed  ## speed of skipped layers, of making batches, of saving
 	$(RUN) -m pip install --quiet --requirement requirements.txt
 	touch $@
 
+.venv-lm-eval/installed: requirements/lm_eval.txt  ## EleutherAI's harness, which scores are held against
+	$(PYTHON) -m venv .venv-lm-eval
+	.venv-lm-eval/bin/python -m pip install --quiet --requirement requirements/lm_eval.txt
+	touch $@
+
 clean:  ## everything that make made, runs excepted
-	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache site
+	rm -rf .venv .venv-lm-eval .pytest_cache .hypothesis .mypy_cache .ruff_cache site
