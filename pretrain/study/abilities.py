@@ -1,7 +1,8 @@
 """What runs of a study make of tasks, method by method: means over seeds, and differences of runs with the same seed."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pretrain.errors import UserError
 from pretrain.study.evals import StudyEval
@@ -33,13 +34,19 @@ class Ability:
         return Estimate.of(found) if found else None
 
     def against(self, group: Group, base: Group) -> Estimate | None:
-        """Estimate a method minus the baseline, seed by seed; None without pairs."""
-        found = [
-            self.values[mine.key] - self.values[its.key]
-            for mine, its in group.pairs(base)
-            if mine.key in self.values and its.key in self.values
-        ]
-        return Estimate.of(found) if found else None
+        """Estimate a method minus the baseline, seed by seed; None without pairs.
+
+        Shares of documents are whole numbers, in which few seeds may agree by chance: their error is at least that of as many
+        documents, not paired.
+        """
+        pairs = [(a.key, b.key) for a, b in group.pairs(base) if a.key in self.values and b.key in self.values]
+        if not pairs:
+            return None
+        found = Estimate.of([self.values[mine] - self.values[its] for mine, its in pairs])
+        if self.metric == BITS or found.standard_error is None:
+            return found
+        squares = [(self.errors[run] or 0.0) ** 2 for pair in pairs for run in pair]
+        return replace(found, standard_error=max(found.standard_error, math.sqrt(sum(squares)) / len(pairs)))
 
 
 def abilities(evals: Sequence[StudyEval], rows: Sequence[Row]) -> list[Ability]:

@@ -43,7 +43,8 @@ def tasks_tables(found: Sequence[Ability], groups: Sequence[Group], base: Group)
     note = (
         f"{count} intervals of 95 %, each by itself: of so many, {0.05 * count:.1f} miss by chance. Bold is what stays at 5 %"
         " once all questions about a method are counted (Holm). An interval that holds zero shows no difference, nor that there"
-        " is none. Seeds are the unit: with one, nothing is said about a method."
+        " is none. Seeds are the unit: with one, nothing is said about a method. Errors of shares of documents are at least"
+        " those of so many documents, since few seeds may agree by chance."
     )
     head = ["task", "metric", *(f"{text(group.method)} minus {text(base.method)}" for group in others)]
     yield f'<div class="wide">{table(head, body)}</div><p class="note">{note}</p>'

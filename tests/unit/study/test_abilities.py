@@ -43,8 +43,11 @@ def test_differences_are_those_of_equal_seeds():
     over = found[1].over_seeds(full)
     assert over.mean == pytest.approx(2.1) and over.standard_error == pytest.approx(stdev(BITS["full"]) / math.sqrt(3))
     assert found[-1].over_seeds(full).mean == pytest.approx((2.1 + 2.1 + 5 / 3) / 2)
-    same = found[0].against(full, full)
+    same = found[1].against(full, full)
     assert (same.mean, same.standard_error) == (0, 0), "a method minus itself"
+    counted = found[0].against(raptr, full)
+    assert counted.mean == pytest.approx(-0.025) and not counted.differs
+    assert counted.standard_error == pytest.approx(math.sqrt(6 * 0.05**2) / 3), "seeds that agree by chance show nothing"
 
 
 def test_only_the_last_step_counts_and_runs_were_asked_alike():
