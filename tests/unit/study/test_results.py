@@ -172,3 +172,38 @@ def test_parts(study):
 def test_no_text_of_the_corpus_or_place_of_a_machine_is_committed():
     for file in STUDIES.glob("*.rows.jsonl"):
         assert not re.search(r'"/[a-z]', file.read_text()), f"{file}: holds a path"
+
+
+def test_tasks_are_those_of_the_rows():
+    """Means and differences of bits a byte, worked out from the JSON alone."""
+    losses = {(row["method"], row["seed"]): row["losses"]["all"] for runs in rows("tasks").values() for row in runs.values()}
+    methods = ("full_4e3", "raptr", "constant", "stacking")
+    values: dict[str, dict[tuple[str, int], float]] = {}
+    everything: dict[tuple[str, int], list[float]] = {}
+    documents: dict[str, int] = {}
+    for line in (STUDIES / "tasks.evals.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["step"] == 900:
+            run, bits = (row["method"], row["seed"]), row["metrics"]["bits_per_byte"]["mean"]
+            everything.setdefault(run, []).append(bits)
+            if row["attention"] == "prefix":
+                values.setdefault(row["task"], {})[run] = bits
+                documents[row["task"]] = row["documents"]
+    assert {len(found) for found in everything.values()} == {20} and len(everything) == 12
+    values["mean of 20"] = {run: sum(found) / 20 for run, found in everything.items()}
+    documents["mean of 20"] = 2 * sum(documents.values())
+    half = float(student.ppf(0.975, 2))
+
+    def cell(found: dict[tuple[str, int], float], method: str) -> str:
+        mean, error = mean_and_error([found[method, seed] for seed in (1, 2, 3)])
+        return f"± {half * error:.3f}, {mean:.3f}"
+
+    first, *body = table("bits a byte of right answers", "documents", *(f"`{method}`" for method in methods))
+    assert first[2:] == [cell(losses, method) for method in methods]
+    assert [line[0] for line in body] == list(values)
+    for name, count, *cells in body:
+        assert count == f"{documents[name]:,}" and cells == [cell(values[name], method) for method in methods]
+    for name, *cells in table("minus `full_4e3`, bits a byte", *(f"`{method}`" for method in methods[1:])):
+        for method, found in zip(methods[1:], cells, strict=True):
+            mean, error = mean_and_error([values[name][method, seed] - values[name]["full_4e3", seed] for seed in (1, 2, 3)])
+            assert found == f"{mean:+.3f}, {mean - half * error:+.3f} to {mean + half * error:+.3f}"
