@@ -82,6 +82,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             tasks = choose(args.tasks or ["tiny"], known, args.data)
         if ranks.is_main and (missing := lacking(args.tasks or ["tiny"], known)):
             print(f"without data, so left out: {', '.join(missing)}; --list says where to get it", flush=True)
+        if not tasks:
+            raise UserError(f"--tasks {' '.join(args.tasks)}: there is no data for any of it; --list says where to get it")
         rows, outcomes = [], {}
         for task in tasks:
             row, outcome = ask(model, task, asking, ranks)

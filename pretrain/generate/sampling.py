@@ -33,7 +33,8 @@ def choose(logits: Tensor, sampling: Sampling, texts: list[int], place: int) -> 
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    ordered, tokens = (logits.double() / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    away = logits.double() - logits.amax(-1, keepdim=True)  # so that however low a temperature is, nothing overflows
+    ordered, tokens = (away / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     up_to = ordered.cumsum(-1)
     kept = (up_to - ordered < sampling.top_p).sum(-1, keepdim=True)  # the first is always kept
     total = up_to.gather(-1, kept - 1)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.checkpoint.directory import RunDirectory
-from pretrain.checkpoint.find import manifest_of
 from pretrain.errors import TrainingStopped, UserError
 from pretrain.evaluate.rows import EvalRow, read_rows, scores_file
 from pretrain.files import write_whole
@@ -65,8 +64,8 @@ def asked_of(bench: Bench) -> list[Asked]:
         saved = RunDirectory(bench.run_dir(planned))
         if planned.key not in bench.rows or not saved.path.is_dir():
             continue
-        steps = sorted(manifest_of(folder).step for folder in saved.steps_saved()) if keys.every_checkpoint else []
-        for step in sorted({*steps, planned.run.steps}):
+        kept = saved.steps_saved() if keys.every_checkpoint else []
+        for step in sorted({*(int(folder.name.removeprefix("step_")) for folder in kept), planned.run.steps}):
             if planned.run.method.whole(step).length < planned.run.recipe.model.num_layers:
                 continue  # a growing model, before it is whole
             for attention in keys.attention or (None,):

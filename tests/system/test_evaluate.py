@@ -104,6 +104,7 @@ def test_what_cannot_be_is_one_line(project, run_dir, tmp_path):
         (): "error: evaluate: name a run directory or a checkpoint, before --tasks; --list says which tasks there are",
         (run_dir, "--tasks", "no_such"): "error: --tasks no_such: no tier, file or task is called so; valid here: arc_",
         (run_dir, "--tasks", "piqa"): "error: task piqa: piqa.validation (.jsonl or .parquet) is missing; name its folder with",
+        (run_dir, "--tasks", "paper"): "error: --tasks paper: there is no data for any of it; --list says where to get it",
         (run_dir, "--limit", 0): "error: --limit 0: at least 1",
         ("--tasks", "induction_copying", run_dir): "error: evaluate: name a run directory or a checkpoint, before --tasks",
         (tmp_path / "none",): "holds no checkpoint; give a run directory",

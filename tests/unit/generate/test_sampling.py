@@ -13,6 +13,7 @@ def drawn(sampling: Sampling, count: int = 4000) -> list[int]:
 def test_without_temperature_the_likeliest_token_is_taken():
     assert choose(LOGITS, Sampling(), [0], 0).tolist() == [1]
     assert choose(torch.zeros(1, 4), Sampling(), [0], 0).tolist() == [0], "the first of equals"
+    assert set(drawn(Sampling(1e-300), 50)) == {1}, "nor with nearly none"
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
