@@ -73,7 +73,7 @@ def _passes(folder: Path, layers: int, prompts: list[torch.Tensor], tokens: int)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     calls = [0]
     model.model.layers[-1].register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
-    settings = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+    settings = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     passes = 0
     for prompt in prompts:
         mask = torch.ones_like(prompt)
