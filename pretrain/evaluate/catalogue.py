@@ -169,7 +169,10 @@ def choose(words: Sequence[str], tasks: Mapping[str, Task], folder: Path | None)
             found |= {task.name: task for task in tasks.values() if word in task.tiers and task.questions is not None}
             continue
         if word.endswith((".yaml", ".yml")):
-            task = file_task(Path(word).stem, Path(word), folder)
+            name = Path(word).stem
+            if name in tasks:
+                raise UserError(f"--tasks {word}: a task that comes along is called {name}; give the file another name")
+            task = file_task(name, Path(word), folder)
         elif word in tasks or word == HELD_OUT:
             names = [name for name in tasks if name == word or (word == HELD_OUT and name.startswith(f"{HELD_OUT}_"))]
             found |= {name: tasks[name] for name in names[:-1]}

@@ -108,6 +108,8 @@ def formatted(task: TaskFile, number: int, row: Fields) -> Document | Written:
     else:
         choices = tuple(text(choice) for choice in task.choices)
     context = text(task.context) if isinstance(task.context, str) else tuple(text(one) for one in task.context)
+    if not choices:
+        raise ValueError(f"it has no choices in {task.choices}")
     for choice in choices:
         if not choice.strip():
             raise ValueError("a choice is empty")

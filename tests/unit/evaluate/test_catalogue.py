@@ -38,6 +38,8 @@ def test_names_and_files_that_are_none(tmp_path):
         choose(["blmp"], catalogue(None, None), None)
     with pytest.raises(UserError, match="none.yaml: cannot be read"):
         choose([str(tmp_path / "none.yaml")], catalogue(None, None), None)
+    with pytest.raises(UserError, match="piqa.yaml: a task that comes along is called piqa; give the file another name"):
+        choose([str(tmp_path / "piqa.yaml")], catalogue(None, None), None)
     with pytest.raises(UserError, match="--data .*: no such folder"):
         catalogue(None, tmp_path / "none")
 

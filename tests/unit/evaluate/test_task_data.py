@@ -160,6 +160,13 @@ def test_tasks_that_come_along_are_put_as_lm_eval_puts_them(name):
     assert [choice for _, choice in found.pairs] == continuations
 
 
+def test_a_document_needs_choices():
+    for choices, says in (([], "it has no choices in {choices.text}"), (["a", " "], "a choice is empty")):
+        row = {"question": "Q?", "choices": {"text": choices, "label": ["1", "2"]}, "answerKey": "2"}
+        with pytest.raises(ValueError, match=says):
+            formatted(read_task(shipped()["arc_easy"]), 1, row)
+
+
 def test_answers_that_are_written():
     asked = formatted(read_task(shipped()["nq_open"]), 3, {"question": "who sang it", "answer": ["Bob", "Bobby"]})
     assert asked == Written("Q: who sang it?\nA:", ("Bob", "Bobby"), "3", 3, " ", ("\n", ".", ","), 32)
