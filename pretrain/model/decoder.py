@@ -175,10 +175,11 @@ class Decoder(GPTModel):
         else:
             hidden_states = copy_to_tensor_model_parallel_region(hidden_states, group=group)
         hidden, label, factor = hidden_states.flatten(0, 1), labels.T.flatten(), factors.T.flatten()
-        chosen: Tensor | None = None
+        chosen, kernels = None, self._kernels
         if not self.training:  # then most positions may be no targets, as contexts of tasks are
             chosen = factor.nonzero()[:, 0]
             hidden, label, factor = hidden[chosen], label[chosen], factor[chosen]
+            kernels = Kernels()  # of another number of positions each time, for which others would be compiled
         shared = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
         first = group.rank() * weight.shape[0]
@@ -190,7 +191,7 @@ class Decoder(GPTModel):
             label - first,
             factor,
             group,
-            self._kernels,
+            kernels,
             columns=weight.shape[0],
         )
         if chosen is not None:
