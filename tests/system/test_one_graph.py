@@ -71,12 +71,13 @@ def test_a_run_has_one_graph_of_a_layer_and_the_losses_of_an_eager_one(project, 
 
 def test_a_scale_that_were_a_number_would_be_a_constant_of_the_graph(project, ranks, graphs, monkeypatch):
     """The break: without the tensor each scale has a graph."""
-    monkeypatch.setattr(layer.torch, "tensor", lambda value, **_: value)
     run = project.run("compile=layers")
     data, engine = open_data(run), build_engine(run, ranks)
     batch = data.batch(1)[0]
     data.close()
     engine.model.train()
+    engine.forward_backward([MicroBatch(batch, LayerPath.full(8))], scale=1.0)  # what others make once is made before the break
+    monkeypatch.setattr(layer.torch, "tensor", lambda value, **_: value)
     for scale in (1.0, 1.25, 1.5):
         engine.forward_backward([MicroBatch(batch, LayerPath((True,) * 8, (scale,) * 8))], scale=1.0)
     assert graphs["layers"] > 1
