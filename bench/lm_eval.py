@@ -82,7 +82,7 @@ def compare(run: Path, tasks: Sequence[str], data: Path, limit: int, python: Pat
                 assert isinstance(task.questions, FromData)
                 posed[task.name] = (task, task.questions.posed(asking, model.tokenizer, length)[0])
             requests = [request for _, each in posed.values() for one in each for request in one.requests]
-            scores = iter(score(model.engine, requests, length, 0, both_ways=False))
+            scores = iter(score(model.engine, requests, 0, both_ways=False))
             ours = {name: [[next(scores) for _ in one.requests] for one in each] for name, (_, each) in posed.items()}
             seconds = time.perf_counter() - begin
         export(run, Path(home) / "hf")

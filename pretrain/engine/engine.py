@@ -49,7 +49,7 @@ def build_engine(run: Run, ranks: Ranks) -> "Engine":
     model = ChunkedModel(chunks)
     optimizer = _optimizer_of(run)(model, config, run.ds, run.recipe.model.num_layers)
     stopwatch = Stopwatch(ranks.device)
-    schedule = Schedule(chunks, run.recipe, run.batching, ranks.device, config.params_dtype, stopwatch)
+    schedule = Schedule(chunks, run.recipe, ranks.device, config.params_dtype, stopwatch)
     return Engine(run.recipe, run.ds, run.batching, ranks, model, optimizer, schedule, stopwatch)
 
 
@@ -137,12 +137,20 @@ class Engine:
         self.stopwatch.read_and_reset()  # belongs to no step
         return found
 
+    @property
+    def sample_lengths(self) -> list[int]:
+        """The lengths of samples that can be scored."""
+        longest, layout, on_gpu = self.recipe.data.sequence_length, self.recipe.parallel, self.ranks.device.type == "cuda"
+        if self.recipe.compiles(on_gpu) or self.recipe.model.uses_flex(on_gpu):
+            return [longest]  # each other length would be compiled anew, and flex skips what attention would compute in vain
+        return scoring.sample_lengths(longest, layout.tensor if layout.sequence else 1)
+
     @torch.no_grad()
     def score(self, samples: Batch, path: LayerPath | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return for each position the loss of its label, and whether no token is likelier, by default with all layers.
 
         Args:
-            samples: [n, s], the same on all ranks, n at least 1, s as the recipe says.
+            samples: [n, s], the same on all ranks, n at least 1, s one of sample_lengths.
 
         Returns:
             [n, s] float32 and [n, s] bool, on all ranks.
@@ -150,19 +158,23 @@ class Engine:
         Raises:
             ValueError: samples of another length, or none.
         """
-        if len(samples.tokens) == 0 or samples.tokens.shape[1] != self.recipe.data.sequence_length:
-            length = self.recipe.data.sequence_length
-            raise ValueError(f"samples to score are {list(samples.tokens.shape)}; at least one, of {length} positions, is wanted")
+        (count, length), allowed = samples.tokens.shape, self.sample_lengths
+        if count == 0 or length not in allowed:
+            lengths = ", ".join(map(str, allowed))
+            raise ValueError(
+                f"samples to score are {[count, length]}; at least one is wanted, of one of these lengths: {lengths}"
+            )
         path, layout = path or LayerPath.full(self.recipe.model.num_layers), self.recipe.parallel
         self.optimizer.wake(path)
         self.model.eval()
-        rounds = scoring.rounds(len(samples.tokens), self.batching, layout.pipeline if layout.virtual > 1 else 1)
-        shares = scoring.shares(samples, rounds, self.batching, self.ranks.data_parallel_rank)
-        micro_batches = [MicroBatch(batch, path) for batch in shares]
+        most = self.batching.micro_batch_size * self.recipe.data.sequence_length // length  # as many tokens as in training
+        multiple = layout.pipeline if layout.virtual > 1 else 1
+        rounds = scoring.Rounds.of(count, most, self.batching.replicas, multiple, even=len(allowed) > 1)
+        micro_batches = [MicroBatch(batch, path) for batch in rounds.shares(samples, self.ranks.data_parallel_rank)]
         entries = self.schedule.run(micro_batches, scale=1.0, forward_only=True, reduce=by_position)
         self.stopwatch.read_and_reset()  # belongs to no step
-        losses, is_best = scoring.together(self.ranks, entries, rounds, self.batching, samples.tokens.shape[1])
-        return losses[: len(samples.tokens)], is_best[: len(samples.tokens)]
+        losses, is_best = scoring.together(self.ranks, entries, rounds, length)
+        return losses[:count], is_best[:count]
 
     def decoding(self, lengths: Sequence[int], prefixes: Sequence[int], longest: int) -> Decoding:
         """Begin to write: prompts of these lengths, of which so many tokens are read both ways, to `longest` tokens at most.

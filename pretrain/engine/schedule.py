@@ -7,7 +7,6 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from pretrain.config.recipe import Recipe
-from pretrain.config.run import Batching
 from pretrain.engine.loss import Entry, Made, Reduce, by_kind
 from pretrain.engine.micro_batch import MicroBatch
 from pretrain.engine.stopwatch import Stopwatch
@@ -28,7 +27,6 @@ class Schedule:
         self,
         chunks: Sequence[Decoder],
         recipe: Recipe,
-        batching: Batching,
         device: torch.device,
         dtype: torch.dtype,
         stopwatch: Stopwatch,
@@ -36,7 +34,6 @@ class Schedule:
         self.chunks, self.device, self.dtype, self.stopwatch = list(chunks), device, dtype, stopwatch
         self.uses_flex = recipe.model.uses_flex(on_gpu=device.type == "cuda")
         self.kinds = len(recipe.data.kinds)
-        self.sequence_length, self.micro_batch_size = recipe.data.sequence_length, batching.micro_batch_size
 
     def run(
         self, micro_batches: Sequence[MicroBatch], scale: float, forward_only: bool = False, reduce: Reduce = by_kind
@@ -44,6 +41,7 @@ class Schedule:
         """Run forward and backward over all micro-batches; entries of the last pipeline rank, none elsewhere.
 
         Args:
+            micro_batches: all of one shape.
             scale: factor on the loss that is differentiated.
             reduce: makes an entry of what the last chunk makes.
         """
@@ -52,14 +50,15 @@ class Schedule:
             return self._forward(next(iterator), chunk, scale, reduce)
 
         interleaved = len(self.chunks) > 1
+        micro_batch_size, sequence_length = micro_batches[0].batch.tokens.shape
         iterators = [iter(micro_batches) for _ in self.chunks]
         return get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=iterators if interleaved else iterators[0],
             model=self.chunks if interleaved else self.chunks[0],
             num_microbatches=len(micro_batches),
-            seq_length=self.sequence_length,
-            micro_batch_size=self.micro_batch_size,
+            seq_length=sequence_length,
+            micro_batch_size=micro_batch_size,
             forward_only=forward_only,
         )
 

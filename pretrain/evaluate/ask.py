@@ -37,7 +37,7 @@ def ask(model: Loaded, task: Task, asking: Asking, ranks: Ranks) -> tuple[EvalRo
         with ranks.all_or_none():
             posed, skipped = questions.posed(asking, model.tokenizer, length)
         if posed:
-            outcome = measure(model.engine, posed, skipped, asking.attention == "prefix", length, task.average)
+            outcome = measure(model.engine, posed, skipped, asking.attention == "prefix", task.average)
     return row_of(model, task, asking, outcome, skipped), outcome
 
 

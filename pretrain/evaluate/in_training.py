@@ -66,7 +66,7 @@ class TasksInTraining:
         begin, found = time.perf_counter(), {}
         for name, (task, posed) in self.posed.items():
             # Contexts are not shared: samples are then as training's are, and nothing is compiled or allocated for them alone.
-            outcome = measure(_Through(engine, path), posed, 0, self.both_ways, self.length, task.average, shares=False)
+            outcome = measure(_Through(engine, path, self.length), posed, 0, self.both_ways, task.average, shares=False)
             names = sorted(outcome.values, key=lambda metric: metric != task.metric)
             means = {metric: outcome.metric(metric) for metric in names}
             found[name] = {metric: TaskMean(mean.mean, mean.error) for metric, mean in means.items()}
@@ -79,6 +79,11 @@ class _Through:
 
     engine: Engine
     path: LayerPath
+    length: int
+
+    @property
+    def sample_lengths(self) -> list[int]:
+        return [self.length]
 
     def score(self, samples: Batch) -> tuple[np.ndarray, np.ndarray]:
         return self.engine.score(samples, self.path)

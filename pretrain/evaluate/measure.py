@@ -113,7 +113,6 @@ def measure(
     posed: Sequence[Posed],
     skipped: int,
     both_ways: bool,
-    length: int,
     average: Average = "documents",
     shares: bool = True,
 ) -> Outcome:
@@ -122,13 +121,12 @@ def measure(
     Args:
         skipped: how many were left out because they are too long.
         both_ways: whether a context is read both ways.
-        length: positions of a sample.
         shares: whether choices of one context are put together, so that it is read once.
 
     Raises:
         UserError: a score is not finite, or some documents have one choice and others several.
     """
-    scores = iter(score(scorer, [request for one in posed for request in one.requests], length, 0, both_ways, shares))
+    scores = iter(score(scorer, [request for one in posed for request in one.requests], 0, both_ways, shares))
     return outcome(posed, [[next(scores) for _ in one.requests] for one in posed], skipped, average)
 
 

@@ -73,7 +73,10 @@ class Group:
 class Place:
     """Where something is."""
 
+    length: int
+    """Positions of the sample."""
     sample: int
+    """Its number among those of this length."""
     first: int
     """Position of its first token."""
 
@@ -81,30 +84,34 @@ class Place:
 class Scorer(Protocol):
     """Whoever scores positions, as Engine.score does."""
 
+    @property
+    def sample_lengths(self) -> Sequence[int]: ...
+
     def score(self, samples: Batch) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-def score(
-    scorer: Scorer, requests: Sequence[Request], length: int, pad: int, both_ways: bool, shares: bool = True
-) -> list[Score]:
+def score(scorer: Scorer, requests: Sequence[Request], pad: int, both_ways: bool, shares: bool = True) -> list[Score]:
     """Score requests, in their order.
 
     Args:
-        length: positions of a sample.
         both_ways: whether a context is read both ways, as training's prefixes are, or causally.
         shares: whether requests in a row with one context are put together, so that it is read once.
 
     Raises:
-        ValueError: a request is longer than a sample. Nothing is ever cut: a cut request is another one.
+        ValueError: a request is longer than any sample. Nothing is ever cut: a cut request is another one.
         UserError: a score is not finite.
     """
     if not requests:
         return []
-    groups = grouped(requests, length if shares else 0)
-    places = pack([group.positions for group in groups], length)
-    losses, is_best = scorer.score(as_samples(groups, places, length, pad, both_ways))
+    groups = grouped(requests, max(scorer.sample_lengths) if shares else 0)
+    places = pack([group.positions for group in groups], scorer.sample_lengths)
+    scored = {}
+    for length in sorted({place.length for place in places}):
+        of_length = [pair for pair in zip(groups, places) if pair[1].length == length]
+        scored[length] = scorer.score(as_samples(of_length, length, pad, both_ways))
     found: list[Score] = []
     for group, place in zip(groups, places):
+        losses, is_best = scored[place.length]
         for begin, continuation in zip(group.begins(), group.continuations):
             own = (place.sample, slice(place.first + begin, place.first + begin + len(continuation)))
             log_likelihood = -float(losses[own].sum(dtype=np.float64))
@@ -127,32 +134,42 @@ def grouped(requests: Sequence[Request], length: int) -> list[Group]:
     return found
 
 
-def pack(lengths: Sequence[int], length: int) -> list[Place]:
-    """Put requests into few samples, each in one piece: the longest first, where least room is left over.
+def pack(needs: Sequence[int], lengths: Sequence[int]) -> list[Place]:
+    """Put requests into few samples, each in one piece: the longest first, where least room is left over, else into another
+    sample of the least length that holds it.
+
+    Args:
+        needs: positions of each request.
+        lengths: of samples, in order.
 
     Raises:
-        ValueError: one is longer than a sample.
+        ValueError: a request is longer than any sample.
     """
-    rooms: list[tuple[int, int]] = []
+    rooms: list[tuple[int, int, int]] = []
     """Room that is left, and the sample that has it; in order."""
-    places, samples = [Place(0, 0)] * len(lengths), 0
-    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        needed = lengths[number]
-        if needed > length:
-            raise ValueError(f"request {number} takes {needed} positions, more than the {length} of a sample")
-        index = bisect_left(rooms, (needed, 0))
-        room, sample = rooms.pop(index) if index < len(rooms) else (length, samples)
-        samples = max(samples, sample + 1)
-        places[number] = Place(sample, length - room)
-        insort(rooms, (room - needed, sample))
-    return places
+    samples = dict.fromkeys(lengths, 0)
+    places: dict[int, Place] = {}
+    for number in sorted(range(len(needs)), key=lambda number: -needs[number]):
+        needed = needs[number]
+        if needed > lengths[-1]:
+            raise ValueError(f"request {number} takes {needed} positions, more than the {lengths[-1]} of a sample")
+        index = bisect_left(rooms, (needed,))
+        if index < len(rooms):
+            room, length, sample = rooms.pop(index)
+        else:
+            room = length = lengths[bisect_left(lengths, needed)]
+            sample = samples[length]
+            samples[length] += 1
+        places[number] = Place(length, sample, length - room)
+        insort(rooms, (room - needed, length, sample))
+    return [places[number] for number in range(len(needs))]
 
 
-def as_samples(groups: Sequence[Group], places: Sequence[Place], length: int, pad: int, both_ways: bool) -> Batch:
-    """Packed samples, [samples, length], each group an example of its own."""
-    batch = Batch.empty(max(place.sample for place in places) + 1, length, pad)
+def as_samples(placed: Sequence[tuple[Group, Place]], length: int, pad: int, both_ways: bool) -> Batch:
+    """Packed samples, [samples, length], of groups with places in samples of that length; each an example of its own."""
+    batch = Batch.empty(max(place.sample for _, place in placed) + 1, length, pad)
     examples = [0] * len(batch.tokens)
-    for group, place in zip(groups, places):
+    for group, place in placed:
         context, example = len(group.context), examples[place.sample]
         examples[place.sample] += 1
         whole = (place.sample, slice(place.first, place.first + group.positions))

@@ -36,7 +36,7 @@ def trained(run, ranks: Ranks):
 def scores(run, ranks: Ranks, count: int, both_ways: bool) -> list[Score]:
     """Train, then score."""
     engine, length = trained(run, ranks), run.recipe.data.sequence_length
-    return score(engine, random_requests(count, run.recipe.model.vocab_size, length), length, 0, both_ways)
+    return score(engine, random_requests(count, run.recipe.model.vocab_size, length), 0, both_ways)
 
 
 def written(run, ranks: Ranks, count: int) -> list[tuple[int, ...]]:

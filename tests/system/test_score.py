@@ -59,7 +59,7 @@ def test_scores_are_those_of_transformers_with_the_same_mask_and_of_no_other(tra
             request = requests[number]
             best = theirs_greedy(model, request, both_ways)
             requests[number] = type(request)(request.context, best)
-    found = score(engine, requests, length, 0, both_ways)
+    found = score(engine, requests, 0, both_ways)
     for request, ours in zip(requests, found, strict=True):
         log_likelihood, is_greedy = theirs(model, request, both_ways)
         assert ours.log_likelihood == pytest.approx(log_likelihood, abs=1e-3) and ours.is_greedy == is_greedy
@@ -81,15 +81,18 @@ def test_order_and_company_change_no_score(trained):
     engine, _, run = trained
     length = run.recipe.data.sequence_length
     requests = random_requests(COUNT, run.recipe.model.vocab_size, length)
-    together = score(engine, requests, length, 0, True)
-    backwards = score(engine, requests[::-1], length, 0, True)[::-1]
-    alone = [score(engine, [request], length, 0, True)[0] for request in requests]
+    together = score(engine, requests, 0, True)
+    backwards = score(engine, requests[::-1], 0, True)[::-1]
+    alone = [score(engine, [request], 0, True)[0] for request in requests]
     for one, *others in zip(together, backwards, alone, strict=True):
         assert all(other.log_likelihood == pytest.approx(one.log_likelihood, abs=1e-5) for other in others)
 
 
-def test_samples_that_the_schedule_cannot_send_are_refused(trained):
+def test_samples_that_the_schedule_cannot_send_are_refused(trained, project, ranks):
     engine, _, run = trained
+    assert engine.sample_lengths == [32, 40, 48, 56, 64], "so that the other tests put requests into samples of several lengths"
+    for each in ("compile=layers", "model.attention=flex"):
+        assert build_engine(project.run(each), ranks).sample_lengths == [64], "nothing is compiled for one length more"
     for count, length in ((0, run.recipe.data.sequence_length), (2, 8)):
         with pytest.raises(ValueError, match=rf"samples to score are \[{count}, {length}\]"):
             engine.score(Batch.empty(count, length, 0))

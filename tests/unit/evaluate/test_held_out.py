@@ -34,7 +34,7 @@ def test_bits_are_those_of_a_plain_sum(project, ranks):
     run = project.run()
     engine, tokenizer, ((_, stream),) = build_engine(run, ranks), tokenizer_of(run), streams_of(run).values()
     posed, _ = HeldOut(stream).posed(Asking(5, 1, 0, "causal", None), tokenizer, 64)
-    found = measure(engine, posed, 0, both_ways=False, length=64)
+    found = measure(engine, posed, 0, both_ways=False)
     assert found.values.keys() == {"greedy", "bits_per_byte"} and len(found.numbers) == 5
     per_token = math.log2(tokenizer.vocab_size)  # before training every token is about as likely
     expected = [per_token * len(one.requests[0].continuation) / one.answer_bytes for one in posed]
