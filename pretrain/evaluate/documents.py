@@ -26,12 +26,19 @@ class Document:
     """Place in its file, from 1."""
     between: str = " "
     """What joins a context with a choice."""
+    also: tuple[int, ...] = ()
+    """Other choices that are right, too."""
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """A context and what follows it, for each choice."""
+        """A context and what follows it, for each choice. White space at a context's end belongs to what follows, because
+        tokens begin with it; lm-eval does the same."""
         contexts = (self.context,) * len(self.choices) if isinstance(self.context, str) else self.context
-        return [(context, self.between + choice) for context, choice in zip(contexts, self.choices, strict=True)]
+        kept = [context.rstrip() for context in contexts]
+        return [
+            (own, context[len(own) :] + self.between + choice)
+            for own, context, choice in zip(kept, contexts, self.choices, strict=True)
+        ]
 
     @property
     def answered(self) -> str:

@@ -45,6 +45,8 @@ class Posed:
     """Bytes of each choice."""
     answer_bytes: int
     """Bytes of the right continuation, with what joins it to the context."""
+    also: tuple[int, ...] = ()
+    """Other requests whose continuations are right, too."""
 
 
 class Questions(Protocol):
@@ -104,7 +106,7 @@ def pose(documents: Sequence[Document], tokenizer: Tokenizer, mode: str | None, 
             continue
         sizes = tuple(len(choice.encode()) for choice in document.choices)
         joined = len(document.pairs[document.answer][1].encode())
-        found.append(Posed(document.number, document.cluster, tuple(requests), document.answer, sizes, joined))
+        found.append(Posed(document.number, document.cluster, tuple(requests), document.answer, sizes, joined, document.also))
     return found, len(documents) - len(found)
 
 
@@ -137,9 +139,10 @@ def outcome(posed: Sequence[Posed], scores: Sequence[Sequence[Score]], skipped: 
         right = found[one.answer]
         judged = {"greedy": float(right.is_greedy), "bits_per_byte": -right.log_likelihood / math.log(2) / one.answer_bytes}
         if len(found) > 1:
+            rights = (one.answer, *one.also)
             accuracy = {
-                "accuracy": float(likeliest(found) == one.answer),
-                "accuracy_per_byte": float(likeliest(found, one.sizes) == one.answer),
+                "accuracy": float(likeliest(found) in rights),
+                "accuracy_per_byte": float(likeliest(found, one.sizes) in rights),
             }
             judged = accuracy | judged
         for name, value in judged.items():

@@ -8,7 +8,7 @@ from random import Random
 from pretrain.errors import UserError
 from pretrain.evaluate.documents import Document, Written
 from pretrain.evaluate.task_file import TaskFile
-from pretrain.evaluate.templates import Fields, edited, fill, fill_each
+from pretrain.evaluate.templates import Fields, edited, fill, fill_each, has_list
 from tokenizer.files import COMPRESSED, BadDocument, records_of
 
 ENDS = (".jsonl", *(f".jsonl{end}" for end in COMPRESSED), ".parquet")
@@ -113,24 +113,26 @@ def formatted(task: TaskFile, number: int, row: Fields) -> Document | Written:
     for choice in choices:
         if not choice.strip():
             raise ValueError("a choice is empty")
-    return Document(context, choices, _answer(task, row, len(choices)), cluster, number, task.between)
+    answer, *also = _answers(task, row, len(choices))
+    return Document(context, choices, answer, cluster, number, task.between, tuple(also))
 
 
-def _answer(task: TaskFile, row: Fields, choices: int) -> int:
+def _answers(task: TaskFile, row: Fields, choices: int) -> list[int]:
+    """Return which choices are right, one at least."""
     if isinstance(task.answer, int):
-        found = task.answer
+        found = [task.answer]
     else:
-        asked = fill(task.answer, row)
+        asked = fill_each(task.answer, row) if has_list(task.answer, row) else [fill(task.answer, row)]
         labels: Sequence[object] = fill_each(task.labels, row) if isinstance(task.labels, str) else task.labels
         names = [[str(name) for name in (label if isinstance(label, tuple) else (label,))] for label in labels]
         names = names or [[str(index)] for index in range(choices)]
-        matching = [index for index, among in enumerate(names) if asked in among]
-        if not matching:
-            known = ", ".join(name for among in names for name in among)
-            raise ValueError(f'the answer "{asked}" is none of {known}')
-        found = matching[0]
-    if found >= choices:
-        raise ValueError(f"the answer is choice {found}, counted from 0, of {choices}")
+        for one in asked or [""]:
+            if not any(one in among for among in names):
+                known = ", ".join(name for among in names for name in among)
+                raise ValueError(f'the answer "{one}" is none of {known}' if asked else f"it has no answer in {task.answer}")
+        found = [index for one in dict.fromkeys(asked) for index, among in enumerate(names) if one in among]
+    if max(found) >= choices:
+        raise ValueError(f"the answer is choice {max(found)}, counted from 0, of {choices}")
     return found
 
 

@@ -46,9 +46,10 @@ class TaskFile(Strict):
     between: str = " "
     """What joins a context with its continuation."""
     choices: Template | Annotated[tuple[Template, ...], Field(strict=False)] | None = None
-    """Continuations that are ranked; or one placeholder, of a field that is a list of them."""
+    """Continuations that are ranked; or one, with a placeholder of a field that is a list."""
     answer: Annotated[int, Field(ge=0)] | Template = 0
-    """Which choice is right: its number from 0, or a text that is one of `labels`, or, without those, a number from 0."""
+    """Which choice is right: its number from 0, or a text that is one of `labels`, or, without those, a number from 0. Several
+    are right if it is a placeholder of a list; bits per byte are then those of the first."""
     labels: Annotated[tuple[Label | Labels, ...], Field(strict=False)] | Template = ()
     """Names of the choices in the data, in their order (several for one if files differ); or a placeholder of a list of them."""
     answers: Template | None = None
@@ -65,8 +66,8 @@ class TaskFile(Strict):
     """What stands after each answered example."""
     metric: MetricName
     """The one that is quoted first."""
-    chance: Share
-    """Its value for whoever knows nothing."""
+    chance: Share | None
+    """Its value for whoever knows nothing; null if documents differ in it."""
     cluster: Template | None = None
     """What documents that are not independent have in common, as the passage they ask about."""
     average: Average = "documents"
@@ -76,6 +77,11 @@ class TaskFile(Strict):
     def _one_kind(self) -> "TaskFile":
         if (self.choices is None) == (self.answers is None):
             raise ValueError("give either choices, which are ranked, or answers, which are written")
+        for context in (self.context,) if isinstance(self.context, str) else self.context:
+            if context.endswith(" ") and self.between.startswith(" "):
+                raise ValueError(
+                    "context and its continuation would be two spaces apart; end the context without one, or between: ''"
+                )
         if isinstance(self.context, tuple) and (not isinstance(self.choices, tuple) or len(self.choices) != len(self.context)):
             raise ValueError("several contexts need as many choices")
         written = ("exact_match", "f1")

@@ -2,7 +2,7 @@
 listed here can be done to a field, so that a task's file holds no code."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from string import Formatter
 
 Fields = Mapping[str, object]
@@ -21,6 +21,12 @@ def _connector(text: str) -> str:
     return words[text]
 
 
+def _with_highlights(text: str) -> str:
+    """Return a news article and the points of its summary, as ReCoRD's are marked, each on a line of its own."""
+    article, *points = text.strip().split("\n@highlight\n")
+    return article + "\n\n" + "".join(f"  - {point}.\n" for point in points)
+
+
 EDITS: Mapping[str, Callable[[str], str]] = {
     "strip": str.strip,
     "lstrip": str.lstrip,
@@ -31,6 +37,9 @@ EDITS: Mapping[str, Callable[[str], str]] = {
     "last_word": lambda text: text.rpartition(" ")[2],
     "before_blank": lambda text: text.partition("_")[0],
     "after_blank": lambda text: text.partition("_")[2].strip(),
+    "before_entity": lambda text: text.partition("@placeholder")[0],
+    "after_entity": lambda text: text.partition("@placeholder")[2],
+    "with_highlights": _with_highlights,
     "connector": _connector,
     "without_markup": _without_markup,
 }
@@ -69,18 +78,38 @@ def fill(template: str, fields: Fields) -> str:
 
 
 def fill_each(template: str, fields: Fields) -> list[str]:
-    """Fill a template that is one placeholder, of a field that is a list: a text for each of its values.
+    """Fill a template of which one placeholder is of a field that is a list: a text for each of its values.
 
     Raises:
-        ValueError: the template is another, the field is missing, or no list of texts.
+        ValueError: none of its fields is a list, or several are; a field is missing, or no text or list of texts.
     """
-    literal, name, edit, _ = next(iter(Formatter().parse(template)), ("", None, None, None))
-    if literal or name is None or template.count("{") != 1 or not template.endswith("}"):
-        raise ValueError(f'"{template}" is to be one placeholder, of a field that is a list')
-    value = _value(name, fields)
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        raise ValueError(f'field "{name}" is no list')
-    return [_edited(_text(one, name), edit) for one in value]
+    lists = _lists(template, fields)
+    if len(lists) != 1:
+        raise ValueError(f'of the fields in "{template}" one is to be a list, and {len(lists) or "none"} are')
+    ((name, values),) = lists.items()
+    found = []
+    for value in values:
+        parts = []
+        for literal, other, edit, _ in Formatter().parse(template):
+            parts.append(literal)
+            if other is not None:
+                parts.append(_edited(_text(value if other == name else _value(other, fields), other), edit))
+        found.append("".join(parts))
+    return found
+
+
+def has_list(template: str, fields: Fields) -> bool:
+    """Return whether a field of a template is a list.
+
+    Raises:
+        ValueError: a field is missing.
+    """
+    return bool(_lists(template, fields))
+
+
+def _lists(template: str, fields: Fields) -> dict[str, Iterable[object]]:
+    values = {name: _value(name, fields) for _, name, _, _ in Formatter().parse(template) if name is not None}
+    return {name: value for name, value in values.items() if isinstance(value, Iterable) and not isinstance(value, str | Mapping)}
 
 
 def edited(text: str, edits: tuple[str, ...]) -> str:

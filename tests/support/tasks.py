@@ -18,7 +18,12 @@ def _rows(draw: Random, number: int) -> dict[str, dict]:
     glue = {"premise": sentence(), "hypothesis": sentence(), "label": label, "passage": sentence(), "question": text(4)}
     answers = [text(1), text(2)]
     arc = {"question": sentence(), "choices": {"text": several, "label": list("ABCD")}, "answerKey": draw.choice("ABCD")}
+    names = Random(number).sample(WORDS, 5)
     return {
+        "record.validation": {
+            "passage": sentence() + "\n@highlight\n" + sentence()[:-1], "query": f"{text(2)} @placeholder {text(2)}",
+            "entities": names, "answers": [names[number % 5]],
+        },
         "lambada_openai.test": {"text": text(9)},
         "arc_easy.test": arc,
         "arc_challenge.validation": arc,

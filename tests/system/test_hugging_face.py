@@ -52,7 +52,7 @@ def test_a_prompt_is_read_both_ways(there):
 @needs_lm_eval
 @pytest.mark.slow
 def test_scores_are_those_of_lm_eval_request_by_request(there):
-    words = [there / "run", "--data", there / "data", "--limit", 125, "--batch-size", 16, "--lm-eval", LM_EVAL.absolute()]
+    words = [there / "run", "--data", there / "data", "--limit", 125, "--batch-sizes", 16, "--lm-eval", LM_EVAL.absolute()]
     command = [sys.executable, "-m", "bench.lm_eval", *words, "--tasks", *TASKS, "--out", there / "out"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

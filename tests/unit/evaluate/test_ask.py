@@ -37,7 +37,8 @@ def test_a_model_that_has_learned_nothing_is_at_chance(model, ranks, folder, nam
     row, outcome = ask(model, task, Asking(limit, 1, 0, "prefix", "[S2S]"), ranks)
     found = row.metrics[task.metric]
     assert row.documents == limit and row.skipped == 0 and len(outcome.numbers) == limit
-    assert abs(found.mean - task.chance) <= 3 * found.error, (found, task.chance)
+    chance = 1 / 5 if name == "record" else task.chance  # of the five names that are made for it
+    assert abs(found.mean - chance) <= 3 * found.error, (found, chance)
     assert row.data is None or len(row.data.split()[1]) == 64
 
 

@@ -20,7 +20,7 @@ def test_a_tier_is_what_there_is_data_of(tmp_path, project):
     names = [task.name for task in choose(["tiny"], tasks, tmp_path)]
     assert names == [*GENERATED, "held_out", "arc_easy", "lambada", "piqa", "sciq"]
     assert [task.name for task in choose(["rte", "tiny", "rte"], tasks, tmp_path)] == ["rte", *names]
-    assert len(choose(["paper"], tasks, tmp_path)) == 15
+    assert len(choose(["paper"], tasks, tmp_path)) == 16
 
 
 def test_a_name_without_data_says_where_people_get_it(tmp_path):

@@ -32,6 +32,14 @@ def test_a_choice_that_melts_into_the_context_is_refused(tokenizer):
         requests_of(Document(f"It is {word[:-1]}", (word[-1],), 0, "", 3, between=""), tokenizer)
 
 
+def test_space_at_the_end_of_a_context_belongs_to_what_follows(tokenizer):
+    assert Document("It is:\n", ("so", "no"), 0, "a", between="").pairs == [("It is:", "\nso"), ("It is:", "\nno")]
+    document = Document("It is:\n", ("so",), 0, "a", between="")
+    assert document.answered == "It is:\nso" and requests_of(document, tokenizer) == requests_of(
+        Document("It is:", ("\nso",), 0, "a", between=""), tokenizer
+    )
+
+
 def test_where_nothing_is_before_a_choice_its_first_token_is_read(tokenizer):
     document = Document("", ("It is so.", "It are so."), 0, "", between="")
     for request, choice in zip(requests_of(document, tokenizer), document.choices, strict=True):

@@ -44,6 +44,14 @@ def test_metrics_of_scores_worked_out_by_hand(project):
     assert outcome(other, scores[:1], 0, "documents").requests != found.requests
 
 
+def test_any_of_several_right_choices_is_right(project):
+    document = Document("It is", ("right", "no", "fair"), 2, "a", 1, also=(0,))
+    posed, _ = pose([document], tokenizer_of(project.run()), None, 64)
+    for best, right in enumerate((1, 0, 1)):
+        scores = [[Score(-1.0 if index == best else -9.0, False, 1) for index in range(3)]]
+        assert outcome(posed, scores, 0, "documents").values["accuracy"].tolist() == [right]
+
+
 def test_one_choice_has_no_accuracy(project):
     posed, _ = pose([Document("It", ("is",), 0, "a", 1)], tokenizer_of(project.run()), None, 64)
     assert outcome(posed, [[Score(-1.0, True, 1)]], 0, "documents").values.keys() == {"greedy", "bits_per_byte"}

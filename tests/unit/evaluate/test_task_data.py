@@ -135,6 +135,10 @@ ROWS_OF = {
     "cb": {"premise": "P", "hypothesis": "H", "label": "neutral"},
     "copa": {"premise": "It rained.", "question": "effect", "choice1": "The road got wet.", "choice2": "He sang.", "label": 0},
     "rte": {"premise": "P.", "hypothesis": "H.", "label": "not_entailment"},
+    "record": {
+        "passage": "Ann met Bo.\n@highlight\nAnn met him\n@highlight\nHe left", "query": "Later @placeholder left.",
+        "entities": ["Ann", "Bo", "him"], "answers": ["Bo", "him", "Bo"],
+    },
 }  # fmt: skip
 EXPECTED = {
     "arc_easy": ("Question: Q?\nAnswer:", [" x", " y"], 1),
@@ -148,6 +152,11 @@ EXPECTED = {
     "cb": ("P\nQuestion: H. True, False, or Neither?\nAnswer:", [" True", " False", " Neither"], 2),
     "copa": ("It rained therefore", [" the road got wet.", " he sang."], 0),
     "rte": ("P.\nQuestion: H. True or False?\nAnswer:", [" True", " False"], 1),
+    "record": (
+        "Ann met Bo.\n\n  - Ann met him.\n  - He left.\n",
+        [f"\n  - Later {name} left." for name in ("Ann", "Bo", "him")],
+        1,
+    ),
 }
 
 
@@ -158,6 +167,16 @@ def test_tasks_that_come_along_are_put_as_lm_eval_puts_them(name):
     context, continuations, answer = EXPECTED[name]
     assert isinstance(found, Document) and found.context == context and found.answer == answer
     assert [choice for _, choice in found.pairs] == continuations
+
+
+def test_all_answers_of_a_list_are_right_and_each_must_be_a_choice():
+    file, row = read_task(shipped()["record"]), ROWS_OF["record"]
+    found = formatted(file, 1, row)
+    assert isinstance(found, Document) and (found.answer, found.also) == (1, (2,))
+    with pytest.raises(ValueError, match='the answer "Eve" is none of Ann, Bo, him'):
+        formatted(file, 1, {**row, "answers": ["Bo", "Eve"]})
+    with pytest.raises(ValueError, match="it has no answer in {answers}"):
+        formatted(file, 1, {**row, "answers": []})
 
 
 def test_a_document_needs_choices():

@@ -48,6 +48,7 @@ def test_tiers_hold_what_they_promise():
         ({"metric": "f1"}, "metric f1 is for answers"),
         ({"metric": "luck"}, 'key "metric"'),
         ({"context": ["{a}", "{b}", "{c}"]}, "several contexts need as many choices"),
+        ({"context": "Answer: "}, "two spaces apart"),
         ({"edit": ["shout"]}, 'no edit is called "shout"'),
         ({"version": 0}, 'key "version"'),
         ({"chance": 2}, 'key "chance"'),

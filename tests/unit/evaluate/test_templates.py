@@ -1,6 +1,6 @@
 import pytest
 
-from pretrain.evaluate.templates import EDITS, check_template, edited, fill, fill_each
+from pretrain.evaluate.templates import EDITS, check_template, edited, fill, fill_each, has_list
 
 FIELDS = {"question": "Why?", "number": 3, "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "flag": True}
 
@@ -61,10 +61,18 @@ def test_a_document_without_the_field_is_refused(template, says):
         fill(check_template(template), FIELDS)
 
 
-@pytest.mark.parametrize("template", ["{question}", "x{choices.text}", "{choices.text} {number}", "text", "{choices.text}{{"])
-def test_what_is_no_list_is_refused(template):
-    with pytest.raises(ValueError, match="is to be one placeholder|is no list"):
+@pytest.mark.parametrize("template, lists", [("{question}", "none"), ("text", "none"), ("{choices.text}{choices.label}", "2")])
+def test_what_is_no_list_is_refused(template, lists):
+    with pytest.raises(ValueError, match=f"one is to be a list, and {lists} are"):
         fill_each(template, FIELDS)
+
+
+def test_a_list_fills_a_template_once_for_each_of_its_values():
+    texts = FIELDS["choices"]["text"]
+    assert fill_each("{number}: {choices.text:capitalize}{{", FIELDS) == [
+        f"{FIELDS['number']}: {text.capitalize()}{{" for text in texts
+    ]
+    assert has_list("{number} {choices.text}", FIELDS) and not has_list("{number}", FIELDS)
 
 
 def test_fields_reach_no_attributes():
