@@ -56,15 +56,13 @@ def read_examples(file: Path, texts: Sequence[str], label: str) -> Examples:
     missing = [name for name in (*texts, label) if name not in names]
     if missing:
         raise UserError(f'{file}: has no column "{missing[0]}" but {", ".join(names)}; name others with --text and --label')
-    found = Examples([], [])
-    for row in rows:
-        if len(row) == len(names):
-            fields = dict(zip(names, row))
-            found.texts.append(tuple(fields[name] for name in texts))
-            found.labels.append(fields[label])
-    if not found.texts:
+    table = [row for row in rows if row]
+    fields = [dict(zip(names, row)) for row in table if len(row) == len(names)]
+    if not fields:
         raise UserError(f"{file}: holds no examples")
-    return found
+    if len(fields) < len(table):
+        print(f"{file}: {len(table) - len(fields)} of {len(table)} lines are left out: not {len(names)} columns", flush=True)
+    return Examples([tuple(one[name] for name in texts) for one in fields], [one[label] for one in fields])
 
 
 def finetune(
@@ -163,6 +161,11 @@ def run(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """
     if not (args.model / "config.json").is_file():
         raise UserError(f"{args.model}: no exported model; `python -m pretrain export RUN --to FOLDER` writes one")
+    kind = json.loads((args.model / "config.json").read_text()).get("model_type")
+    if "bert" not in str(kind):
+        raise UserError(f"{args.model}: is of type {kind}; this is for a BERT (recipes bert_*)")
+    if args.out is not None and (args.out.is_dir() or not args.out.absolute().parent.is_dir()):
+        raise UserError(f"--out {args.out}: name a file in a folder that is there")
     texts, label = COLUMNS[args.task]
     texts, label = args.text or texts, args.label or label
     train, test = (read_examples(file, texts, label) for file in (args.train, args.test))
@@ -171,6 +174,7 @@ def run(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     unknown = set(test.labels) - set(train.labels)
     if unknown:
         raise UserError(f'{args.test}: label "{min(unknown)}" is not in {args.train}')
+    _tell_of_cut(args.model, [*train.texts, *test.texts])
     most = Counter(train.labels).most_common(1)[0][0]
     seeds = range(1, args.seeds + 1)
     return {
@@ -178,6 +182,17 @@ def run(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
         "not pretrained": [finetune(args.model, train, test, args, seed, pretrained=False) for seed in seeds],
         "what most say": [judged([most] * len(test.labels), test.labels, sorted(set(train.labels)))],
     }
+
+
+def _tell_of_cut(folder: Path, texts: Sequence[tuple[str, ...]]) -> None:
+    """Say how many texts are longer than the model reads."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    longest = tokenizer.model_max_length
+    lengths = [len(ids) for ids in tokenizer(*[list(part) for part in zip(*texts)], verbose=False)["input_ids"]]
+    if cut := sum(length > longest for length in lengths):
+        print(f"{cut} of {len(lengths)} texts are cut to the model's {longest} tokens", flush=True)
 
 
 if __name__ == "__main__":

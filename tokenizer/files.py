@@ -181,3 +181,12 @@ def rows_of(file: Path) -> Iterator[bytes | None]:
         column = column.dictionary_decode() if pyarrow.types.is_dictionary(kind) else column
         for value in column.view(raw):  # as bytes, so that one row that is not UTF-8 is one bad document
             yield value.as_py()
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written down: JSON and terminals can hold halves of characters, which nothing encodes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

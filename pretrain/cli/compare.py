@@ -29,22 +29,32 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     prepare_libraries("cpu")
     from pretrain.study.compare import open_bench
-    from pretrain.study.evals import evaluate_here
-    from pretrain.study.local import run_here
+    from pretrain.study.evals import asked_of, evaluate_here, require_askable
+    from pretrain.study.local import RunsFailed, run_here
     from pretrain.study.plan import read_study
     from pretrain.study.slurm import submit
 
     study = read_study(args.study, option_pairs(rest, OPTIONS))
+    require_askable(study)
     with open_bench(study, args.runs or Path("runs") / study.name) as bench:
         bench.collect_finished()
         done, runs = len(study.planned) - len(bench.missing), bench.runs.absolute()
         print(
             f"{study.name}: {done} of {len(study.planned)} runs are done; rows in {study.rows_file}, runs in {runs}", flush=True
         )
-        if bench.missing and args.slurm is not None:
-            submit(bench, args.slurm, args.device)
-        elif bench.missing:
-            run_here(bench, args.jobs or 1, args.device)
-        if args.slurm is None:
-            evaluate_here(bench, args.jobs or 1, args.device)
+        if args.slurm is not None:
+            if bench.missing:
+                submit(bench, args.slurm, args.device)
+            if waiting := sum(not asked.out.exists() for asked in asked_of(bench)):
+                print(f"{waiting} evaluations of runs that have finished are missing; the same command without --slurm does them")
+            return 0
+        failure = None
+        if bench.missing:
+            try:
+                run_here(bench, args.jobs or 1, args.device)
+            except RunsFailed as failed:  # the others are put to tasks all the same
+                failure = failed
+        evaluate_here(bench, args.jobs or 1, args.device)
+        if failure is not None:
+            raise failure
     return 0

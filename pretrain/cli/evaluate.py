@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,16 @@ from pretrain.place import find_place
 from tokenizer.pieces import MODES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
-    from pretrain.evaluate.rows import Difference, EvalRow, Mean
+    from pretrain.evaluate.catalogue import Task
+    from pretrain.evaluate.contamination import Overlap
+    from pretrain.evaluate.load import Loaded
+    from pretrain.evaluate.measure import Asking
+    from pretrain.evaluate.rows import Difference, EvalRow
+    from pretrain.ranks.process import Ranks
 
 HELP = "how well a model does at tasks"
 COLUMNS = {
@@ -57,22 +65,22 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
     known = catalogue(None, args.data)
     if args.list:
-        _list(args.data)
+        _list(args)
         return 0
     _require_sensible(args)
     choose([word for word in args.tasks or () if not word.startswith("held_out")], known, args.data)  # before a model is built
     from pretrain.config.recipe import Parallel
-    from pretrain.data.loader import streams_of
     from pretrain.evaluate.ask import ask, with_seen
-    from pretrain.evaluate.catalogue import FromData
-    from pretrain.evaluate.contamination import overlap
     from pretrain.evaluate.load import loaded
     from pretrain.evaluate.measure import Asking, as_trained
-    from pretrain.evaluate.rows import differences, write_rows
+    from pretrain.evaluate.rows import EvalRow, differences, read_written, scores_file, write_rows
     from pretrain.ranks.launch import join
 
     layout = Parallel(tensor=args.tensor, pipeline=args.pipeline, virtual=args.virtual)
-    with join(args.device, place, Path.cwd()) as ranks, loaded(args.run, layout, ranks) as model:
+    with ExitStack() as stack:
+        ranks = stack.enter_context(join(args.device, place, Path.cwd()))
+        other = None if args.against is None else ranks.on_main(lambda: read_written(args.against))  # before it takes long
+        model = stack.enter_context(loaded(args.run, layout, ranks))
         attention, mode = as_trained(model.run.recipe.data)
         if args.mode is not None:
             mode = None if args.mode == "none" else args.mode
@@ -84,21 +92,29 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             print(f"without data, so left out: {', '.join(missing)}; --list says where to get it", flush=True)
         if not tasks:
             raise UserError(f"--tasks {' '.join(args.tasks)}: there is no data for any of it; --list says where to get it")
-        rows, outcomes = [], {}
+        seen = _seen(model, tasks, asking, ranks) if args.contamination else {}
+        part = None if args.out is None else args.out.with_name(f"part_{args.out.name}")
+        rows, outcomes = list[EvalRow](), {}
         for task in tasks:
-            row, outcome = ask(model, task, asking, ranks)
-            if args.contamination and outcome is not None and isinstance(task.questions, FromData):
-                texts, streams = task.questions.texts(asking), [train for train, _ in streams_of(model.run).values()]
-                row = with_seen(row, outcome, ranks.on_main(lambda: overlap(texts, streams, model.tokenizer)))
+            try:
+                row, outcome = ask(model, task, asking, ranks)
+            except UserError as error:
+                raise UserError(f"{error}; rows of the tasks before it are in {part}" if rows and part else str(error)) from None
+            if task.name in seen and outcome is not None:
+                row = with_seen(row, outcome, seen[task.name])
             rows.append(row)
             if outcome is not None:
                 outcomes[task.name] = outcome
-            if args.out is not None:
-                ranks.on_main(lambda: write_rows(args.out, rows, outcomes))  # so that nothing is lost if a later task fails
+            if part is not None:
+                ranks.on_main(lambda: write_rows(part, rows, outcomes))  # so that nothing is lost if a later task fails
+        if part is not None:
+            ranks.on_main(lambda: (scores_file(part).replace(scores_file(args.out)), part.replace(args.out)))
         if ranks.is_main:
-            _show(rows, f"{model.folder}, {rows[0].precision}, {asking.attention} attention, mode {mode}, {args.shots} shots")
-        if args.against is not None and outcomes:
-            found = ranks.on_main(lambda: differences(rows, outcomes, args.against))
+            examples = ", ".join(dict.fromkeys(row.examples for row in rows if row.examples))
+            shots = f"{args.shots} shots{f' of {examples}' if examples else ''}"
+            _show(rows, f"{model.folder}, {rows[0].precision}, {asking.attention} attention, mode {mode}, {shots}")
+        if other is not None and outcomes:
+            found = ranks.on_main(lambda: differences(rows, outcomes, other))
             if ranks.is_main:
                 _show_differences(found, args.against)
         if not outcomes:
@@ -107,6 +123,23 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
                 f" {model.run.recipe.data.sequence_length} positions; take fewer --shots, or other tasks"
             )
     return 0
+
+
+def _seen(model: "Loaded", tasks: "Sequence[Task]", asking: "Asking", ranks: "Ranks") -> "dict[str, Overlap]":
+    """Look the documents of all tasks up in the training text."""
+    from pretrain.data.loader import streams_of
+    from pretrain.evaluate.catalogue import FromData
+    from pretrain.evaluate.contamination import Search
+
+    def texts() -> dict[str, dict[int, str]]:
+        return {task.name: task.questions.texts(asking) for task in tasks if isinstance(task.questions, FromData)}
+
+    with ranks.all_or_none():
+        streams = [train for train, _ in streams_of(model.run).values()]
+        search = Search(texts() if ranks.is_main else {}, streams, model.tokenizer)
+    while ranks.on_main(search.go_on):  # a little at a time: whoever waits for too long is given up
+        pass
+    return ranks.on_main(lambda: {name: search.found(name) for name in texts()})
 
 
 def _require_sensible(args: argparse.Namespace) -> None:
@@ -123,16 +156,26 @@ def _require_sensible(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: at least {least}")
     if args.out is not None and (args.out.is_dir() or not args.out.absolute().parent.is_dir()):
         raise UserError(f"--out {args.out}: name a file in a folder that is there")
+    if args.out is not None and not os.access(args.out.absolute().parent, os.W_OK):
+        raise UserError(f"--out {args.out}: nothing can be written into that folder")
     if args.against is not None and not args.against.is_file():
         raise UserError(f"--against {args.against}: no such file; --out writes one")
+    if None not in (args.out, args.against) and args.out.resolve() == args.against.resolve():
+        raise UserError(f"--out {args.out}: would take the place of what --against compares with; name another file")
     if args.out is not None and args.out.suffix != ".jsonl":
         raise UserError(f"--out {args.out}: rows are JSON lines; name a file that ends in .jsonl")
 
 
-def _list(data: Path | None) -> None:
-    from pretrain.evaluate.catalogue import catalogue, lack_of
+def _list(args: argparse.Namespace) -> None:
+    from pretrain.checkpoint.find import newest_of, run_of
+    from pretrain.evaluate.catalogue import catalogue, file_task, lack_of
 
-    for task in catalogue(None, data).values():
+    data: Path | None = args.data
+    tasks = catalogue(None if args.run is None else run_of(*newest_of(args.run)), data)
+    for word in args.tasks or ():
+        if word.endswith((".yaml", ".yml")):
+            tasks[word] = file_task(Path(word).stem, Path(word), data)
+    for task in tasks.values():
         tiers = " ".join(task.tiers) or "in no tier"
         chance = "" if task.chance is None else f"; {task.metric}, chance {task.chance:.0%}"
         print(f"{task.name} ({tiers}): {task.about}{chance}")
@@ -149,7 +192,7 @@ def _show(rows: "list[EvalRow]", title: str) -> None:
     for column in ("task", "chance", *(COLUMNS[name] for name in shown), "documents", "too long", *["seen"] * looked):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=column == "task")
     for row in rows:
-        cells = [_cell(row.metrics.get(name)) for name in shown]
+        cells = [_cell(row, name) for name in shown]
         chance = "–" if row.chance is None else f"{row.chance:.3f}"
         seen = [] if not looked else ["–" if row.seen is None else str(row.seen.documents)]
         table.add_row(row.task, chance, *cells, str(row.documents), str(row.skipped), *seen)
@@ -164,7 +207,7 @@ def _show_differences(found: "list[Difference]", other: Path) -> None:
     for column in ("task", "metric", "difference", "95 %"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
     for one in found:
-        half = None if one.error is None else 1.96 * one.error
+        half = one.half_width
         between = "–" if half is None else f"{one.mean - half:+.3f} to {one.mean + half:+.3f}"
         table.add_row(one.task, COLUMNS[one.metric], f"{one.mean:+.3f}", between)
     _print(table)
@@ -177,8 +220,9 @@ def _print(table: "Table") -> None:
     (console if console.is_terminal else Console(highlight=False, width=130)).print(table)
 
 
-def _cell(found: "Mean | None") -> str:
+def _cell(row: "EvalRow", metric: str) -> str:
     """How little is known of a number comes before the number."""
-    if found is None:
+    if metric not in row.metrics:
         return "–"
-    return f"{'' if found.error is None else f'± {1.96 * found.error:.3f}  '}{found.mean:.3f}"
+    half = row.half_width(metric)
+    return f"{'' if half is None else f'± {half:.3f}  '}{row.metrics[metric].mean:.3f}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from pretrain.cli.arguments import device_argument, require_nothing_else
 from pretrain.errors import UserError
 from pretrain.place import find_place
+from tokenizer.files import is_unicode
 from tokenizer.pieces import EOS, MODES, Tokenizer
 
 HELP = "what a model writes after a prompt, or in the blanks of a text"
@@ -70,10 +71,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         sampling = Sampling(args.temperature, args.top_p, args.seed)
         written = write(model.engine, ranks, tokenizer, prompts, tokenizer.id(EOS), sampling)
         if ranks.is_main:
-            for text, ids in zip(args.prompt, written):
-                print(text + until(tokenizer.text(ids), stop))
-            for text, ids in zip(args.fill, written[len(args.prompt) :]):
-                print(filled(text, ids, tokenizer))
+            found = [text + until(tokenizer.text(ids), stop) for text, ids in zip(args.prompt, written)]
+            found += [filled(text, ids, tokenizer) for text, ids in zip(args.fill, written[len(args.prompt) :])]
+            print("\n---\n".join(found))
     return 0
 
 
@@ -97,5 +97,8 @@ def _require_sensible(args: argparse.Namespace) -> None:
     ):
         if not good:
             raise UserError(f"--{name} {getattr(args, name.rpartition('.')[2].replace('-', '_'))}: {wanted}")
+    for text in (*args.prompt, *args.fill, *args.stop):
+        if not is_unicode(text):
+            raise UserError(f"{text!r}: is no text: bytes of it are not UTF-8")
     if "" in args.stop:
         raise UserError("--stop: an empty text would end everything at once")

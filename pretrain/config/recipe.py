@@ -63,7 +63,7 @@ MACHINE = "machine"
 
 
 def _words(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    return value.split() if isinstance(value, str) else value
 
 
 class Source(Strict):

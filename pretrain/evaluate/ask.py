@@ -55,7 +55,9 @@ def _written(model: Loaded, prompts: Sequence[tuple[Written, Prompt]], skipped: 
         tuple(document.cluster for document, _ in prompts),
         {name: np.array(numbers) for name, numbers in values.items()},
         skipped,
-        checksum_of((*prompt.tokens, prompt.max_tokens) for _, prompt in prompts),
+        checksum_of(
+            (prompt.tokens, prompt.max_tokens, document.answers, document.stop, document.cluster) for document, prompt in prompts
+        ),
         average,
     )
 
@@ -103,6 +105,7 @@ def row_of(model: Loaded, task: Task, asking: Asking, outcome: Outcome | None, s
         shots=asking.shots,
         draw=asking.seed,
         limit=asking.limit,
+        examples=task.questions.examples(asking) if isinstance(task.questions, FromData) else None,
         data=None if task.file is None else f"{task.file.name} {task.checksum()}",
         requests=outcome.requests if outcome else "",
         tokenizer=model.tokenizer.sha256,

@@ -42,9 +42,13 @@ class FromData:
     data: TaskData
 
     def texts(self, asking: Asking) -> dict[int, str]:
-        """Return each document with its answer, without examples, by its number."""
+        """Return what the data says of each document, question and answer without the words of the format, by its number."""
         documents = self.data.documents(asking.limit, asking.seed, 0)
-        return {document.number: document.answered for document in documents}
+        return {document.number: document.told for document in documents}
+
+    def examples(self, asking: Asking) -> str | None:
+        """Return the name of the file that answered examples are drawn from; None without examples."""
+        return (self.data.shots_file or self.data.file).name if asking.shots else None
 
     @property
     def are_written(self) -> bool:
@@ -89,6 +93,8 @@ class Task:
     file: Path | None = None
     """Documents, of a task that has data."""
     source: TaskFile | None = None
+    lack: str = ""
+    """Why there are no questions, where that is not data that people have to get."""
 
     def checksum(self) -> str:
         """Return the checksum of the task's data."""
@@ -111,17 +117,23 @@ def generated_tasks() -> list[Task]:
     ]
 
 
-def held_out_tasks(run: Run) -> list[Task]:
-    """Return a task for the held-out text of each source of a run."""
+def held_out_tasks(run: Run | None) -> list[Task]:
+    """Return a task for the held-out text of each source of a run; without questions where that is not on this machine."""
+    try:
+        streams = streams_of(run) if run is not None else {}
+    except UserError as error:
+        return [_held_out(HELD_OUT, None, str(error))]
+    if run is None:
+        return [_held_out(HELD_OUT, None, "needs a run")]
     return [
         _held_out(f"{HELD_OUT}_{name}" if len(run.recipe.data.all_sources) > 1 else HELD_OUT, HeldOut(stream))
-        for name, (_, stream) in streams_of(run).items()
+        for name, (_, stream) in streams.items()
     ]
 
 
-def _held_out(name: str, questions: HeldOut | None) -> Task:
+def _held_out(name: str, questions: HeldOut | None, lack: str = "") -> Task:
     about, origin = "the run's own held-out text", "token files of the run"
-    return Task(name, about, 1, ("tiny", "small"), "bits_per_byte", None, origin, questions)
+    return Task(name, about, 2, ("tiny", "small"), "bits_per_byte", None, origin, questions, "bytes", lack=lack)
 
 
 def file_task(name: str, file: Path, folder: Path | None) -> Task:
@@ -141,44 +153,50 @@ def file_task(name: str, file: Path, folder: Path | None) -> Task:
     )  # fmt: skip
 
 
-def catalogue(run: Run | None, folder: Path | None) -> dict[str, Task]:
+def catalogue(run: Run | None, folder: Path | None, data_key: str = "--data") -> dict[str, Task]:
     """Return all tasks that come with the project, and those of a run's held-out text, by name.
 
     Args:
         folder: where data is, here or below.
+        data_key: how the user names that folder.
 
     Raises:
         UserError: there is no such folder.
     """
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--data {folder}: no such folder")
-    held_out = [_held_out(HELD_OUT, None)] if run is None else held_out_tasks(run)
+        raise UserError(f"{data_key} {folder}: no such folder")
+    held_out = held_out_tasks(run)
     files = [file_task(name, file, folder) for name, file in shipped().items()]
     return {task.name: task for task in (*generated_tasks(), *held_out, *files)}
 
 
-def choose(words: Sequence[str], tasks: Mapping[str, Task], folder: Path | None) -> list[Task]:
+def choose(words: Sequence[str], tasks: Mapping[str, Task], folder: Path | None, key: str = "--tasks") -> list[Task]:
     """Return what is asked for by names of tiers, tasks and files; of a tier those of which there is data.
+
+    Args:
+        key: how the user names the words.
 
     Raises:
         UserError: a word is none of these, or the data of a task that is asked for by name is missing.
     """
     found: dict[str, Task] = {}
-    for word in words:
+    for word in dict.fromkeys(words):
         if word in TIERS:
             found |= {task.name: task for task in tasks.values() if word in task.tiers and task.questions is not None}
             continue
         if word.endswith((".yaml", ".yml")):
             name = Path(word).stem
             if name in tasks:
-                raise UserError(f"--tasks {word}: a task that comes along is called {name}; give the file another name")
+                raise UserError(f"{key} {word}: a task that comes along is called {name}; give the file another name")
+            if name in found:
+                raise UserError(f"{key} {word}: another file is called {name}, too; give one of them another name")
             task = file_task(name, Path(word), folder)
         elif word in tasks or word == HELD_OUT:
             names = [name for name in tasks if name == word or (word == HELD_OUT and name.startswith(f"{HELD_OUT}_"))]
             found |= {name: tasks[name] for name in names[:-1]}
             task = tasks[names[-1]]
         else:
-            raise UserError(f"--tasks {word}: no tier, file or task is called so{did_you_mean(word, [*TIERS, *tasks])}")
+            raise UserError(f"{key} {word}: no tier, file or task is called so{did_you_mean(word, [*TIERS, *tasks])}")
         if task.questions is None:
             raise UserError(f"task {task.name}: {lack_of(task, folder)}")
         found[task.name] = task
@@ -193,6 +211,6 @@ def lacking(words: Sequence[str], tasks: Mapping[str, Task]) -> list[str]:
 def lack_of(task: Task, folder: Path | None) -> str:
     """Say which data of a task is missing and where people get it."""
     if task.source is None:
-        return "needs a run"
+        return task.lack
     where = f"is not in {folder}" if folder is not None else "is missing; name its folder with --data"
     return f"{' or '.join(task.source.data)} (.jsonl or .parquet) {where}. {task.origin}"

@@ -5,10 +5,12 @@ import hashlib
 import multiprocessing
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,15 @@ from pretrain.files import write_whole
 from tokenizer.pieces import Tokenizer, load_tokenizer
 
 WORDS = 13
-WORD = re.compile(r"\w+")
+APART = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+"""Characters of scripts without spaces (Thai, Lao, Burmese, Khmer, Japanese, Chinese): a word each."""
+WORD = re.compile(rf"[{APART}]|[^\W{APART}]+")
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
 """An odd number: powers of it weigh the words of a stretch, modulo 2**64."""
 TOKENS = 2**21
 """Training tokens that a process looks through at a time."""
+AT_A_TIME = 8
+"""Such parts that each process looks through before anybody is told."""
 
 
 def shingles(text: str) -> np.ndarray:
@@ -60,32 +66,33 @@ class Job:
     """Where each document ends."""
 
 
-def seen_in(stream: TokenStream, wanted: np.ndarray, tokenizer: Tokenizer, workers: int | None = None) -> np.ndarray:
-    """Return those of the wanted stretches that a token file holds, sorted. What was found is kept for the next time.
+def seen_in(stream: TokenStream, wanted: np.ndarray, tokenizer: Tokenizer, workers: int | None = None) -> Iterator[np.ndarray]:
+    """Yield those of the wanted stretches that a token file holds, a part of the file at a time. What was found is kept for the
+    next time.
 
     Args:
-        wanted: [stretches] uint64, of `shingles`.
+        wanted: [stretches] uint64, of `shingles`, sorted and without duplicates.
         workers: processes; as many as there are cores if None.
     """
-    wanted = np.unique(wanted)
     name = hashlib.sha256(
-        f"{checksum(stream.prefix)} {len(stream)} {tokenizer.sha256} {WORDS}".encode() + wanted.tobytes()
+        f"{checksum(stream.prefix)} {len(stream)} {tokenizer.sha256} {WORDS} {WORD.pattern}".encode() + wanted.tobytes()
     ).hexdigest()
     kept = cache_directory() / "contamination" / f"{name}.u64"
     if kept.exists():
-        return np.frombuffer(kept.read_bytes(), np.uint64)
+        yield np.frombuffer(kept.read_bytes(), np.uint64)
+        return
     count = workers or len(os.sched_getaffinity(0))
-    look = partial(_seen, wanted=wanted, tokenizer=tokenizer.directory)
+    look, jobs = partial(_seen, wanted=wanted, tokenizer=tokenizer.directory), _jobs(stream)
     found = [np.empty(0, np.uint64)]
-    if count == 1:
-        found += map(look, _jobs(stream))
-    else:  # not forked: the process that asks may have threads of torch's and of groups of ranks
-        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found += pool.map(look, _jobs(stream))
+    # Not forked: the process that asks may have threads of torch's and of groups of ranks.
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) if count > 1 else nullcontext() as pool:
+        while some := list(islice(jobs, AT_A_TIME * count)):
+            found += map(look, some) if pool is None else pool.map(look, some)
+            yield found[-1]
     together = np.unique(np.concatenate(found))
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, together.tobytes())
-    return together
+    yield together
 
 
 def _jobs(stream: TokenStream) -> Iterator[Job]:
@@ -128,16 +135,38 @@ class Overlap:
     """Those of fewer than 13 words, of which nothing can be said."""
 
 
-def overlap(texts: dict[int, str], streams: Sequence[TokenStream], tokenizer: Tokenizer, workers: int | None = None) -> Overlap:
-    """Look documents up in all training text.
+class Search:
+    """Looks documents of several tasks up in all training text, in one pass."""
 
-    Args:
-        texts: of each document, by its number.
-    """
-    own = {number: shingles(text) for number, text in texts.items()}
-    wanted = np.unique(np.concatenate([np.empty(0, np.uint64), *own.values()]))
-    seen = np.unique(np.concatenate([np.empty(0, np.uint64), *(seen_in(one, wanted, tokenizer, workers) for one in streams)]))
-    return Overlap(
-        frozenset(number for number, stretches in own.items() if np.isin(stretches, seen).any()),
-        frozenset(number for number, stretches in own.items() if not len(stretches)),
-    )
+    def __init__(
+        self,
+        texts: Mapping[str, Mapping[int, str]],
+        streams: Sequence[TokenStream],
+        tokenizer: Tokenizer,
+        workers: int | None = None,
+    ) -> None:
+        """
+        Args:
+            texts: of each document, by its number, by task.
+            workers: processes; as many as there are cores if None.
+        """
+        self._own = {task: {number: shingles(text) for number, text in each.items()} for task, each in texts.items()}
+        stretches = [each for documents in self._own.values() for each in documents.values()]
+        wanted = np.unique(np.concatenate([np.empty(0, np.uint64), *stretches]))
+        self._parts = (part for stream in streams for part in seen_in(stream, wanted, tokenizer, workers))
+        self._seen = np.empty(0, np.uint64)
+
+    def go_on(self) -> bool:
+        """Look through some more of the text; returns False once there is none."""
+        part = next(self._parts, None)
+        if part is not None:
+            self._seen = np.union1d(self._seen, part)
+        return part is not None
+
+    def found(self, task: str) -> Overlap:
+        """Return what came of a task, once all text has been looked through."""
+        own = self._own[task]
+        return Overlap(
+            frozenset(number for number, stretches in own.items() if np.isin(stretches, self._seen).any()),
+            frozenset(number for number, stretches in own.items() if not len(stretches)),
+        )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import t as student
 
 from pretrain.errors import UserError
 from pretrain.evaluate.requests import Request, Score
@@ -28,6 +29,8 @@ class Document:
     """What joins a context with a choice."""
     also: tuple[int, ...] = ()
     """Other choices that are right, too."""
+    told: str = ""
+    """What the data itself says: question and right answer without the words of the format."""
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -63,6 +66,8 @@ class Written:
     between: str
     stop: tuple[str, ...]
     max_tokens: int
+    told: str = ""
+    """As of documents whose answers are ranked."""
 
     @property
     def answered(self) -> str:
@@ -83,6 +88,24 @@ class Metric:
     """Standard error, by clusters; a single one has none."""
     documents: int
     clusters: int
+
+
+SHARES = ("accuracy", "accuracy_per_byte", "greedy", "exact_match", "f1")
+"""Metrics that are between 0 and 1."""
+
+
+def half_width(metric: str, mean: float, error: float | None, clusters: int) -> float | None:
+    """Return half of the 95 % interval of a metric: Student's t with a degree of freedom less than there are clusters. Where all
+    are right or all are wrong, as far as the true share may be from there (Clopper and Pearson 1934); None of one cluster.
+
+    Args:
+        error: standard error.
+    """
+    if error is None or clusters < 2:
+        return None
+    if error == 0 and metric in SHARES and mean in (0, 1):
+        return 1 - 0.025 ** (1 / clusters)
+    return float(student.ppf(0.975, clusters - 1)) * error
 
 
 def requests_of(document: Document, tokenizer: Tokenizer, mode: str | None = None) -> list[Request]:
@@ -120,15 +143,21 @@ def likeliest(scores: Sequence[Score], sizes: Sequence[int] | None = None) -> in
     return int(np.argmax(values))
 
 
-def mean_of(values: Sequence[float] | np.ndarray, clusters: Sequence[str], of_clusters: bool = False) -> Metric:
+def mean_of(
+    values: Sequence[float] | np.ndarray, clusters: Sequence[str], of_clusters: bool = False, weights: np.ndarray | None = None
+) -> Metric:
     """Average over documents, with the standard error of means over clusters (Miller 2024, arXiv 2411.00640).
 
     Args:
         of_clusters: average the means of clusters instead, however many documents each has.
+        weights: [documents], what each counts; the same if None. Of a ratio of sums this is the usual linear approximation
+            (Cochran, Sampling Techniques, 1977, section 6.4).
     """
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     numbers, count = np.asarray(values, np.float64), len(names)
-    weights = 1.0 / (np.bincount(index) * count)[index] if of_clusters else np.full(len(numbers), 1.0 / len(numbers))
+    if weights is None:
+        weights = 1.0 / np.bincount(index)[index] if of_clusters else np.ones(len(numbers))
+    weights = weights / weights.sum()
     mean = float(weights @ numbers)
     sums = np.bincount(index, weights * (numbers - mean))
     error = None if count < 2 else math.sqrt(count / (count - 1) * float(sums @ sums))

@@ -43,7 +43,10 @@ class TasksInTraining:
         if recipe.data.objective == "mlm":
             raise UserError(f"recipe {run.name}: eval_tasks: a model that fills in masks gives no likelihood of a continuation")
         folder = None if recipe.eval_tasks_data is None else Path(recipe.eval_tasks_data)
-        tasks = [task for task in choose(recipe.eval_tasks, catalogue(run, folder), folder) if not _is_written(task)]
+        known = catalogue(run, folder, f"recipe {run.name}: eval_tasks_data")
+        tasks = [
+            task for task in choose(recipe.eval_tasks, known, folder, f"recipe {run.name}: eval_tasks") if not _is_written(task)
+        ]
         if not tasks:
             raise UserError(
                 f"recipe {run.name}: eval_tasks {' '.join(recipe.eval_tasks)}: nothing of it can be scored in training"

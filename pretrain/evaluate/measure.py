@@ -1,6 +1,7 @@
 """What a model makes of a task."""
 
 import hashlib
+import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -72,16 +73,23 @@ class Outcome:
     requests: str
     """Checksum of what was asked."""
     average: Average = "documents"
+    sizes: np.ndarray | None = None
+    """Bytes of the right choices, of a task that is averaged over bytes."""
 
     def metric(self, name: str) -> Metric:
-        return mean_of(self.values[name], self.clusters, self.average == "clusters")
+        return self.mean(self.values[name])
+
+    def mean(self, values: np.ndarray) -> Metric:
+        """Average a value of each document as the task says."""
+        return mean_of(values, self.clusters, self.average == "clusters", self.sizes)
 
     def without(self, numbers: Collection[int]) -> "Outcome":
         """Return what is left without some documents."""
         kept = np.array([number not in numbers for number in self.numbers.tolist()], bool)
         clusters = tuple(cluster for cluster, stays in zip(self.clusters, kept) if stays)
         values = {name: each[kept] for name, each in self.values.items()}
-        return replace(self, numbers=self.numbers[kept], clusters=clusters, values=values)
+        sizes = None if self.sizes is None else self.sizes[kept]
+        return replace(self, numbers=self.numbers[kept], clusters=clusters, values=values, sizes=sizes)
 
 
 def as_trained(data: Data) -> tuple[Literal["prefix", "causal"], str | None]:
@@ -105,9 +113,26 @@ def pose(documents: Sequence[Document], tokenizer: Tokenizer, mode: str | None, 
         if max(request.positions for request in requests) > length:
             continue
         sizes = tuple(len(choice.encode()) for choice in document.choices)
-        joined = len(document.pairs[document.answer][1].encode())
-        found.append(Posed(document.number, document.cluster, tuple(requests), document.answer, sizes, joined, document.also))
+        found.append(
+            Posed(
+                document.number,
+                document.cluster,
+                tuple(requests),
+                document.answer,
+                sizes,
+                _scored_bytes(document, requests[document.answer], tokenizer, mode),
+                document.also,
+            )  # fmt: skip
+        )
     return found, len(documents) - len(found)
+
+
+def _scored_bytes(document: Document, right: Request, tokenizer: Tokenizer, mode: str | None) -> int:
+    """Return the bytes of what is scored of the right choice: all, but where its first token is read as nothing stands before."""
+    context, choice = document.pairs[document.answer]
+    if context or mode is not None:
+        return len(choice.encode())
+    return max(1, sum(len(tokenizer.piece_bytes[token]) for token in right.continuation))
 
 
 def measure(
@@ -137,8 +162,10 @@ def outcome(posed: Sequence[Posed], scores: Sequence[Sequence[Score]], skipped: 
     values: dict[str, list[float]] = {}
     for one, found in zip(posed, scores, strict=True):
         right = found[one.answer]
-        judged = {"greedy": float(right.is_greedy), "bits_per_byte": -right.log_likelihood / math.log(2) / one.answer_bytes}
-        if len(found) > 1:
+        judged = {"bits_per_byte": -right.log_likelihood / math.log(2) / one.answer_bytes}
+        if average != "bytes":
+            judged = {"greedy": float(right.is_greedy)} | judged
+        if average != "bytes" and len(found) > 1:
             rights = (one.answer, *one.also)
             accuracy = {
                 "accuracy": float(likeliest(found) in rights),
@@ -154,14 +181,17 @@ def outcome(posed: Sequence[Posed], scores: Sequence[Sequence[Score]], skipped: 
         tuple(one.cluster for one in posed),
         {name: np.array(numbers) for name, numbers in values.items()},
         skipped,
-        checksum_of((len(request.context), *request.context, *request.continuation) for one in posed for request in one.requests),
+        checksum_of(
+            ([(one.context, one.continuation) for one in each.requests], each.answer, each.also, each.cluster) for each in posed
+        ),
         average,
+        np.array([one.answer_bytes for one in posed], np.float64) if average == "bytes" else None,
     )
 
 
-def checksum_of(asked: Iterable[Sequence[int]]) -> str:
-    """Return a checksum of lists of numbers, in their order."""
+def checksum_of(asked: Iterable[object]) -> str:
+    """Return a checksum of what was asked and what counts as right, in their order."""
     digest = hashlib.sha256()
-    for numbers in asked:
-        digest.update(np.array([*numbers, -1], "<i8").tobytes())
+    for one in asked:
+        digest.update(json.dumps(one).encode() + b"\n")
     return digest.hexdigest()

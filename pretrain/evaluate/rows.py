@@ -1,16 +1,18 @@
 """What is kept of an evaluation: a row for each task, and every document's scores, without which nothing can be paired."""
 
 import io
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from pretrain.errors import UserError, reason
-from pretrain.evaluate.documents import mean_of
+from pretrain.evaluate.documents import half_width
 from pretrain.evaluate.measure import Outcome
 from pretrain.files import write_whole
 from pretrain.schema import Count, Number, Strict
@@ -64,11 +66,18 @@ class EvalRow(Strict):
     data: str | None
     """Name and checksum of the file of documents."""
     requests: str
-    """Checksum of all that was asked, as tokens; empty if nothing was."""
+    """Checksum of all that was asked, as tokens, and of what counts as right; empty if nothing was."""
     tokenizer: str
     """Checksum."""
+    examples: str | None = None
+    """Name of the file that answered examples are of."""
     seen: Seen | None = None
     """None if nobody looked."""
+
+    def half_width(self, metric: str) -> float | None:
+        """Return half of the 95 % interval of a metric, over documents; None of a single cluster."""
+        found = self.metrics[metric]
+        return half_width(metric, found.mean, found.error, self.clusters)
 
     def comparable(self, other: "EvalRow") -> bool:
         """Whether both are about the same documents, asked in the same way."""
@@ -94,7 +103,7 @@ def _scores(outcomes: Mapping[str, Outcome]) -> bytes:
     for name, outcome in outcomes.items():
         arrays[f"{name}/numbers"] = outcome.numbers.astype(np.int32)
         _, arrays[f"{name}/clusters"] = np.unique(np.array(outcome.clusters), return_inverse=True)
-        arrays |= {f"{name}/{metric}": values.astype(np.float32) for metric, values in outcome.values.items()}
+        arrays |= {f"{name}/{metric}": values.astype(np.float64) for metric, values in outcome.values.items()}
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for allow_pickle
     return content.getvalue()
@@ -118,7 +127,9 @@ def read_rows(file: Path, kind: type[R]) -> list[R]:
         try:
             rows.append(kind.model_validate_json(line))
         except ValidationError as error:
-            raise UserError(f"{file}: line {number} is no row of an evaluation: {error.errors()[0]['msg']}; remove it") from None
+            raise UserError(
+                f"{file}: line {number} is no row of an evaluation: {error.errors()[0]['msg']}; remove that line"
+            ) from None
     return rows
 
 
@@ -131,30 +142,59 @@ class Difference:
     mean: float
     error: float | None
     """Standard error, by clusters."""
+    clusters: int
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the 95 % interval; None of a single cluster."""
+        return half_width("difference", self.mean, self.error, self.clusters)
 
 
-def differences(rows: Sequence[EvalRow], outcomes: Mapping[str, Outcome], other: Path) -> list[Difference]:
-    """Compare with an evaluation that was written to a file, in the tasks that both have.
+@dataclass(frozen=True)
+class Written:
+    """An evaluation that was written to a file."""
+
+    file: Path
+    rows: Mapping[str, EvalRow]
+    """By task."""
+    scores: Mapping[str, np.ndarray]
+
+
+def read_written(file: Path) -> Written:
+    """Read what `write_rows` wrote.
 
     Raises:
-        UserError: the other cannot be read, has none of the tasks, or had other documents.
+        UserError: either file cannot be read.
     """
-    theirs = {row.task: row for row in read_rows(other, EvalRow)}
-    common, found = [row for row in rows if row.task in theirs and row.metrics], list[Difference]()
-    if not common:
-        raise UserError(f"{other}: has none of the tasks that were asked here")
+    rows = {row.task: row for row in read_rows(file, EvalRow)}
     try:
-        with np.load(scores_file(other)) as file:
-            scores = dict(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{scores_file(other)}: cannot be read: {reason(error)}; it belongs to {other.name}") from None
+        with np.load(scores_file(file)) as scores:
+            return Written(file, rows, dict(scores))
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{scores_file(file)}: cannot be read: {reason(error)}; it belongs to {file.name}") from None
+
+
+def differences(rows: Sequence[EvalRow], outcomes: Mapping[str, Outcome], other: Written) -> list[Difference]:
+    """Compare with another evaluation, in the tasks that both have.
+
+    Raises:
+        UserError: the other has none of the tasks, had other documents, or scores that are not its own.
+    """
+    common, found = [row for row in rows if row.task in other.rows and row.metrics], list[Difference]()
+    if not common:
+        raise UserError(f"{other.file}: has none of the tasks that were asked here")
     for row in common:
-        if not row.comparable(theirs[row.task]) or f"{row.task}/{row.metric}" not in scores:
+        if not row.comparable(other.rows[row.task]):
             raise UserError(
-                f"{other}: task {row.task} was put to that checkpoint with other documents, examples or attention; ask both alike"
+                f"{other.file}: task {row.task} was put to that checkpoint with other documents, answers, examples or attention;"
+                " ask both alike"
             )
         mine = outcomes[row.task]
+        numbers = other.scores.get(f"{row.task}/numbers")
+        missing = [metric for metric in mine.values if f"{row.task}/{metric}" not in other.scores]
+        if numbers is None or missing or not np.array_equal(numbers, mine.numbers):
+            raise UserError(f"{scores_file(other.file)}: holds the scores of another evaluation than {other.file.name}")
         for metric, values in mine.values.items():
-            mean = mean_of(values - scores[f"{row.task}/{metric}"], mine.clusters, mine.average == "clusters")
-            found.append(Difference(row.task, metric, mean.mean, mean.error))
+            mean = mine.mean(values - other.scores[f"{row.task}/{metric}"])
+            found.append(Difference(row.task, metric, mean.mean, mean.error, mean.clusters))
     return found

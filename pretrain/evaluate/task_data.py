@@ -46,11 +46,8 @@ class TaskData:
         Raises:
             UserError: a file is damaged, empty or not of the task, or there are too few for the examples.
         """
-        rows = _rows(self.file)
-        asked = [self._formatted(self.file, number, row) for number, row in enumerate(rows, start=1)]
-        others = asked
-        if self.shots_file is not None and shots:
-            others = [self._formatted(self.shots_file, number, row) for number, row in enumerate(_rows(self.shots_file), start=1)]
+        asked = self._all(self.file)
+        others = asked if self._own_shots or not shots or self.shots_file is None else self._all(self.shots_file)
         if limit is not None and limit < len(asked):
             drawn = Random(f"{self.name} {seed}").sample(range(len(asked)), limit)
             asked = [asked[index] for index in sorted(drawn)]
@@ -64,7 +61,7 @@ class TaskData:
         order = draw.sample(range(len(others)), len(others)) if len(others) < 4 * shots + 64 else None
         for attempt in range(len(others) if order else 64 * (shots + 1)):
             other = others[order[attempt] if order else draw.randrange(len(others))]
-            is_own = self.shots_file is None and other.cluster == document.cluster
+            is_own = self._own_shots and other.cluster == document.cluster
             if not is_own and all(other is not one for one in found):
                 found.append(other)
             if len(found) == shots:
@@ -73,6 +70,28 @@ class TaskData:
             f"task {self.name}: {self.shots_file or self.file} has fewer than {shots} examples for document {document.number};"
             " take fewer --shots"
         )
+
+    @property
+    def _own_shots(self) -> bool:
+        """Whether examples are other documents of the same file."""
+        return self.shots_file in (None, self.file)
+
+    def _all(self, file: Path) -> list[Document | Written]:
+        """Return all documents of a file, as the task puts them."""
+        found = [self._formatted(file, number, row) for number, row in enumerate(_rows(file), start=1)]
+        several = [len(document.choices) > 1 for document in found if isinstance(document, Document)]
+        if len(set(several)) > 1:
+            raise UserError(
+                f"{file}: document {several.index(not several[0]) + 1}, for task {self.name}: it has"
+                f" {'one choice' if several[0] else 'several choices'}, the first {'several' if several[0] else 'one'}; rank one"
+                " kind"
+            )
+        if several and not several[0] and self.task.metric.startswith("accuracy"):
+            raise UserError(
+                f"{file}: its documents have one choice each, and the metric of task {self.name} is {self.task.metric}; quote"
+                " greedy or bits_per_byte"
+            )
+        return found
 
     def _formatted(self, file: Path, number: int, row: Fields) -> Document | Written:
         try:
@@ -94,14 +113,12 @@ def formatted(task: TaskFile, number: int, row: Fields) -> Document | Written:
     cluster = str(number) if task.cluster is None else fill(task.cluster, row)
     if task.answers is not None:
         assert isinstance(task.context, str), "one context, or there would be choices"
-        try:
-            answers = fill_each(task.answers, row)
-        except ValueError:
-            answers = [fill(task.answers, row)]
+        answers = fill_each(task.answers, row) if has_list(task.answers, row) else [fill(task.answers, row)]
         answers = answers or [task.no_answer for _ in range(1) if task.no_answer is not None]
         if not answers:
             raise ValueError(f"it has no answer in {task.answers}")
-        return Written(text(task.context), tuple(answers), cluster, number, task.between, task.stop, task.max_tokens)
+        told = edited(f"{fill(task.context, row, data_alone=True)} {answers[0]}", task.edit)
+        return Written(text(task.context), tuple(answers), cluster, number, task.between, task.stop, task.max_tokens, told)
     assert task.choices is not None, "one of the two is given"
     if isinstance(task.choices, str):
         choices = tuple(edited(choice, task.edit) for choice in fill_each(task.choices, row))
@@ -114,7 +131,13 @@ def formatted(task: TaskFile, number: int, row: Fields) -> Document | Written:
         if not choice.strip():
             raise ValueError("a choice is empty")
     answer, *also = _answers(task, row, len(choices))
-    return Document(context, choices, answer, cluster, number, task.between, tuple(also))
+    asked = task.context if isinstance(task.context, str) else task.context[answer]
+    if isinstance(task.choices, str):
+        says = fill_each(task.choices, row, data_alone=True)[answer]
+    else:
+        says = fill(task.choices[answer], row, data_alone=True)
+    told = edited(f"{fill(asked, row, data_alone=True)} {says}", task.edit)
+    return Document(context, choices, answer, cluster, number, task.between, tuple(also), told)
 
 
 def _answers(task: TaskFile, row: Fields, choices: int) -> list[int]:

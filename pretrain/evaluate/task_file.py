@@ -13,11 +13,12 @@ from pretrain.schema import Positive, Share, Strict
 Tier = Literal["tiny", "small", "paper"]
 TIERS: tuple[Tier, ...] = ("tiny", "small", "paper")
 MetricName = Literal["accuracy", "accuracy_per_byte", "greedy", "bits_per_byte", "exact_match", "f1"]
-Average = Literal["documents", "clusters"]
+Average = Literal["documents", "clusters", "bytes"]
 Template = Annotated[str, AfterValidator(check_template)]
 Label = str | int
 Labels = Annotated[tuple[Label, ...], Field(strict=False)]
-Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
 
 
 class TaskFile(Strict):
@@ -31,8 +32,8 @@ class TaskFile(Strict):
     """Which of the named sets the task is in."""
     data: Names
     """Names of files with documents, without ends (.jsonl, also .gz, .xz, .zst; .parquet); the first that is there is used."""
-    shots_from: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """The same for answered examples; if left out, these are other documents of `data`."""
+    shots_from: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    """The same for answered examples; if left out, or if none is there, these are other documents of `data`."""
     source: str
     """Where people get the data, and under which name to save it."""
     licence: str
@@ -56,7 +57,7 @@ class TaskFile(Strict):
     """For tasks whose answer is written, not chosen: what counts as right, a placeholder of a text or of a list of texts."""
     no_answer: str | None = None
     """What is to be written where the data has no answer."""
-    stop: Annotated[tuple[str, ...], Field(strict=False)] = ("\n",)
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ("\n",)
     """Texts that end what is written."""
     max_tokens: Positive = 32
     """Most tokens that are written."""
@@ -71,7 +72,7 @@ class TaskFile(Strict):
     cluster: Template | None = None
     """What documents that are not independent have in common, as the passage they ask about."""
     average: Average = "documents"
-    """clusters: a mean of the clusters' means."""
+    """clusters: a mean of the clusters' means. bytes: all bits over all bytes; bits per byte are then the only metric."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> "TaskFile":
@@ -87,6 +88,8 @@ class TaskFile(Strict):
         written = ("exact_match", "f1")
         if (self.metric in written) != (self.answers is not None):
             raise ValueError(f"metric {self.metric} is for {'answers' if self.metric in written else 'choices'}")
+        if self.average == "bytes" and self.metric != "bits_per_byte":
+            raise ValueError(f"average: bytes is for bits_per_byte, not for {self.metric}")
         for name in self.edit:
             if name not in EDITS:
                 raise ValueError(f'no edit is called "{name}"; there are {", ".join(EDITS)}')

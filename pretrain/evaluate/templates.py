@@ -1,9 +1,12 @@
-"""Text with placeholders for the fields of a document: `{question}`, `{choices.text}`, `{premise:without_end}`. Only what is
-listed here can be done to a field, so that a task's file holds no code."""
+"""Text with placeholders for the fields of a document: `{question}`, `{choices.text}`, `{premise:without_end}`, and
+`{span1_text/target.span1_text}` where copies of the data name a field differently. Only what is listed here can be done to a
+field, so that a task's file holds no code."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from string import Formatter
+
+from tokenizer.files import is_unicode
 
 Fields = Mapping[str, object]
 
@@ -55,30 +58,42 @@ def check_template(template: str) -> str:
     for _, name, edit, conversion in Formatter().parse(template):
         if name is None:
             continue
-        if not re.fullmatch(r"\w+(\.\w+)*", name) or conversion:
-            raise ValueError(f'"{{{name}}}" names no field; write {{field}}, {{field.inner}} or {{field:edit}}')
+        if not re.fullmatch(r"\w+(\.\w+)*(/\w+(\.\w+)*)*", name) or conversion:
+            raise ValueError(f'"{{{name}}}" names no field; write {{field}}, {{field.inner}}, {{field/other}} or {{field:edit}}')
         for one in filter(None, (edit or "").split("|")):
             if one not in EDITS:
                 raise ValueError(f'"{{{name}:{edit}}}": no edit is called "{one}"; there are {", ".join(EDITS)}')
     return template
 
 
-def fill(template: str, fields: Fields) -> str:
+def fill(template: str, fields: Fields, data_alone: bool = False) -> str:
     """Put the fields of a document into a template.
+
+    Args:
+        data_alone: leave out the template's own text, and put spaces between fields.
 
     Raises:
         ValueError: a field is missing, or no text or number.
     """
+    return _filled(template, fields, {}, data_alone)
+
+
+def _filled(template: str, fields: Fields, chosen: Fields, data_alone: bool) -> str:
+    """Fill a template, with given values in place of some fields."""
     parts = []
     for literal, name, edit, _ in Formatter().parse(template):
-        parts.append(literal)
+        if not data_alone:
+            parts.append(literal)
         if name is not None:
-            parts.append(_edited(_text(_value(name, fields), name), edit))
-    return "".join(parts)
+            parts.append(_edited(_text(chosen[name] if name in chosen else _value(name, fields), name), edit))
+    return (" " if data_alone else "").join(parts)
 
 
-def fill_each(template: str, fields: Fields) -> list[str]:
+def fill_each(template: str, fields: Fields, data_alone: bool = False) -> list[str]:
     """Fill a template of which one placeholder is of a field that is a list: a text for each of its values.
+
+    Args:
+        data_alone: as of `fill`.
 
     Raises:
         ValueError: none of its fields is a list, or several are; a field is missing, or no text or list of texts.
@@ -87,15 +102,7 @@ def fill_each(template: str, fields: Fields) -> list[str]:
     if len(lists) != 1:
         raise ValueError(f'of the fields in "{template}" one is to be a list, and {len(lists) or "none"} are')
     ((name, values),) = lists.items()
-    found = []
-    for value in values:
-        parts = []
-        for literal, other, edit, _ in Formatter().parse(template):
-            parts.append(literal)
-            if other is not None:
-                parts.append(_edited(_text(value if other == name else _value(other, fields), other), edit))
-        found.append("".join(parts))
-    return found
+    return [_filled(template, fields, {name: value}, data_alone) for value in values]
 
 
 def has_list(template: str, fields: Fields) -> bool:
@@ -109,7 +116,7 @@ def has_list(template: str, fields: Fields) -> bool:
 
 def _lists(template: str, fields: Fields) -> dict[str, Iterable[object]]:
     values = {name: _value(name, fields) for _, name, _, _ in Formatter().parse(template) if name is not None}
-    return {name: value for name, value in values.items() if isinstance(value, Iterable) and not isinstance(value, str | Mapping)}
+    return {name: value for name, value in values.items() if isinstance(value, list | tuple)}
 
 
 def edited(text: str, edits: tuple[str, ...]) -> str:
@@ -124,6 +131,16 @@ def _edited(text: str, edit: str | None) -> str:
 
 
 def _value(name: str, fields: Fields) -> object:
+    first, *others = name.split("/")
+    for one in others:
+        try:
+            return _value_of(first, fields)
+        except ValueError:
+            first = one
+    return _value_of(first, fields)
+
+
+def _value_of(name: str, fields: Fields) -> object:
     value: object = fields
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -134,6 +151,11 @@ def _value(name: str, fields: Fields) -> object:
 
 
 def _text(value: object, name: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str | int | float):
         raise ValueError(f'field "{name}" is {type(value).__name__}, not text or a number')
-    return str(value)
+    found = str(value)
+    if not is_unicode(found):
+        raise ValueError(f'field "{name}" has half of a character (a lone surrogate)')
+    return found

@@ -27,6 +27,8 @@ class Ability:
     values: Mapping[Run, float]
     errors: Mapping[Run, float | None]
     """Standard errors over documents."""
+    halves: Mapping[Run, float | None]
+    """Half of the 95 % intervals over documents."""
 
     def over_seeds(self, group: Group) -> Estimate | None:
         """Return the estimate over a method's runs; None if none was asked."""
@@ -37,7 +39,7 @@ class Ability:
         """Estimate a method minus the baseline, seed by seed; None without pairs.
 
         Shares of documents are whole numbers, in which few seeds may agree by chance: their error is at least that of as many
-        documents, not paired.
+        documents, as if every run had been asked others. All are asked the same, so that this is wider than need be.
         """
         pairs = [(a.key, b.key) for a, b in group.pairs(base) if a.key in self.values and b.key in self.values]
         if not pairs:
@@ -67,14 +69,15 @@ def abilities(evals: Sequence[StudyEval], rows: Sequence[Row]) -> list[Ability]:
                 values = {row.run: row.metrics[metric].mean for row in own}
                 errors = {row.run: row.metrics[metric].error for row in own}
                 chance = own[0].chance if metric == own[0].metric else None
-                found.append(Ability(title, metric, chance, own[0].documents, values, errors))
+                halves = {row.run: row.half_width(metric) for row in own}
+                found.append(Ability(title, metric, chance, own[0].documents, values, errors, halves))
     bits = [ability for ability in found if ability.metric == BITS]
     runs = {run for ability in bits for run in ability.values}
     whole = [ability for ability in bits if ability.values.keys() == runs]
     if len(whole) > 1:
         means = {run: sum(ability.values[run] for ability in whole) / len(whole) for run in runs}
         title = f"mean of {len(whole)}"
-        found.append(Ability(title, BITS, None, sum(one.documents for one in whole), means, dict.fromkeys(runs)))
+        found.append(Ability(title, BITS, None, sum(one.documents for one in whole), means, *[dict.fromkeys(runs)] * 2))
     return found
 
 

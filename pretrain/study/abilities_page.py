@@ -56,8 +56,7 @@ def _mean(ability: Ability, group: Group) -> str:
         return "–"
     half = estimate.half_width
     if estimate.count == 1:
-        error = next(ability.errors[row.key] for row in group.finished if row.key in ability.errors)
-        half = None if error is None else 1.96 * error
+        half = next(ability.halves[row.key] for row in group.finished if row.key in ability.halves)
     return f"{'' if half is None else f'± {half:.3f}, '}{estimate.mean:.3f}"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pretrain.checkpoint.directory import RunDirectory
 from pretrain.errors import TrainingStopped, UserError
+from pretrain.evaluate.catalogue import HELD_OUT, FromData, catalogue, choose
 from pretrain.evaluate.rows import EvalRow, read_rows, scores_file
 from pretrain.files import write_whole
 from pretrain.place import alone
@@ -52,6 +53,31 @@ class Asked:
     @property
     def name(self) -> str:
         return f"{self.planned.name}, {self.out.stem}"
+
+
+def require_askable(study: Study) -> None:
+    """Read tasks and data that finished runs are to be asked, before any is trained.
+
+    Raises:
+        UserError: something is missing or damaged.
+    """
+    keys = study.evaluate
+    if keys is None:
+        return
+    folder, key = None if keys.data is None else study.file.parent / keys.data, f"{study.file}: evaluate"
+    known = catalogue(None, folder, f"{key}: data")
+    words = [word for word in _tasks_of(study, keys) if not word.startswith(HELD_OUT)]
+    chosen = choose(words, known, folder, f"{key}: tasks")
+    if words and not chosen:
+        raise UserError(f"{key}: tasks: there is no data for any of {' '.join(words)}; `evaluate --list` says where to get it")
+    for task in chosen:
+        if isinstance(task.questions, FromData):
+            task.questions.data.documents(keys.limit, 1, keys.shots)
+
+
+def _tasks_of(study: Study, keys: EvaluateKeys) -> list[str]:
+    """Return what is asked; files as seen from here."""
+    return [str(study.file.parent / task) if task.endswith((".yaml", ".yml")) else task for task in keys.tasks]
 
 
 def asked_of(bench: Bench) -> list[Asked]:
@@ -133,7 +159,7 @@ def _start(study: Study, keys: EvaluateKeys, asked: Asked, device: DeviceName, g
     words += [] if keys.data is None else ["--data", str(study.file.parent / keys.data)]
     words += [] if keys.limit is None else ["--limit", str(keys.limit)]
     words += [] if asked.attention is None else ["--attention", asked.attention]
-    words += ["--tasks", *(str(study.file.parent / task) if task.endswith((".yaml", ".yml")) else task for task in keys.tasks)]
+    words += ["--tasks", *_tasks_of(study, keys)]
     environment = {**alone(os.environ), "PYTHONPATH": str(HOME), "PYTHONSAFEPATH": "1"}
     environment |= {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}
     with _log(asked).open("wb") as log:

@@ -24,6 +24,10 @@ SIGN_SECONDS = 60.0
 """Seconds between lines that say how far the runs are."""
 
 
+class RunsFailed(TrainingStopped):
+    """Some runs have failed; the others have finished."""
+
+
 @dataclass
 class _Job:
     planned: Planned
@@ -44,7 +48,8 @@ def run_here(bench: Bench, jobs: int, device: DeviceName) -> None:
 
     Raises:
         UserError: more GPUs are asked for than there are.
-        TrainingStopped: runs that failed, by name, after the others were done; or this process was asked to stop.
+        RunsFailed: by name, after the others were done.
+        TrainingStopped: this process was asked to stop.
     """
     gpus = gpus_of(device, jobs * bench.study.processes)
     waiting, failed = list(bench.missing), list[Planned]()
@@ -92,7 +97,7 @@ def run_here(bench: Bench, jobs: int, device: DeviceName) -> None:
     if asked:
         raise TrainingStopped(f"{asked[0]}: what was running has saved; the same command resumes")
     if failed:
-        raise TrainingStopped(
+        raise RunsFailed(
             f"{len(failed)} of {len(bench.study.planned)} runs have failed: {', '.join(one.name for one in failed)}; the same"
             " command tries again"
         )

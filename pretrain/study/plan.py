@@ -27,7 +27,7 @@ DECIDED = {"--seed": "seeds", "--name": "name", "--ds.progressive_subnetwork": "
 
 
 def _words(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    return value.split() if isinstance(value, str) else value
 
 
 Words = Annotated[tuple[str, ...], Field(min_length=1, strict=False), BeforeValidator(_words)]

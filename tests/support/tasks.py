@@ -47,7 +47,7 @@ def _rows(draw: Random, number: int) -> dict[str, dict]:
             "label": label,
         },
         "rte.validation": glue,
-        "wsc.validation": {"text": sentence(), "target": {"span1_text": text(1), "span2_text": text(1)}, "label": label},
+        "wsc.validation": {"text": sentence(), "span1_text": text(1), "span2_text": text(1), "label": label},
         "wic.validation": {"sentence1": sentence(), "sentence2": sentence(), "word": text(1), "label": label},
         "multirc.validation": {"paragraph": sentence(), "question": text(4), "answer": text(2), "label": label},
         "triviaqa.validation": {"question": text(4), "answer": {"aliases": answers}},

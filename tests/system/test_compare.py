@@ -340,8 +340,10 @@ def test_a_run_that_fails_is_told_with_its_reason_and_the_others_are_done(projec
     methods = {"bad": {"method": "full", "options": {"ds.optimizer.params.lr": 1e30}}, **METHODS}
     study = write_study(project, tmp_path, methods=methods, seeds=[1], options={"data.tokenizer": str(tmp_path / "none")})
     refused(compare(study, tmp_path / "runs"), f"{tmp_path}/none: no tokenizer here")
-    study = write_study(project, tmp_path, methods=methods, seeds=[1])
+    study = write_study(project, tmp_path, methods=methods, seeds=[1], evaluate={"tasks": "held_out", "limit": 4})
     done = compare(study, tmp_path / "runs")
+    evals = study.with_name("study.evals.jsonl").read_text().splitlines()
+    assert len(evals) == 3, "those that have finished are put to tasks"
     assert done.returncode == 1 and "bad-seed1: failed with exit code 1: stopped: " in done.stdout
     assert "1 of 4 runs have failed: bad-seed1" in done.stderr and len(rows(study)) == 3
 
@@ -388,6 +390,10 @@ def test_finished_runs_are_put_to_tasks_whatever_happens(project, tmp_path):
     found = [json.loads(line) for line in study.with_name("study.evals.jsonl").read_text().splitlines()]
     assert len(found) == 8 and {row["documents"] + row["skipped"] for row in found} == {8}
     write_study(project, tmp_path, options=settings, evaluate={"tasks": "no_such"}, **asked)
+    refused = compare(study, tmp_path / "others")
+    assert refused.returncode == 2 and "no tier, file or task is called so" in refused.stderr
+    assert "study.yaml: evaluate: tasks no_such" in refused.stderr and not (tmp_path / "others").exists(), "before any training"
+    write_study(project, tmp_path, options=settings, evaluate={"tasks": "induction_copying", "shots": 60}, **asked)
     failed = compare(study, runs)
-    assert failed.returncode == 1 and "no tier, file or task is called so" in failed.stdout
+    assert failed.returncode == 1 and "take fewer --shots" in failed.stdout
     assert "2 evaluations have failed: full-seed1, step_00000020; growing-seed1, step_00000020" in failed.stderr

@@ -98,6 +98,39 @@ def test_a_signal_ends_it(run_dir, number):
         process.kill()
 
 
+def test_a_later_evaluation_never_takes_the_place_of_a_whole_one_by_a_part(run_dir, tmp_path):
+    """What is compared with stays, and an evaluation that fails leaves its rows beside."""
+    out, words = tmp_path / "one.jsonl", (run_dir, "--limit", 30, "--tasks", "induction_copying")
+    assert evaluate(*words, "--out", out).returncode == 0
+    whole = out.read_bytes()
+    refused = evaluate(*words, "--out", out, "--against", out)
+    assert refused.returncode == 2 and "would take the place of what --against compares with" in refused.stderr
+    (tmp_path / "mine.jsonl").write_text('{"q": "It is", "c": ["so", "no"], "a": 7}\n')
+    mine = {"data": ["mine"], "context": "{q}", "choices": "{c}", "answer": "{a}", "metric": "accuracy", "chance": 0.5}
+    about = {"about": "a", "version": 1, "source": "b", "licence": "c", "format": "d"}
+    (tmp_path / "own.yaml").write_text(json.dumps(mine | about))
+    failed = evaluate(*words, tmp_path / "own.yaml", "--data", tmp_path, "--out", out)
+    assert failed.returncode == 2 and 'the answer "7" is none of 0, 1; rows of the tasks before it are in' in failed.stderr
+    assert out.read_bytes() == whole and list(rows_of(tmp_path / "part_one.jsonl")) == ["induction_copying"]
+    done = evaluate(*words, "--against", out)
+    assert done.returncode == 0 and "+0.000 to +0.000" in done.stdout
+    out.with_suffix(".npz").write_bytes(out.with_suffix(".npz").read_bytes()[:-40])
+    damaged = evaluate(*words, "--against", out)
+    assert damaged.returncode == 2 and "one.npz: cannot be read" in damaged.stderr and "Traceback" not in damaged.stderr
+
+
+def test_a_checkpoint_without_its_text_is_asked_what_needs_none(project, run_dir, tmp_path):
+    hidden = project.home / "valid.bin"
+    hidden.rename(project.home / "away.bin")
+    try:
+        done = evaluate(run_dir, "--limit", 10, "--tasks", "tiny")
+        assert done.returncode == 0 and "induction_copying" in done.stdout and "held_out" in done.stdout.splitlines()[0]
+        wanted = evaluate(run_dir, "--tasks", "held_out")
+        assert wanted.returncode == 2 and "valid" in wanted.stderr and "Traceback" not in wanted.stderr
+    finally:
+        (project.home / "away.bin").rename(hidden)
+
+
 def test_what_cannot_be_is_one_line(project, run_dir, tmp_path):
     assert "variable_assignment_2" in evaluate("--list").stdout
     told = {

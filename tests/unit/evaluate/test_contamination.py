@@ -6,7 +6,9 @@ import pytest
 from pretrain.data.loader import tokenizer_of
 from pretrain.data.tokens import open_tokens
 from pretrain.evaluate import contamination
-from pretrain.evaluate.contamination import overlap, shingles
+from pretrain.evaluate.contamination import Overlap, Search, shingles
+from pretrain.evaluate.task_data import formatted
+from pretrain.evaluate.task_file import read_task, shipped
 from tokenizer.encode import encode
 
 TEXT = "One two three, four five six seven eight nine ten eleven twelve thirteen fourteen! Fifteen."
@@ -25,10 +27,34 @@ def stream(project, tmp_path, monkeypatch):
     return open_tokens(tmp_path / "train", tokenizer.vocab_size, tokenizer.sha256), tokenizer
 
 
+def overlap(texts, streams, tokenizer, workers) -> Overlap:
+    search = Search({"other": {9: "nothing " * 20}, "mine": texts}, streams, tokenizer, workers)
+    while search.go_on():
+        pass
+    assert not search.found("other").seen
+    return search.found("mine")
+
+
 def test_stretches_are_of_words_alone():
     assert len(shingles(TEXT)) == 3 and len(np.unique(shingles(TEXT))) == 3
     assert shingles(TEXT.upper().replace(",", " --")).tolist() == shingles(TEXT).tolist()
     assert len(shingles("too short")) == 0 and shingles(TEXT.replace("six", "sex"))[0] != shingles(TEXT)[0]
+    assert len(shingles("\u6211\u5011\u5728\u8aaa\u4e2d\u6587\u4e0d\u662f\u82f1\u6587\u4e5f\u5f88\u597d\u3002")) == 1, (
+        "each character is a word of Chinese"
+    )
+
+
+@pytest.mark.parametrize("name", ["arc_easy", "squadv2", "wsc"])
+def test_what_the_format_adds_hides_nothing(name):
+    """Stretches are of the data alone, whatever the format puts between question and answer."""
+    question, answer = " ".join(TEXT.split()[:9]), " ".join(TEXT.split()[9:14])
+    row = {
+        "arc_easy": {"question": question, "choices": {"text": ["no", answer], "label": ["A", "B"]}, "answerKey": "B"},
+        "squadv2": {"title": "x", "context": "y", "question": question, "answers": {"text": [answer]}},
+        "wsc": {"text": TEXT, "span1_text": "one", "span2_text": "two", "label": 1},
+    }[name]
+    told = formatted(read_task(shipped()[name]), 1, row).told
+    assert np.isin(shingles(" ".join(TEXT.split()[:14])), shingles(told)).all()
 
 
 @pytest.mark.parametrize("tokens", [2**21, 200])

@@ -5,7 +5,7 @@ import pytest
 
 from pretrain.data.loader import tokenizer_of
 from pretrain.errors import UserError
-from pretrain.evaluate.documents import Document, likeliest, mean_of, requests_of
+from pretrain.evaluate.documents import Document, half_width, likeliest, mean_of, requests_of
 from pretrain.evaluate.requests import Score
 
 
@@ -73,6 +73,28 @@ def test_errors_are_those_of_independent_documents_and_of_whole_clusters():
     assert mean_of([1.0, 0.0], ["", ""]).error is None
     same = mean_of([0.0] * 9, [str(n) for n in range(9)])
     assert same.mean == 0 and same.error == 0, "a paired difference of a run with itself"
+
+
+def test_a_mean_over_bytes_is_a_ratio_of_sums():
+    bits, sizes = np.array([10.0, 3.0, 40.0, 5.0]), np.array([5.0, 1.0, 10.0, 4.0])
+    found = mean_of(bits / sizes, ["a", "a", "b", "c"], weights=sizes)
+    assert found.mean == pytest.approx(58 / 20)
+    draws = np.random.default_rng(5)
+    errors, means = [], []
+    for _ in range(400):  # of a ratio whose scatter is known by trying
+        sizes = draws.uniform(1, 30, 200)
+        values = 2 + draws.normal(0, 0.5, 200) + 8 / sizes
+        found = mean_of(values, list(map(str, range(200))), weights=sizes)
+        errors.append(found.error), means.append(found.mean)
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.1)
+
+
+def test_intervals_know_how_few_clusters_there_are():
+    assert half_width("bits_per_byte", 2.0, 0.1, 2) == pytest.approx(12.706 * 0.1, rel=1e-4)
+    assert half_width("bits_per_byte", 2.0, 0.1, 1000) == pytest.approx(0.196, rel=2e-3)
+    assert half_width("accuracy", 0.5, None, 1) is None and half_width("bits_per_byte", 0.0, 0.0, 9) == 0
+    for mean in (0.0, 1.0):  # none of 10 is right: with a true share of 31 % that would happen once in 40 times
+        assert half_width("accuracy", mean, 0.0, 10) == pytest.approx(0.3085, abs=1e-4)
 
 
 def test_a_mean_of_clusters_counts_each_as_one():

@@ -102,6 +102,7 @@ def test_examples_come_from_their_own_file_where_there_is_one(file, tmp_path):
         (b'{"question": "a", "label": 0}\n{"question": ', "line 2: not JSON"),
         (b"[1]\n", "line 1: not a JSON object but list"),
         (b'{"question": "a"}\n', 'document 1, for task mine: no field "label"'),
+        (b'{"question": "a\\ud800", "label": 0}\n', "half of a character"),
         (b'{"question": "a", "label": 2}\n', 'the answer "2" is none of 0, 1'),
         (b'{"question": "a", "label": -1}\n', 'the answer "-1" is none of 0, 1'),
     ],
@@ -114,6 +115,47 @@ def test_damage_is_one_line_with_the_place(file, content, says):
     file.with_suffix(".jsonl.gz").write_bytes(gzip.compress(as_lines(ROWS))[:-20])
     with pytest.raises(UserError, match="damaged or truncated"):
         TaskData("mine", task(), file.with_suffix(".jsonl.gz"), None).documents(None, 1, 0)
+
+
+def test_examples_of_the_same_file_by_name_are_never_the_document_itself(file):
+    for document in TaskData("mine", task(), file, file).documents(None, 1, 30):
+        *shots, last = document.context.split("\n\n")
+        assert last not in [shot[: len(last)] for shot in shots]
+
+
+def test_documents_are_of_one_kind(file):
+    mixed = task(choices="{choices}", answer=0, labels=[], context="{question}")
+    rows = [{"question": "a", "choices": ["x", "y"]}, {"question": "b", "choices": ["x"]}]
+    file.write_bytes(as_lines(rows))
+    with pytest.raises(UserError, match="document 2, for task mine: it has one choice, the first several"):
+        TaskData("mine", mixed, file, None).documents(None, 1, 0)
+    file.write_bytes(as_lines(rows[1:]))
+    with pytest.raises(UserError, match="one choice each, and the metric of task mine is accuracy; quote greedy or bits"):
+        TaskData("mine", mixed, file, None).documents(None, 1, 0)
+    for choices in ({"A": "x", "B": "y"}, "xy"):
+        file.write_bytes(as_lines([{"question": "a", "choices": choices}]))
+        with pytest.raises(UserError, match="one is to be a list, and none are"):
+            TaskData("mine", mixed, file, None).documents(None, 1, 0)
+
+
+BOTH_WAYS = {
+    "wsc": [
+        {"text": "T", "span1_text": "a", "span2_text": "b", "label": 1},
+        {"text": "T", "target": {"span1_text": "a", "span2_text": "b"}, "label": True},
+    ],
+    "boolq": [{"passage": "P", "question": "is it", "label": 0}, {"passage": "P", "question": "is it", "label": False}],
+    "wic": [
+        {"sentence1": "A", "sentence2": "B", "word": "w", "label": 1},
+        {"sentence1": "A", "sentence2": "B", "word": "w", "label": True},
+    ],
+}
+"""The same document as Hugging Face has it, and as SuperGLUE's own files."""
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_both_copies_of_the_data_are_read(name):
+    one, other = (formatted(read_task(shipped()[name]), 1, row) for row in BOTH_WAYS[name])
+    assert one == other
 
 
 ROWS_OF = {
@@ -188,7 +230,7 @@ def test_a_document_needs_choices():
 
 def test_answers_that_are_written():
     asked = formatted(read_task(shipped()["nq_open"]), 3, {"question": "who sang it", "answer": ["Bob", "Bobby"]})
-    assert asked == Written("Q: who sang it?\nA:", ("Bob", "Bobby"), "3", 3, " ", ("\n", ".", ","), 32)
+    assert asked == Written("Q: who sang it?\nA:", ("Bob", "Bobby"), "3", 3, " ", ("\n", ".", ","), 32, "who sang it Bob")
     assert asked.after("x ").answered == "x Q: who sang it?\nA: Bob"
     row = {"title": "T", "context": "C", "question": "Q?", "answers": {"text": []}}
     assert formatted(read_task(shipped()["squadv2"]), 1, row).answers == ("unanswerable",)

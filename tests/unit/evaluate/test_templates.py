@@ -2,13 +2,21 @@ import pytest
 
 from pretrain.evaluate.templates import EDITS, check_template, edited, fill, fill_each, has_list
 
-FIELDS = {"question": "Why?", "number": 3, "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "flag": True}
+FIELDS = {
+    "question": "Why?",
+    "number": 3,
+    "choices": {"text": ["a", "b"], "label": ["A", "B"]},
+    "flag": True,
+    "nothing": None,
+    "half": "a\ud800",
+}
 
 
 def test_placeholders_are_fields_of_fields_with_edits():
     fields = {"premise": " It rained. ", "a": {"b": {"c": "Deep"}}, "n": 4}
     assert fill("{premise:without_end} because {a.b.c:lower_first} {n} {{n}}", fields) == "It rained because deep 4 {n}"
     assert fill("{a.b.c:lower_first|capitalize}", fields) == "Deep"
+    assert fill("{flag} {span1/question}", FIELDS) == "true Why?", "JSON's true, and the first name that there is"
     assert fill_each("{choices.text}", FIELDS) == ["a", "b"]
     assert fill_each("{choices.label:lower_first}", FIELDS) == ["a", "b"]
 
@@ -53,7 +61,9 @@ def test_a_template_that_cannot_be_read_is_refused(template, says):
         ("{choices.size}", "fields here: text, label"),
         ("{question.length}", "fields here: none"),
         ("{choices}", "is dict, not text"),
-        ("{flag}", "is bool, not text"),
+        ("{nothing}", "is NoneType, not text"),
+        ("{half}", "half of a character"),
+        ("{one/other.two}", 'no field "other.two"'),
     ],
 )
 def test_a_document_without_the_field_is_refused(template, says):
@@ -72,6 +82,7 @@ def test_a_list_fills_a_template_once_for_each_of_its_values():
     assert fill_each("{number}: {choices.text:capitalize}{{", FIELDS) == [
         f"{FIELDS['number']}: {text.capitalize()}{{" for text in texts
     ]
+    assert fill_each("{number}: {choices.text}{{", FIELDS, data_alone=True) == [f"{FIELDS['number']} {text}" for text in texts]
     assert has_list("{number} {choices.text}", FIELDS) and not has_list("{number}", FIELDS)
 
 
