@@ -199,9 +199,9 @@ def main() -> None:
             for name, one in found.tasks.items()
         ),
         "",
-        "Requests a second of processor time, encoding included in both, loading in neither: "
-        + ", ".join(f"{ratio:.2f} times lm-eval's with batches of {size}" for size, ratio in found.ratios.items())
-        + ".",
+        "Requests a second of processor time, encoding included in both, loading in neither:",
+        "",
+        *(f"- {ratio:.2f} times lm-eval's with batches of {size}" for size, ratio in found.ratios.items()),
     ]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "lm_eval.md").write_text("\n".join(lines) + "\n")

@@ -103,7 +103,7 @@ def half_width(metric: str, mean: float, error: float | None, clusters: int) -> 
     """
     if error is None or clusters < 2:
         return None
-    if error == 0 and metric in SHARES and mean in (0, 1):
+    if metric in SHARES and min(mean, 1 - mean) < 1e-9:
         return 1 - 0.025 ** (1 / clusters)
     return float(student.ppf(0.975, clusters - 1)) * error
 

@@ -93,7 +93,11 @@ def test_intervals_know_how_few_clusters_there_are():
     assert half_width("bits_per_byte", 2.0, 0.1, 2) == pytest.approx(12.706 * 0.1, rel=1e-4)
     assert half_width("bits_per_byte", 2.0, 0.1, 1000) == pytest.approx(0.196, rel=2e-3)
     assert half_width("accuracy", 0.5, None, 1) is None and half_width("bits_per_byte", 0.0, 0.0, 9) == 0
-    for mean in (0.0, 1.0):  # none of 10 is right: with a true share of 31 % that would happen once in 40 times
+    for mean in (
+        0.0,
+        1.0,
+        mean_of([1.0] * 21, ["a"] * 21).mean,
+    ):  # none of 10 is right: with a true share of 31 % that would happen once in 40 times
         assert half_width("accuracy", mean, 0.0, 10) == pytest.approx(0.3085, abs=1e-4)
 
 
