@@ -18,11 +18,20 @@ def check(run: Run) -> None:
 
 def _check_model(run: Run) -> None:
     m, where = run.recipe.model, f"recipe {run.name}"
-    if m.hidden_size % m.num_attention_heads or (m.hidden_size // m.num_attention_heads) % 2:
+    if m.head_dim is None and (m.hidden_size % m.num_attention_heads or m.head_size % 2):
         raise UserError(
             f"{where}: model.hidden_size {m.hidden_size} must be an even multiple of "
-            f"model.num_attention_heads {m.num_attention_heads}"
+            f"model.num_attention_heads {m.num_attention_heads}, or model.head_dim be given"
         )
+    if m.head_size % 2:
+        raise UserError(f"{where}: model.head_dim {m.head_size} must be even")
+    if m.num_attention_heads % m.groups:
+        raise UserError(
+            f"{where}: model.num_attention_heads {m.num_attention_heads} cannot be shared out to"
+            f" model.num_query_groups {m.groups}"
+        )
+    if m.rope_scaling is not None and m.position_embedding != "rope":
+        raise UserError(f"{where}: model.rope_scaling is for position_embedding rope, and it is {m.position_embedding}")
     if m.padded_vocab_size < m.vocab_size:
         raise UserError(f"{where}: model.padded_vocab_size {m.padded_vocab_size} is below model.vocab_size {m.vocab_size}")
 
@@ -45,6 +54,7 @@ def _check_layout(run: Run) -> None:
         raise UserError(f"{where}: parallel.virtual {p.virtual} needs pipeline ranks; set parallel.pipeline to 2 or more")
     for name, size in (
         ("num_attention_heads", m.num_attention_heads),
+        ("num_query_groups", m.groups),
         ("hidden_size", m.hidden_size),
         ("ffn_hidden_size", m.ffn_hidden_size),
         ("padded_vocab_size", m.padded_vocab_size),

@@ -9,7 +9,35 @@ from pydantic import BeforeValidator, Field, model_validator
 from pretrain.cost.flops import Shape
 from pretrain.data.objectives import OBJECTIVES, Objective, ObjectiveKeys
 from pretrain.errors import UserError
-from pretrain.schema import Count, Number, Positive, Strict, Width
+from pretrain.schema import AboveZero, Count, Number, Positive, Strict, Width
+
+
+class RopeScaling(Strict):
+    """Rotary frequencies for longer texts than a model was first trained on, as Hugging Face's `rope_scaling` names them."""
+
+    type: Literal["linear", "llama3", "yarn"]
+    """linear divides all frequencies (arXiv 2306.15595), llama3 the low ones (arXiv 2407.21783), yarn the low ones, and sharpens
+    attention (arXiv 2309.00071)."""
+    factor: Annotated[Number, Field(ge=1)]
+    """How many times longer."""
+    original_length: Positive | None = None
+    """Positions that the model was first trained with; for llama3 and yarn."""
+    low_freq_factor: AboveZero = 1.0
+    """llama3: frequencies that turn less often than this in original_length positions are divided."""
+    high_freq_factor: AboveZero = 4.0
+    """llama3: those that turn more often stay; between the two it is a mixture."""
+    beta_fast: AboveZero = 32.0
+    """yarn: as high_freq_factor."""
+    beta_slow: AboveZero = 1.0
+    """yarn: as low_freq_factor."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "RopeScaling":
+        if self.type != "linear" and self.original_length is None:
+            raise ValueError(f"{self.type} needs original_length, the positions that the model was first trained with")
+        if self.high_freq_factor <= self.low_freq_factor or self.beta_fast <= self.beta_slow:
+            raise ValueError("high_freq_factor must be above low_freq_factor, and beta_fast above beta_slow")
+        return self
 
 
 class Model(Strict):
@@ -20,7 +48,13 @@ class Model(Strict):
     hidden_size: Width
     """Width of the residual stream."""
     num_attention_heads: Width
-    """Must divide hidden_size."""
+    """Must divide hidden_size, unless head_dim is given."""
+    num_query_groups: Width | None = None
+    """Groups of heads that share keys and values (arXiv 2305.13245); tensor ranks have whole groups. None: every head its own."""
+    head_dim: Width | None = None
+    """Size of a head; hidden_size over num_attention_heads if None."""
+    qk_norm: bool = False
+    """RMSNorm of each head's queries and keys before positions are put in, as in Qwen3."""
     ffn_hidden_size: Width
     """Width of the feed-forward block."""
     vocab_size: Width
@@ -32,12 +66,14 @@ class Model(Strict):
     """One matrix for the embedding and the output projection. Untied costs memory, and can be better when large."""
     rotary_base: Positive = 10_000
     """Base of the rotary frequencies; raise it for long sequences."""
+    rope_scaling: RopeScaling | None = None
+    """Rotary frequencies for longer texts; none are changed if left out."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """layernorm has a bias, whatever `biases` says."""
     feed_forward: Literal["swiglu", "gelu"] = "swiglu"
     """swiglu has three matrices, gelu two."""
-    biases: bool = False
-    """Whether the layers' matrices have biases."""
+    biases: bool | Literal["qkv"] = False
+    """Whether the layers' matrices have biases; qkv: those of queries, keys and values alone, as in Qwen2."""
     position_embedding: Literal["rope", "learned"] = "rope"
     """learned positions restart with every example of a packed sample."""
     head: Literal["linear", "transform"] = "linear"
@@ -52,6 +88,25 @@ class Model(Strict):
     recompute: Literal["none", "layer", "selective"] = "none"
     """What the backward pass makes again, for less memory. layer: all but each layer's input, with a third more operations.
     selective: all but matrix products and attention; nearly as fast as none, with half its memory."""
+
+    @property
+    def groups(self) -> int:
+        """Groups of heads that share keys and values."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_size(self) -> int:
+        """Width of the queries of all heads, and of what attention returns."""
+        return self.num_attention_heads * self.head_size
+
+    @property
+    def key_size(self) -> int:
+        """Width of the keys of all groups, and of the values."""
+        return self.groups * self.head_size
 
     def uses_flex(self, on_gpu: bool) -> bool:
         """Whether attention is flex."""
@@ -219,7 +274,7 @@ class Recipe(Strict):
         m = self.model
         return Shape(
             m.num_layers, m.hidden_size, m.ffn_hidden_size, self.data.sequence_length, m.padded_vocab_size,
-            gated=m.feed_forward == "swiglu", transform=m.head == "transform",
+            gated=m.feed_forward == "swiglu", transform=m.head == "transform", queries=m.query_size, keys=m.key_size,
         )  # fmt: skip
 
 

@@ -16,6 +16,10 @@ SINCE = {
     "ds.communication_data_type": "fp32",
     "ds.progressive_subnetwork.skipped_update": "exact",
     "recipe.compile": "auto",
+    "recipe.model.num_query_groups": None,
+    "recipe.model.head_dim": None,
+    "recipe.model.qk_norm": False,
+    "recipe.model.rope_scaling": None,
 }
 """Settings that came later, with the values that mean what was done before: left out where a run is compared with older ones."""
 

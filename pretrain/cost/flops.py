@@ -30,6 +30,10 @@ class Shape:
     """SwiGLU has three matrices in the feed-forward block, a plain one two."""
     transform: bool = False
     """BERT's head has a matrix before the output projection."""
+    queries: int | None = None
+    """Width of the queries of all heads; hidden if None."""
+    keys: int | None = None
+    """Width of the keys of all heads, and of the values; as queries if None."""
 
     def layer(self) -> int:
         """Forward operations a token in one transformer layer."""
@@ -38,11 +42,12 @@ class Shape:
 
     def layer_weights(self) -> int:
         """Weights in the matrices of one layer."""
-        return 4 * self.hidden**2 + (3 if self.gated else 2) * self.hidden * self.ffn
+        queries = self.queries or self.hidden
+        return 2 * self.hidden * (queries + (self.keys or queries)) + (3 if self.gated else 2) * self.hidden * self.ffn
 
     def attention(self) -> int:
         """Forward operations a token between queries, keys and values of one layer."""
-        return 2 * 2 * self.sequence * self.hidden
+        return 2 * 2 * self.sequence * (self.queries or self.hidden)
 
     def outside(self) -> int:
         """Forward operations a token outside the layers: embedding, final norm, output projection."""

@@ -135,29 +135,30 @@ class CoreAttention(MegatronModule):
         """
         Args:
             query: [s, b, heads of this rank, d].
-            key: as query.
-            value: as query.
+            key: [s, b, groups of this rank, d]; neighbouring heads share a group.
+            value: as key.
             attention_mask: of dense_mask or block_mask.
 
         Returns:
             [s, b, heads of this rank * d].
         """
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        grouped = q.shape[1] != k.shape[1]
         if isinstance(attention_mask, BlockMask):
-            out = _flex(q, k, v, attention_mask)
+            out = _flex(q, k, v, attention_mask, grouped)
         else:
-            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, enable_gqa=grouped)
         return out.permute(2, 0, 1, 3).flatten(2)
 
 
 _compiled_flex = None
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, grouped: bool) -> Tensor:
     """Compiled on a GPU, where it is a fused kernel; eager elsewhere, where it serves only to compare."""
     global _compiled_flex
     if not q.is_cuda:
-        return flex_attention(q, k, v, block_mask=mask)
+        return flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)
     if _compiled_flex is None:
         _compiled_flex = torch.compile(flex_attention, dynamic=False)
-    return _compiled_flex(q, k, v, block_mask=mask)
+    return _compiled_flex(q, k, v, block_mask=mask, enable_gqa=grouped)

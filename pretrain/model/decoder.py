@@ -30,8 +30,8 @@ from pretrain.model.cross_entropy import Kernels, compiled_kernels, linear_cross
 from pretrain.model.head import Transform
 from pretrain.model.layer import SkippableLayer
 from pretrain.model.linear import ColumnLinear, RowLinear
-from pretrain.model.norm import NORMS
-from pretrain.model.rotary import RotaryTables
+from pretrain.model.norm import NORMS, RMSNorm
+from pretrain.model.rotary import RotaryTables, scaled
 
 
 def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> TransformerConfig:
@@ -42,6 +42,9 @@ def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> Tran
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.groups,
+        kv_channels=model.head_size,
+        qk_layernorm=model.qk_norm,
         ffn_hidden_size=model.ffn_hidden_size,
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
@@ -54,7 +57,8 @@ def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> Tran
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=model.feed_forward == "swiglu",
         activation_func=F.silu if model.feed_forward == "swiglu" else F.gelu,
-        add_bias_linear=model.biases,
+        add_bias_linear=model.biases is True,
+        add_qkv_bias=model.biases == "qkv",
         hidden_dropout=0.0,
         attention_dropout=0.0,
         # Weights come from weights.py, the same on every layout; here they are only allocated.
@@ -91,8 +95,8 @@ def layer_spec(model: Model, compiles: bool) -> ModuleSpec:
                     linear_qkv=ColumnLinear,
                     core_attention=CoreAttention,
                     linear_proj=RowLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
+                    q_layernorm=RMSNorm if model.qk_norm else IdentityOp,
+                    k_layernorm=RMSNorm if model.qk_norm else IdentityOp,
                 ),
             ),
             pre_mlp_layernorm=norm,
@@ -125,7 +129,8 @@ class Decoder(GPTModel):
         if model.position_embedding == "rope":
             angles = self.get_submodule("rotary_pos_emb")
             assert isinstance(angles, RotaryEmbedding)
-            self.rotary_pos_emb = RotaryTables(angles, config.params_dtype)
+            angles.inv_freq, sharpness = scaled(angles.inv_freq, model.rope_scaling)
+            self.rotary_pos_emb = RotaryTables(angles, config.params_dtype, sharpness)
         self._pieces, self._kernels = model.vocab_size, compiled_kernels() if compiles else Kernels()
         if self.pre_process and model.position_embedding == "learned":
             self.embedding.position_embeddings.to(config.params_dtype)  # Megatron-Core leaves it in fp32

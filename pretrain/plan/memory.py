@@ -117,7 +117,7 @@ def layer_parameters(run: Run) -> int:
     m = run.recipe.model
     h, f = m.hidden_size, m.ffn_hidden_size
     up = 2 * f if m.feed_forward == "swiglu" else f
-    return (4 * h * h + (up + f) * h) // run.recipe.parallel.tensor + _layer_vectors(run)
+    return (2 * (m.query_size + m.key_size) * h + (up + f) * h) // run.recipe.parallel.tensor + _layer_vectors(run)
 
 
 def _layer_vectors(run: Run) -> int:
@@ -126,8 +126,10 @@ def _layer_vectors(run: Run) -> int:
     h, f = m.hidden_size, m.ffn_hidden_size
     up = 2 * f if m.feed_forward == "swiglu" else f
     norm = h if m.norm == "rmsnorm" else 2 * h
-    biases = (3 * h + up) // run.recipe.parallel.tensor + 2 * h if m.biases else 0
-    return biases + 2 * norm
+    fused, tensor = m.query_size + 2 * m.key_size, run.recipe.parallel.tensor
+    biases = fused // tensor if m.biases else 0
+    biases += up // tensor + 2 * h if m.biases is True else 0
+    return biases + 2 * norm + (2 * m.head_size if m.qk_norm else 0)
 
 
 def parameters(run: Run, rank: int) -> int:
@@ -151,9 +153,9 @@ def parameters(run: Run, rank: int) -> int:
 def layer_activations(run: Run) -> float:
     """Elements that one layer keeps for its backward pass, a micro-batch.
 
-    As autograd keeps it (a test compares): both norms' inputs and outputs; of attention the fused q, k, v, turned q and k, and
-    three of the mix; of a SwiGLU block gate and up, the activated gate, the product and one copy, of a GELU block two. With
-    selective recomputation the layer's input and what its matrix products, attention and tensor ranks' sums return.
+    As autograd keeps it (a test compares): both norms' inputs and outputs; of attention the fused q, k, v, normed and turned q
+    and k, and three of the mix; of a SwiGLU block gate and up, the activated gate, the product and one copy, of a GELU block two.
+    With selective recomputation the layer's input and what its matrix products, attention and tensor ranks' sums return.
     """
     p, m = run.recipe.parallel, run.recipe.model
     tokens = run.micro_batch * run.recipe.data.sequence_length
@@ -162,9 +164,10 @@ def layer_activations(run: Run) -> float:
         width = 2 if m.feed_forward == "swiglu" else 1
         summed = 2 * (stream + m.hidden_size) if p.tensor > 1 else 2 * m.hidden_size
         gathered = 2 * m.hidden_size if p.sequence else 0
-        return tokens * (stream + summed + gathered + (4 * m.hidden_size + width * m.ffn_hidden_size) / p.tensor)
+        return tokens * (stream + summed + gathered + (2 * (m.query_size + m.key_size) + width * m.ffn_hidden_size) / p.tensor)
     inner = 5 if m.feed_forward == "swiglu" else 2
-    return tokens * (4 * stream + (8 * m.hidden_size + inner * m.ffn_hidden_size) / p.tensor)
+    attention = 5 * m.query_size + 3 * m.key_size + (m.query_size + m.key_size if m.qk_norm else 0)
+    return tokens * (4 * stream + (attention + inner * m.ffn_hidden_size) / p.tensor)
 
 
 def _activations(run: Run, rank: int, layers: float, element: int) -> float:

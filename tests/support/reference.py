@@ -20,6 +20,13 @@ class Reference:
     pieces: int
     """Rows of the embedding that are real; the others only pad it."""
     epsilon: float
+    groups: int | None = None
+    """Heads that share keys and values; None: none do."""
+    head_size: int | None = None
+    frequencies: Tensor | None = None
+    """Radians a position, [d / 2]; 10000^(-2i/d) if None."""
+    sharpness: float = 1.0
+    """Factor on turned queries and keys."""
     gelu: bool = False
     """GELU in the feed-forward block instead of SwiGLU. Whatever else makes a BERT shows in the names of the weights."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -79,18 +86,23 @@ class Reference:
     def _layer(self, x: Tensor, name: str, may: Tensor, scale: float) -> Tensor:
         w = {key.removeprefix(name): weight for key, weight in self.weights.items() if key.startswith(name)}
         b, s, h = x.shape
-        d = h // self.heads
+        d, groups = self.head_size or h // self.heads, self.groups or self.heads
+        share = self.heads // groups
 
         def linear(x: Tensor, matrix: str) -> Tensor:
             return x @ w[matrix + ".weight"].T + w.get(matrix + ".bias", 0.0)
 
-        qkv = linear(self._norm(x, name + "input_layernorm.weight"), "self_attention.linear_qkv").view(b, s, self.heads, 3, d)
-        q, k, v = qkv.unbind(3)
+        qkv = linear(self._norm(x, name + "input_layernorm.weight"), "self_attention.linear_qkv").view(b, s, groups, share + 2, d)
+        q, k, v = qkv[..., :share, :].flatten(2, 3), qkv[..., share, :], qkv[..., share + 1, :]
+        if name + "self_attention.q_layernorm.weight" in self.weights:
+            q = self._norm(q, name + "self_attention.q_layernorm.weight")
+            k = self._norm(k, name + "self_attention.k_layernorm.weight")
         if not self._learned_positions:
             q, k = self._rotate(q), self._rotate(k)
+        k, v = (each[:, :, [head // share for head in range(self.heads)]] for each in (k, v))
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(d)
         attention = scores.masked_fill(~may[:, None], -math.inf).softmax(-1)
-        mixed = torch.einsum("bhqk,bkhd->bqhd", attention, v).reshape(b, s, h)
+        mixed = torch.einsum("bhqk,bkhd->bqhd", attention, v).reshape(b, s, self.heads * d)
         x = x + scale * linear(mixed, "self_attention.linear_proj")
         inner = linear(self._norm(x, name + "pre_mlp_layernorm.weight"), "mlp.linear_fc1")
         if self.gelu:
@@ -105,12 +117,12 @@ class Reference:
             return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + self.epsilon) * self.weights[name] + bias
         return x / torch.sqrt((x**2).mean(-1, keepdim=True) + self.epsilon) * self.weights[name]
 
-    @staticmethod
-    def _rotate(x: Tensor) -> Tensor:
+    def _rotate(self, x: Tensor) -> Tensor:
         """Rotary positions: dimension i and i + d/2 turn by position / 10000^(2i/d)."""
         s, d = x.shape[1], x.shape[3]
-        angle = torch.arange(s).double()[:, None] * 10_000.0 ** (-torch.arange(0, d, 2).double() / d)
-        cos, sin = angle.cos()[None, :, None], angle.sin()[None, :, None]
+        frequencies = 10_000.0 ** (-torch.arange(0, d, 2).double() / d) if self.frequencies is None else self.frequencies
+        angle = torch.arange(s).double()[:, None] * frequencies
+        cos, sin = angle.cos()[None, :, None] * self.sharpness, angle.sin()[None, :, None] * self.sharpness
         left, right = x.chunk(2, -1)
         return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
 

@@ -3,8 +3,11 @@ import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.transformer.transformer_config import TransformerConfig
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from pretrain.model.rotary import RotaryTables, rotate
+from pretrain.config.recipe import RopeScaling
+from pretrain.model.rotary import RotaryTables, rotate, scaled
 
 LENGTH, SIZE = 48, 16
 
@@ -40,3 +43,34 @@ def test_scores_depend_on_distance_alone(angles):
 def test_a_table_is_made_once(angles):
     tables = RotaryTables(angles, torch.float32)
     assert tables(LENGTH) is tables(LENGTH) and tables(LENGTH // 2).shape == (LENGTH // 2, 1, 1, 2 * SIZE)
+
+
+SCALINGS = [
+    {"type": "linear", "factor": 4.0},
+    {"type": "llama3", "factor": 8.0, "original_length": 64, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    {"type": "llama3", "factor": 32.0, "original_length": 8192},
+    {"type": "yarn", "factor": 4.0, "original_length": 256},
+    {"type": "yarn", "factor": 16.0, "original_length": 4096, "beta_fast": 20.0, "beta_slow": 2.0},
+]
+
+
+@pytest.mark.parametrize("keys", SCALINGS, ids=lambda keys: f"{keys['type']} {keys['factor']:g}")
+@pytest.mark.parametrize("size, base", [(16, 10_000), (64, 500_000)])
+def test_frequencies_for_longer_texts_are_those_of_transformers(ranks, keys, size, base):
+    theirs = {
+        "rope_type": keys["type"], "rope_theta": float(base), "factor": keys["factor"],
+        "original_max_position_embeddings": keys.get("original_length", 1), "low_freq_factor": keys.get("low_freq_factor", 1.0),
+        "high_freq_factor": keys.get("high_freq_factor", 4.0), "beta_fast": keys.get("beta_fast", 32.0),
+        "beta_slow": keys.get("beta_slow", 1.0),
+    }  # fmt: skip
+    length = int(keys["factor"] * keys.get("original_length", 64))
+    config = LlamaConfig(hidden_size=2 * size, num_attention_heads=2, max_position_embeddings=length, rope_parameters=theirs)
+    expected, factor = ROPE_INIT_FUNCTIONS[keys["type"]](config, "cpu")
+    plain = RotaryEmbedding(size, 1.0, rotary_base=base, use_cpu_initialization=True).inv_freq
+    found, sharpness = scaled(plain, RopeScaling(**keys))
+    assert torch.allclose(found, expected, rtol=1e-5) and sharpness == pytest.approx(factor)
+    assert not torch.allclose(found, plain, rtol=1e-3)
+
+
+def test_sharper_attention_is_in_the_tables(angles):
+    assert torch.allclose(RotaryTables(angles, torch.float32, 1.5)(LENGTH), 1.5 * RotaryTables(angles, torch.float32)(LENGTH))

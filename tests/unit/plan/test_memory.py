@@ -18,10 +18,19 @@ from tests.support.live_bytes import LiveBytes
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective"])
-@pytest.mark.parametrize("feed_forward", ["swiglu", "gelu"])
-def test_activations_of_a_layer_are_those_that_live_until_its_backward_pass(project, ranks, recompute, feed_forward):
-    shape = ("model.hidden_size=128", "model.ffn_hidden_size=384", "model.vocab_size=600", f"model.feed_forward={feed_forward}")
-    run = project.run(*shape, f"model.recompute={recompute}")
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (),
+        ("model.feed_forward=gelu",),
+        ("model.num_query_groups=2", "model.head_dim=48"),
+        ("model.num_query_groups=1", "model.qk_norm=true", "model.biases=qkv"),
+    ],
+    ids=" ".join,
+)
+def test_activations_of_a_layer_are_those_that_live_until_its_backward_pass(project, ranks, recompute, shape):
+    sizes = ("model.hidden_size=128", "model.ffn_hidden_size=384", "model.vocab_size=600")
+    run = project.run(*sizes, *shape, f"model.recompute={recompute}")
     data, engine = open_data(run), build_engine(run, ranks)
     batch = data.batch(1)[0]
     data.close()
@@ -42,8 +51,12 @@ def test_activations_of_a_layer_are_those_that_live_until_its_backward_pass(proj
 
 
 def test_parameters_of_one_process_are_the_models(project, ranks):
-    for setting in ("model.tied_embeddings=true", "model.tied_embeddings=false"):
-        run = project.run(setting)
+    for settings in (
+        ("model.tied_embeddings=true",),
+        ("model.tied_embeddings=false",),
+        ("model.num_query_groups=2", "model.head_dim=12", "model.qk_norm=true", "model.biases=qkv"),
+    ):
+        run = project.run(*settings)
         assert parameters(run, 0) == sum(p.numel() for p in build_engine(run, ranks).model.parameters())
 
 
