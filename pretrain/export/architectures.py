@@ -1,4 +1,4 @@
-"""Our weights under transformers' names: LlamaForCausalLM for decoders, MegatronBertForMaskedLM for BERT."""
+"""Our weights under transformers' names: LlamaForCausalLM or Qwen3ForCausalLM for decoders, MegatronBertForMaskedLM for BERT."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.config.recipe import Model, Recipe
+from pretrain.config.recipe import Model, Recipe, RopeScaling
 from pretrain.errors import UserError
 
 Whole = Callable[[str], np.ndarray]
@@ -14,6 +14,14 @@ Whole = Callable[[str], np.ndarray]
 TOKEN_TYPES = 2
 """Texts of a pair, in BERT."""
 Weights = Iterator[tuple[str, np.ndarray]]
+DECODERS: dict[tuple[bool | str, bool], tuple[str, str, dict[str, Any]]] = {
+    (False, False): ("LlamaForCausalLM", "llama", {"attention_bias": False, "mlp_bias": False}),
+    (False, True): ("Qwen3ForCausalLM", "qwen3", {"attention_bias": False, "use_sliding_window": False}),
+    # Not Qwen2ForCausalLM: transformers reads folders of that type with Qwen's own tokenizer, whatever they say. Llama has one
+    # bias more, which is exported as zeros.
+    ("qkv", False): ("LlamaForCausalLM", "llama", {"attention_bias": True, "mlp_bias": False}),
+}
+"""Class, type and settings of their own, by biases and qk_norm."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +54,27 @@ def architecture_of(recipe: Recipe, special: dict[str, int]) -> Architecture:
         "tie_word_embeddings": model.tied_embeddings,
         **special,
     }
-    wanted = {
-        "LlamaForCausalLM": ("rmsnorm", "swiglu", False, "rope", "linear"),
-        "MegatronBertForMaskedLM": ("layernorm", "gelu", True, "learned", "transform"),
-    }
-    ours = (model.norm, model.feed_forward, model.biases, model.position_embedding, model.head)
     export_as = recipe.data.made_as.export_as
-    if export_as == "LlamaForCausalLM" and ours == wanted[export_as]:
+    ours = (model.norm, model.feed_forward, model.position_embedding, model.head)
+    decoder = DECODERS.get((model.biases, model.qk_norm))
+    if export_as == "LlamaForCausalLM" and ours == ("rmsnorm", "swiglu", "rope", "linear") and decoder is not None:
+        name, model_type, own = decoder
         config = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [name],
+            "model_type": model_type,
             "hidden_act": "silu",
             "rms_norm_eps": model.norm_epsilon,
+            "num_key_value_heads": model.groups,
+            "head_dim": model.head_size,
             "rope_theta": float(model.rotary_base),
-            "num_key_value_heads": model.num_attention_heads,
-            "attention_bias": False,
-            "mlp_bias": False,
+            "rope_scaling": _rope_scaling(model.rope_scaling),
             "bos_token_id": None,
+            **own,
         }
-        return Architecture("LlamaForCausalLM", {**shared, **config}, lambda whole: _llama(model, whole))
-    if export_as == "MegatronBertForMaskedLM" and ours == wanted[export_as] and model.tied_embeddings:
+        return Architecture(name, {**shared, **config}, lambda whole: _decoder(model, whole))
+    bert = ("layernorm", "gelu", "learned", "transform")
+    plain = model.biases is True and not model.qk_norm and model.query_size == model.key_size == model.hidden_size
+    if export_as == "MegatronBertForMaskedLM" and ours == bert and plain and model.tied_embeddings:
         config = {
             "architectures": ["MegatronBertForMaskedLM"],
             "model_type": "megatron-bert",
@@ -78,19 +87,38 @@ def architecture_of(recipe: Recipe, special: dict[str, int]) -> Architecture:
         return Architecture("MegatronBertForMaskedLM", {**shared, **config}, lambda whole: _bert(model, whole))
     raise UserError(
         f"no class of transformers is this model (norm {model.norm}, feed_forward {model.feed_forward}, biases {model.biases},"
-        f" position_embedding {model.position_embedding}, head {model.head}, objective {recipe.data.objective}); recipes like"
-        " ul2_*, gpt_* become LlamaForCausalLM, recipes like bert_* MegatronBertForMaskedLM"
+        f" qk_norm {model.qk_norm}, position_embedding {model.position_embedding}, head {model.head}, objective"
+        f" {recipe.data.objective}); recipes like ul2_*, gpt_* become LlamaForCausalLM, with qk_norm Qwen3ForCausalLM; recipes"
+        " like bert_* MegatronBertForMaskedLM"
     )
 
 
-def _llama(model: Model, whole: Whole) -> Weights:
+def _rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """Return transformers' words for changed rotary frequencies."""
+    if scaling is None:
+        return None
+    own = {
+        "linear": {},
+        "llama3": {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor},
+        "yarn": {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow},
+    }[scaling.type]
+    before = {} if scaling.original_length is None else {"original_max_position_embeddings": scaling.original_length}
+    return {"rope_type": scaling.type, "factor": scaling.factor, **before, **own}
+
+
+def _decoder(model: Model, whole: Whole) -> Weights:
     yield "model.embed_tokens.weight", whole("embedding.word_embeddings.weight")[: model.vocab_size]
     for layer in range(model.num_layers):
         ours, theirs = f"decoder.layers.{layer}.", f"model.layers.{layer}."
         yield theirs + "input_layernorm.weight", whole(ours + "input_layernorm.weight")
-        for name, part in zip("qkv", _queries_keys_values(model, whole(ours + "self_attention.linear_qkv.weight"))):
-            yield f"{theirs}self_attn.{name}_proj.weight", part
+        for kind in ("weight", "bias") if model.biases else ("weight",):
+            for name, part in zip("qkv", _queries_keys_values(model, whole(f"{ours}self_attention.linear_qkv.{kind}"))):
+                yield f"{theirs}self_attn.{name}_proj.{kind}", part
+        for name in "qk" if model.qk_norm else "":
+            yield f"{theirs}self_attn.{name}_norm.weight", whole(f"{ours}self_attention.{name}_layernorm.weight")
         yield theirs + "self_attn.o_proj.weight", whole(ours + "self_attention.linear_proj.weight")
+        if model.biases:
+            yield theirs + "self_attn.o_proj.bias", np.zeros(model.hidden_size, dtype=np.float32)
         yield theirs + "post_attention_layernorm.weight", whole(ours + "pre_mlp_layernorm.weight")
         gate, up = np.split(whole(ours + "mlp.linear_fc1.weight"), 2)
         yield theirs + "mlp.gate_proj.weight", gate
@@ -130,8 +158,10 @@ def _bert(model: Model, whole: Whole) -> Weights:
 
 
 def _queries_keys_values(model: Model, together: np.ndarray) -> Iterator[np.ndarray]:
-    """Megatron-Core keeps query, key and value of a head together; [heads * 3 * d, ...] becomes three of [heads * d, ...]."""
-    d = model.hidden_size // model.num_attention_heads
-    apart = together.reshape(model.num_attention_heads, 3, d, *together.shape[1:])
-    for index in range(3):
-        yield np.ascontiguousarray(apart[:, index].reshape(model.hidden_size, *together.shape[1:]))
+    """Megatron-Core keeps a group's queries, key and value together; [groups * (heads of a group + 2) * d, ...] becomes
+    [heads * d, ...] and twice [groups * d, ...]."""
+    share, rest = model.num_attention_heads // model.groups, together.shape[1:]
+    apart = together.reshape(model.groups, share + 2, model.head_size, *rest)
+    yield np.ascontiguousarray(apart[:, :share].reshape(model.query_size, *rest))
+    for index in (share, share + 1):
+        yield np.ascontiguousarray(apart[:, index].reshape(model.key_size, *rest))

@@ -30,7 +30,18 @@ RECOMPUTE = {"model.recompute": "layer"}
 SELECTIVE = {"model.recompute": "selective"}
 COMPILED = {"compile": "layers"}
 BF16 = {"ds.bf16.enabled": "true"}
-ONE = {"fp32": layout(), "apart": layout(**APART), "bf16": layout(**BF16), "apart in bf16": layout(**APART, **BF16)}
+GROUPED = {
+    "model.num_query_groups": "2", "model.head_dim": "12", "model.qk_norm": "true", "model.biases": "qkv",
+    "model.rope_scaling": "{type: yarn, factor: 4.0, original_length: 32}",
+}  # fmt: skip
+"""Queries that share keys and values, norms of both, and whatever else makes a layer of other shapes than the plain one."""
+ONE = {
+    "fp32": layout(),
+    "grouped": layout(**GROUPED),
+    "apart": layout(**APART),
+    "bf16": layout(**BF16),
+    "apart in bf16": layout(**APART, **BF16),
+}
 
 
 def twice(cases: dict[str, dict]) -> dict[str, dict]:
@@ -57,6 +68,13 @@ TWO = twice(
     "TP2, selectively recomputed": layout(tensor=2, **SELECTIVE),
     "PP2 with two virtual chunks, selectively recomputed": layout(pipeline=2, virtual=2, **SELECTIVE),
     "TP2, compiled": layout(tensor=2, **COMPILED),
+    "TP2, grouped": layout(tensor=2, **GROUPED),
+    "TP2 with sequence parallelism, grouped, selectively recomputed, compiled": layout(
+        tensor=2, sequence=True, **GROUPED, **SELECTIVE, **COMPILED
+    ),
+    "PP2, grouped, recomputed": layout(pipeline=2, **GROUPED, **RECOMPUTE),
+    "DP2, grouped": layout(**REPLICAS, **GROUPED),
+    "DP2 with ZeRO-3, grouped": layout(zero=3, **REPLICAS, **GROUPED),
     "TP2 with sequence parallelism, selectively recomputed, compiled": layout(tensor=2, sequence=True, **SELECTIVE, **COMPILED),
     "PP2 with two virtual chunks, recomputed, compiled": layout(pipeline=2, virtual=2, **RECOMPUTE, **COMPILED),
     "DP2 with ZeRO-3, selectively recomputed, compiled": layout(zero=3, **REPLICAS, **SELECTIVE, **COMPILED),

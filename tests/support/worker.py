@@ -80,6 +80,22 @@ def tied_embedding_counted_twice():
     return patch.object(model, "mark_copies", mark_none)
 
 
+def norms_of_own_heads():
+    """Each tensor rank trains its norms of queries and keys by its own heads alone."""
+    from copy import copy
+
+    from pretrain.optim import layerwise
+
+    summed = layerwise.sum_over_model_ranks
+
+    def without_norms(model, config):
+        config = copy(config)
+        config.qk_layernorm = False
+        summed(model, config)
+
+    return patch.object(layerwise, "sum_over_model_ranks", without_norms)
+
+
 def last_micro_batch_alone():
     """Of a layer's gradients, which ZeRO-3 sends after each micro-batch, the last ones count, not their sum."""
     from pretrain.optim.fully_sharded import FullyShardedOptimizer
@@ -128,7 +144,15 @@ def small_pieces():
 
 BREAKS = {
     f.__name__: f
-    for f in (shifted_path, tied_embedding_counted_twice, last_micro_batch_alone, no_clone, moments_forgotten, small_pieces)
+    for f in (
+        shifted_path,
+        tied_embedding_counted_twice,
+        last_micro_batch_alone,
+        norms_of_own_heads,
+        no_clone,
+        moments_forgotten,
+        small_pieces,
+    )  # fmt: skip
 }
 
 

@@ -24,10 +24,13 @@ from tests.support.runs import train
 COUNT, TOKENS = 50, 12
 
 
-@pytest.fixture(scope="module")
-def trained(project, ranks, tmp_path_factory):
+GROUPED = ("model.num_query_groups=2", "model.head_dim=12", "model.qk_norm=true")
+
+
+@pytest.fixture(scope="module", params=[(), GROUPED], ids=["each head its own keys", "grouped"])
+def trained(request, project, ranks, tmp_path_factory):
     """(engine, exported model, run, tokenizer) with large weights, so that texts and masks matter."""
-    run, home = project.run("model.init_std=0.2", "model.tied_embeddings=false"), tmp_path_factory.mktemp("run")
+    run, home = project.run("model.init_std=0.2", "model.tied_embeddings=false", *request.param), tmp_path_factory.mktemp("run")
     engine, data, directory = build_engine(run, ranks), open_data(run), RunDirectory(home / "run")
     for step in (1, 2, 3):
         result = engine.step(step, data.batch(step), run.method.paths(step))

@@ -10,12 +10,27 @@ import torch
 
 from pretrain.config import read_run
 from pretrain.plan.memory import parameters
-from tests.support.layouts import APART, BF16, BF16_LOSS, BF16_NORM, FOUR, ONE, REPLICAS, TOLERANCE, TWO, distances, layout, train
+from tests.support.layouts import (
+    APART,
+    BF16,
+    BF16_LOSS,
+    BF16_NORM,
+    FOUR,
+    GROUPED,
+    ONE,
+    REPLICAS,
+    TOLERANCE,
+    TWO,
+    distances,
+    layout,
+    train,
+)
 from tests.support.project import CLIPPING
 
 pytestmark = pytest.mark.dist
 QUICK = {
     "TP2 with sequence parallelism",
+    "TP2, grouped",
     "PP2 with two virtual chunks, recomputed",
     "DP2, replicas on paths apart",
     "DP2 with ZeRO-2",
@@ -34,8 +49,12 @@ def marked(names: Iterable[str], quick: Collection[str]) -> list:
 BROKEN_TWO = {
     "tied_embedding_counted_twice": layout(pipeline=2, **{"break": "tied_embedding_counted_twice"}),
     "last_micro_batch_alone": layout(zero=3, **REPLICAS, **{"break": "last_micro_batch_alone"}),
+    "grouped, norms_of_own_heads": layout(tensor=2, **GROUPED, **{"break": "norms_of_own_heads"}),
 }
-CRASHES = {"no_clone": "the gradient's norm is not finite"}
+CRASHES = {
+    "no_clone": "the gradient's norm is not finite",
+    "grouped, norms_of_own_heads": "copies of decoder.layers.0.self_attention.q_layernorm.weight differ between ranks",
+}
 """Breaks that may end in a crash, and how."""
 BROKEN_FOUR = {"no_clone": layout(pipeline=4, **{"break": "no_clone"})}
 
@@ -79,7 +98,9 @@ def result(request, name):
 
 
 def counterpart(name: str) -> str:
-    """The case of one process that draws the same paths in the same precision."""
+    """The case of one process that draws the same paths through the same model in the same precision."""
+    if "grouped" in name:
+        return "grouped"
     return {(False, False): "fp32", (True, False): "apart", (False, True): "bf16", (True, True): "apart in bf16"}[
         "apart" in name, "bf16" in name
     ]
@@ -150,7 +171,7 @@ def test_a_broken_joint_is_noticed(one, broken, name):
     if not results:
         assert CRASHES[name] in errors, "it must fail in the joint, not in breaking it"
         return
-    assert max(distances(results[name], one["fp32"]).values()) > TOLERANCE
+    assert max(distances(results[name], one[counterpart(name)]).values()) > TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pretrain.config import read_run
 from pretrain.config.deepspeed import DeepSpeedConfig, Zero
 from pretrain.config.recipe import Recipe
 from pretrain.config.strict import Strict, section_of
+from pretrain.plan.memory import parameters
 
 SHIPPED = sorted(path.stem for path in Path("pretrain/recipes").glob("*.yaml"))
 
@@ -23,6 +24,11 @@ def test_shipped_recipes_are_valid_and_their_json_is_deepspeeds(name):
     theirs = Theirs({**ours, "gradient_accumulation_steps": run.micro_batches})
     assert theirs.train_micro_batch_size_per_gpu == run.micro_batch
     assert theirs.zero_optimization_stage == run.ds.zero_optimization.stage
+
+
+@pytest.mark.parametrize("name, published", [("llama_1b", 1_235_814_400), ("qwen3_0.6b", 596_049_920)])
+def test_published_shapes_have_as_many_parameters_as_published(name, published):
+    assert parameters(read_run(name, []), 0) == published
 
 
 def test_shipped_schedules_save_what_they_say():

@@ -35,7 +35,16 @@ RECIPES = {
     "gpt": {"data.objective": "causal"},
     "gpt, untied": {"data.objective": "causal", "model.tied_embeddings": "false"},
     "bert": BERT,
-}
+    "llama 3": {
+        "data.objective": "causal", "model.num_query_groups": "2", "model.head_dim": "12",
+        "model.rope_scaling": "{type: llama3, factor: 8.0, original_length: 16}",
+    },
+    "qwen3": {
+        "model.num_query_groups": "1", "model.qk_norm": "true", "model.head_dim": "16",
+        "model.rope_scaling": "{type: yarn, factor: 4.0, original_length: 16}",
+    },
+    "with qkv biases": {"model.num_query_groups": "2", "model.biases": "qkv"},
+}  # fmt: skip
 
 
 @dataclass
