@@ -12,8 +12,9 @@ SETTINGS = (
     "Any field of the recipe is an option, as --steps or --model.num_layers; any key of the JSON after --ds., as"
     " --ds.zero_optimization.stage."
 )
-TRAIN_OPTIONS = ("run-dir", "resume", "resume-changing", "stop-at", "profile-steps", "device", "ds-config")
+TRAIN_OPTIONS = ("run-dir", "resume", "resume-changing", "decay-steps", "stop-at", "profile-steps", "device", "ds-config")
 """Options of `train` itself."""
+DECAY_OPTION = "--ds.scheduler.params.decay_num_steps"
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,11 +48,48 @@ def train_arguments(parser: argparse._ActionsContainer) -> None:
         metavar="NAME,...",
         help="settings that may differ from the run so far, as lr,path_lengths",
     )
+    parser.add_argument(
+        "--decay-steps",
+        type=int,
+        metavar="N",
+        help="end the run N steps after the checkpoint that --resume names, its learning rate decaying; docs/checkpoints.md",
+    )
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
     parser.add_argument(
         "--profile-steps", metavar="FIRST-LAST", help="write a Chrome trace and a table of these steps to RUN/profile/"
     )
     device_argument(parser)
+
+
+def with_decay(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+    """Return the settings of a run that branches off another for its decay, and the names of those that may differ from it.
+
+    Raises:
+        UserError: no checkpoint is named, or it is not of the stable part of a run with WarmupStableDecay.
+    """
+    count: int | None = args.decay_steps
+    if count is None:
+        return pairs, ()
+    option = f"{COMMAND_LINE}: --decay-steps {count}"
+    if count < 1:
+        raise UserError(f"{option}: at least 1")
+    if args.resume in ("auto", "never"):
+        raise UserError(f"{option}: name the checkpoint at which the decay begins, as --resume RUN/checkpoints/step_00001000")
+    given = {key for key, _ in pairs}
+    if clash := given & {"--steps", "--tokens", DECAY_OPTION}:
+        raise UserError(f"{option}: says how long the run is and its decay; leave out {min(clash)}")
+    from pretrain.checkpoint.find import manifest_of, run_of
+
+    folder = Path(args.resume)
+    manifest = manifest_of(folder)
+    theirs = run_of(folder, manifest)
+    scheduler = theirs.ds.scheduler
+    if scheduler is None or scheduler.params.decay_num_steps is None:
+        raise UserError(f"{option}: {folder} is of a run whose schedule is not WarmupStableDecay")
+    first, last = max(2, scheduler.params.warmup_num_steps), theirs.steps - scheduler.params.decay_num_steps
+    if not first <= manifest.step <= last:
+        raise UserError(f"{option}: step {manifest.step} is not of the stable part of its run, which is {first} to {last}")
+    return [*pairs, ("--steps", str(manifest.step + count)), (DECAY_OPTION, str(count))], ("steps", "decay_num_steps")
 
 
 def device_argument(parser: argparse._ActionsContainer) -> None:

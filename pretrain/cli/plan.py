@@ -3,7 +3,15 @@
 import argparse
 import math
 
-from pretrain.cli.arguments import SETTINGS, TRAIN_OPTIONS, explained, recipe_arguments, require_recipe, train_arguments
+from pretrain.cli.arguments import (
+    SETTINGS,
+    TRAIN_OPTIONS,
+    explained,
+    recipe_arguments,
+    require_recipe,
+    train_arguments,
+    with_decay,
+)
 from pretrain.config.checks import check
 from pretrain.config.command_line import option_pairs
 from pretrain.config.read import parse_run
@@ -68,7 +76,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         return 0
     require_recipe(args)
     _require_sensible(args)
-    pairs = option_pairs(rest, OPTIONS)
+    pairs, _ = with_decay(args, option_pairs(rest, OPTIONS))
     gpus = None if args.nodes is None else args.nodes * args.gpus_per_node
     run = parse_run(args.recipe, pairs, args.ds_config, gpus)
     problem = _problem_of(run)

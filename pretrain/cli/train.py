@@ -4,7 +4,15 @@ import argparse
 import os
 from pathlib import Path
 
-from pretrain.cli.arguments import SETTINGS, TRAIN_OPTIONS, explained, recipe_arguments, require_recipe, train_arguments
+from pretrain.cli.arguments import (
+    SETTINGS,
+    TRAIN_OPTIONS,
+    explained,
+    recipe_arguments,
+    require_recipe,
+    train_arguments,
+    with_decay,
+)
 from pretrain.config import Run, read_run
 from pretrain.config.command_line import option_pairs
 from pretrain.errors import TrainingStopped, UserError
@@ -33,7 +41,8 @@ def _train_with_others(args: argparse.Namespace, rest: list[str]) -> int:
         end_with_parent()
         if os.getppid() == 1:
             raise TrainingStopped("the launcher is gone")
-    pairs, profiled = option_pairs(rest, TRAIN_OPTIONS), _steps(args.profile_steps)
+    profiled = _steps(args.profile_steps)
+    pairs, branched = with_decay(args, option_pairs(rest, TRAIN_OPTIONS))
     place = find_place(os.environ)
     os.environ.update(place.environment)
 
@@ -54,7 +63,7 @@ def _train_with_others(args: argparse.Namespace, rest: list[str]) -> int:
     with join(args.device, place, run_dir if run_dir.is_dir() else run_dir.parent) as ranks:
         with ranks.all_or_none():
             run = read()
-        changing = _names(args.resume_changing)
+        changing = (*_names(args.resume_changing), *branched)
         step = train(run, TrainOptions(args.run_dir, args.resume, changing, place, args.stop_at, profiled), ranks)
         if ranks.is_main and args.run_dir is not None:
             kind: EventKind = "finished" if step >= run.steps else "saved" if ranks.stopped_by else "ended"

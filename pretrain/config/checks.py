@@ -136,6 +136,12 @@ def _check_scheduler(run: Run) -> None:
         raise UserError(
             f'{run.ds_file}: "scheduler.params.total_num_steps" {total} contradicts the run\'s {run.steps} steps; write "auto"'
         )
+    warm_up, decay = run.ds.scheduler.params.warmup_num_steps, run.ds.scheduler.params.decay_num_steps
+    if decay is not None and warm_up + decay > run.steps:
+        raise UserError(
+            f'{run.ds_file}: "scheduler.params.decay_num_steps" {decay} and "warmup_num_steps" {warm_up} are more than the run\'s'
+            f" {run.steps} steps; lower one of them"
+        )
     if top not in (None, "auto", run.ds.optimizer.params.lr):
         raise UserError(
             f'{run.ds_file}: "scheduler.params.warmup_max_lr" {top} contradicts "optimizer.params.lr" '

@@ -68,26 +68,43 @@ class SchedulerParams(Strict):
     """WarmupCosineLR: share of lr before the warm-up."""
     cos_min_ratio: Share | None = None
     """WarmupCosineLR: share of lr at the end."""
+    decay_num_steps: Positive | None = None
+    """WarmupStableDecay: steps of the decay, the last of the run."""
+    decay_type: Literal["linear", "cosine", "1-sqrt"] | None = None
+    """WarmupStableDecay: shape of the decay; linear if left out."""
+    decay_min_ratio: Share | None = None
+    """WarmupStableDecay: share of lr that the decay goes to; 0 if left out."""
+
+
+DECAY = ("decay_num_steps", "decay_type", "decay_min_ratio")
+"""Arguments of WarmupStableDecay alone."""
 
 
 class Scheduler(Strict):
-    """DeepSpeed's learning-rate schedule. Step n of a run uses its value n, so that no step has a rate of 0."""
+    """DeepSpeed's learning-rate schedules, and one more. Step n of a run uses value n of DeepSpeed's, so that no step has a rate
+    of 0."""
 
-    type: Literal["WarmupLR", "WarmupDecayLR", "WarmupCosineLR"]
-    """Constant, linear decay or cosine decay after a warm-up."""
+    type: Literal["WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "WarmupStableDecay"]
+    """Constant, linear decay or cosine decay after a warm-up. WarmupStableDecay, which DeepSpeed does not have: constant until
+    the last steps, and a decay over these."""
     params: SchedulerParams = SchedulerParams()
     """Its arguments."""
 
     @model_validator(mode="after")
     def _arguments_fit(self) -> "Scheduler":
         other = {
-            "WarmupCosineLR": ("warmup_min_lr", "warmup_max_lr"),
-            "WarmupDecayLR": ("warmup_min_ratio", "cos_min_ratio"),
-            "WarmupLR": ("warmup_min_ratio", "cos_min_ratio", "total_num_steps"),
+            "WarmupCosineLR": ("warmup_min_lr", "warmup_max_lr", *DECAY),
+            "WarmupDecayLR": ("warmup_min_ratio", "cos_min_ratio", *DECAY),
+            "WarmupLR": ("warmup_min_ratio", "cos_min_ratio", "total_num_steps", *DECAY),
+            "WarmupStableDecay": ("warmup_min_lr", "warmup_max_lr", "cos_min_ratio"),
         }[self.type]
         wrong = [name for name in other if getattr(self.params, name) is not None]
         if wrong:
             raise ValueError(f'"{wrong[0]}" is not an argument of {self.type}; remove it')
+        if self.type == "WarmupStableDecay" and self.params.decay_num_steps is None:
+            raise ValueError(
+                "WarmupStableDecay needs params.decay_num_steps, the steps of its decay; a tenth of the run is usual"
+            )
         return self
 
 

@@ -10,11 +10,16 @@ from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
 from pretrain.errors import UserError
 from pretrain.subnetwork.methods import Method
+from pretrain.subnetwork.methods.raptr import DrawnKeys
 from pretrain.subnetwork.path import LayerPath, parts_of_model, path_of_sample
 
 SINCE = {
     "ds.communication_data_type": "fp32",
     "ds.progressive_subnetwork.skipped_update": "exact",
+    "ds.progressive_subnetwork.full_model_last_steps": 0,
+    "ds.scheduler.params.decay_num_steps": None,
+    "ds.scheduler.params.decay_type": None,
+    "ds.scheduler.params.decay_min_ratio": None,
     "recipe.compile": "auto",
     "recipe.model.num_query_groups": None,
     "recipe.model.head_dim": None,
@@ -120,8 +125,12 @@ class Run:
 
     @cached_property
     def method(self) -> Method:
+        keys, scheduler = self.ds.progressive_subnetwork, self.ds.scheduler
+        if isinstance(keys, DrawnKeys) and keys.full_model_last_steps == "decay" and scheduler is not None:
+            if scheduler.params.decay_num_steps is not None:
+                keys = keys.model_copy(update={"full_model_last_steps": scheduler.params.decay_num_steps})
         try:
-            return self.ds.progressive_subnetwork.build(self.recipe.model.num_layers, self.steps, self.recipe.seed)
+            return keys.build(self.recipe.model.num_layers, self.steps, self.recipe.seed)
         except ValueError as error:
             raise UserError(f'{self.ds_file}: "progressive_subnetwork": {error}') from None
 

@@ -29,7 +29,7 @@ def print_plan(
     console = _console()
     by_paths = tables.paths(run)
     shown = [tables.size(run), tables.batches(run), tables.stages(run), *([] if by_paths is None else [by_paths])]
-    shown += [tables.savings_table(run), tables.ranks(run)]
+    shown += [tables.rates(run, console.options.ascii_only), tables.savings_table(run), tables.ranks(run)]
     warned = list(warnings(run))
     if cluster is not None:
         shown.append(cluster_tables.cost(run, cluster))

@@ -11,6 +11,7 @@ from pretrain.config.checks import check
 from pretrain.cost.flops import expected_active, savings
 from pretrain.errors import UserError
 from pretrain.observe.console import short
+from pretrain.optim.rates import learning_rate
 from pretrain.plan.balance import spread
 from pretrain.plan.memory import GIB, rank_memory
 from pretrain.plan.parameters import count_parameters
@@ -19,6 +20,8 @@ from pretrain.plan.wire import active_layers, traffic
 
 PATHS = (1, 2, 4, 8)
 """Paths a step that are shown beside the run's own."""
+BARS, ASCII_BARS, DRAWN = "▁▂▃▄▅▆▇█", "_.:-=+*#", 60
+"""Heights, and how many places of a run are drawn."""
 
 
 def size(run: Run) -> Table:
@@ -49,6 +52,24 @@ def batches(run: Run) -> Table:
     }
     for what, value in rows.items():
         table.add_row(what, str(value))
+    return table
+
+
+def rates(run: Run, ascii_only: bool) -> Table:
+    """The learning rate: where its course changes, and a drawing of it over the whole run."""
+    bars = ASCII_BARS if ascii_only else BARS
+    scheduler, top = run.ds.scheduler, run.ds.optimizer.params.lr
+    turns = {1, run.steps}
+    if scheduler is not None:
+        turns.add(min(run.steps, max(2, scheduler.params.warmup_num_steps)))
+        if scheduler.params.decay_num_steps is not None:
+            turns.add(run.steps - scheduler.params.decay_num_steps + 1)
+    table = table_of(f"learning rate: {'constant' if scheduler is None else scheduler.type}", "when", "rate")
+    for step in sorted(turns):
+        table.add_row(f"step {step:,}", f"{learning_rate(scheduler, top, run.steps, step):.3g}")
+    drawn = (1 + (run.steps - 1) * column // (DRAWN - 1) for column in range(DRAWN))
+    shares = (learning_rate(scheduler, top, run.steps, step) / top for step in drawn)
+    table.add_row("", "".join(bars[round(share * (len(bars) - 1))] for share in shares))
     return table
 
 

@@ -28,12 +28,14 @@ def make_stages(
     path_lengths: Sequence[int],
     stage_fractions: Sequence[float] | None = None,
     full_model_first_fraction: float = 0.0,
+    full_model_last_steps: int = 0,
 ) -> tuple[Stage, ...]:
     """Lay the stages out over a run.
 
     The first ``round(full_model_first_fraction * steps)`` steps run all layers (stage 0, the warm-up of the
     paper's UL2 runs). The rest is divided by ``stage_fractions``, equal parts if None (the paper's BERT runs).
-    A boundary is at the rounded cumulative fraction, so that no rounding error adds up; ties round to even.
+    A boundary is at the rounded cumulative fraction, so that no rounding error adds up; ties round to even. The last
+    ``full_model_last_steps`` steps run all layers in a stage of their own, and all else is laid out over those before.
 
     Raises:
         ValueError: a fraction out of range, fractions that do not add up to 1, path lengths that shrink or exceed
@@ -48,6 +50,9 @@ def make_stages(
     if not 0 <= full_model_first_fraction < 1:
         raise ValueError(f"full_model_first_fraction {full_model_first_fraction} must be at least 0 and below 1")
 
+    if not 0 <= full_model_last_steps < steps:
+        raise ValueError(f"full_model_last_steps {full_model_last_steps} must be fewer than the run's {steps} steps")
+    steps -= full_model_last_steps
     fractions = _fractions(len(path_lengths), stage_fractions)
     first = round(_exact(full_model_first_fraction) * steps)
     stages = [Stage(0, 1, first, layers)] if first else []
@@ -62,6 +67,8 @@ def make_stages(
             )
         stages.append(Stage(index, last + 1, boundary, length))
         last = boundary
+    if full_model_last_steps:
+        stages.append(Stage(len(path_lengths) + 1, last + 1, last + full_model_last_steps, layers))
     return tuple(stages)
 
 

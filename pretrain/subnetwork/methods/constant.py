@@ -3,7 +3,6 @@
 from typing import Literal
 
 from pretrain.subnetwork.methods.raptr import DrawnKeys, Raptr
-from pretrain.subnetwork.schedule import make_stages
 
 
 class ConstantKeys(DrawnKeys):
@@ -16,5 +15,4 @@ class ConstantKeys(DrawnKeys):
     def build(self, layers: int, steps: int, seed: int) -> Raptr:
         if len(self.path_lengths) != 1:
             raise ValueError('method "constant" has one path length for the whole run, as in "path_lengths": "9"')
-        stages = make_stages(steps, layers, self.path_lengths, None, self.full_model_first_fraction)
-        return self.drawn("constant", layers, stages, seed)
+        return self.drawn("constant", layers, self.stages(layers, steps, None), seed)

@@ -40,6 +40,8 @@ class DrawnKeys(WithLengths):
 
     full_model_first_fraction: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of the steps that train all layers before stage 1, as in the paper's UL2 runs."""
+    full_model_last_steps: Count | Literal["decay"] = 0
+    """Steps at the end that train all layers; decay: those of WarmupStableDecay's decay. Stages are laid out over the others."""
     fixed_layers: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
     """Layers that are always active, counted from 0; the first and the last if left out."""
     sampler: Sampler = "balanced"
@@ -51,6 +53,17 @@ class DrawnKeys(WithLengths):
     paths_per_step: PathsPerStep = 1
     residual_scale: ResidualScale = "none"
     path_seed: PathSeed = None
+
+    def stages(self, layers: int, steps: int, fractions: StageFractions) -> tuple[Stage, ...]:
+        """Lay the stages out.
+
+        Raises:
+            ValueError: settings that cannot run.
+        """
+        if self.full_model_last_steps == "decay":
+            raise ValueError('full_model_last_steps "decay" needs a scheduler of type WarmupStableDecay; write a number of steps')
+        first, last = self.full_model_first_fraction, self.full_model_last_steps
+        return make_stages(steps, layers, self.path_lengths, fractions, first, last)
 
     def drawn(self, name: str, layers: int, stages: tuple[Stage, ...], seed: int) -> Raptr:
         """Return the method that draws paths of the stages' lengths.
@@ -83,5 +96,4 @@ class RaptrKeys(DrawnKeys):
     stage_fractions: StageFractions = None
 
     def build(self, layers: int, steps: int, seed: int) -> Raptr:
-        stages = make_stages(steps, layers, self.path_lengths, self.stage_fractions, self.full_model_first_fraction)
-        return self.drawn("raptr", layers, stages, seed)
+        return self.drawn("raptr", layers, self.stages(layers, steps, self.stage_fractions), seed)

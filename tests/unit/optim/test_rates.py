@@ -46,5 +46,19 @@ def test_every_rate_is_deepspeeds(kind, params):
     assert min(ours) > 0 or kind == "WarmupDecayLR", "no step has a rate of 0, but the last one of a linear decay"
 
 
+@pytest.mark.parametrize("shape", [None, "linear", "cosine", "1-sqrt"])
+def test_a_stable_rate_decays_over_the_last_steps_alone(shape):
+    params = {"warmup_num_steps": 7, "warmup_type": "linear", "decay_num_steps": 10, "decay_min_ratio": 0.1}
+    params |= {} if shape is None else {"decay_type": shape}
+    scheduler = Scheduler.model_validate({"type": "WarmupStableDecay", "params": params})
+    rates = [learning_rate(scheduler, LR, STEPS, step) for step in range(1, STEPS + 1)]
+    assert rates[:6] == [pytest.approx(LR * step / 7) for step in range(1, 7)] and set(rates[6:41]) == {LR}
+    assert all(later < earlier for earlier, later in zip(rates[40:], rates[41:])) and rates[-1] > 0.1 * LR
+    half = {None: 0.5, "linear": 0.5, "cosine": 0.5, "1-sqrt": 1 - 0.5**0.5}[shape]
+    assert rates[45] == pytest.approx(LR * (0.1 + 0.9 * half)), "five of ten steps are over"
+    longer = [learning_rate(scheduler, LR, 2 * STEPS, step) for step in range(1, 41)]
+    assert longer == rates[:40], "until the decay it does not matter how long the run is"
+
+
 def test_without_a_schedule_the_rate_is_constant():
     assert {learning_rate(None, LR, STEPS, step) for step in range(1, STEPS + 1)} == {LR}

@@ -23,6 +23,16 @@ def test_a_large_recipe_is_planned_on_a_laptop():
     assert done.stderr == ""
 
 
+def test_the_learning_rate_is_drawn_where_it_turns(project):
+    schedule = "{type: WarmupStableDecay, params: {warmup_num_steps: 5, warmup_type: linear, decay_num_steps: 5}}"
+    done = plan(str(project.recipe), "--ds-config", str(project.ds), "--ds.scheduler", schedule)
+    assert done.returncode == 0, done.stderr
+    rows = {words[0].strip(): words[1].strip() for line in done.stdout.splitlines() if len(words := line.split("│")[1:3]) == 2}
+    assert (rows["step 1"], rows["step 5"], rows["step 16"], rows["step 20"]) == ("0.0002", "0.001", "0.001", "0.0002")
+    drawn = next(value for name, value in rows.items() if name == "" and "█" in value)
+    assert len(drawn) == 60 and drawn[0] == drawn[-1] == "▂" and drawn[20:40] == 20 * "█"
+
+
 def test_it_counts_the_parameters_that_are_built(project, ranks):
     built = sum(p.numel() for p in build_engine(project.run(), ranks).model.parameters())
     assert f"{built:,}" in plan(str(project.recipe), "--ds-config", str(project.ds)).stdout
