@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pretrain.cost.flops import Shape
 from pretrain.data.objectives import OBJECTIVES, Objective, ObjectiveKeys
 from pretrain.errors import UserError
-from pretrain.schema import AboveZero, Count, Number, Positive, Strict, Width
+from pretrain.schema import AboveZero, Count, NotNegative, Number, Positive, Strict, Width
 
 
 class RopeScaling(Strict):
@@ -79,6 +79,13 @@ class Model(Strict):
     head: Literal["linear", "transform"] = "linear"
     """What comes before the output projection. transform is BERT's: a matrix, GELU and LayerNorm; the projection then has a
     bias."""
+    embedding_scale: AboveZero = 1.0
+    """Factor on what the embedding gives; Gemma's is the square root of hidden_size."""
+    logit_softcap: AboveZero | None = None
+    """Logits are c tanh(logit / c), so that none is beyond c, as in Gemma 2 (arXiv 2408.00118)."""
+    z_loss: NotNegative = 0.0
+    """Factor of the squared logarithm of the softmax's denominator, which is trained down beside the loss and not reported (PaLM,
+    arXiv 2204.02311, section 5; 1e-4 there)."""
     norm_epsilon: Annotated[Number, Field(gt=0)] = 1e-6
     """Added to the mean square (rmsnorm) or variance (layernorm)."""
     init_std: Annotated[Number, Field(gt=0)] = 0.02

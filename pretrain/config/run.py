@@ -25,6 +25,9 @@ SINCE = {
     "recipe.model.head_dim": None,
     "recipe.model.qk_norm": False,
     "recipe.model.rope_scaling": None,
+    "recipe.model.embedding_scale": 1.0,
+    "recipe.model.logit_softcap": None,
+    "recipe.model.z_loss": 0.0,
 }
 """Settings that came later, with the values that mean what was done before: left out where a run is compared with older ones."""
 

@@ -54,6 +54,8 @@ def architecture_of(recipe: Recipe, special: dict[str, int]) -> Architecture:
         "tie_word_embeddings": model.tied_embeddings,
         **special,
     }
+    if model.embedding_scale != 1 or model.logit_softcap is not None:
+        raise UserError("no class of transformers that is exported to has an embedding_scale or a logit_softcap; train without")
     export_as = recipe.data.made_as.export_as
     ours = (model.norm, model.feed_forward, model.position_embedding, model.head)
     decoder = DECODERS.get((model.biases, model.qk_norm))

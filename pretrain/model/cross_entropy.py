@@ -51,9 +51,11 @@ def linear_cross_entropy(
     group: dist.ProcessGroup,
     kernels: Kernels = Kernels(),
     columns: int | None = None,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sum of losses times factors, which can be differentiated, and for each position its loss, whether no token is
-    likelier than its label, and the likeliest token, which cannot.
+    """Return the sum of losses, z-losses among them, times factors, which can be differentiated, and for each position its loss,
+    whether no token is likelier than its label, and the likeliest token, which cannot.
 
     Args:
         hidden: [n, h], what the output projection reads, the same on all tensor ranks.
@@ -64,6 +66,8 @@ def linear_cross_entropy(
         group: the tensor ranks.
         columns: rows of every tensor rank, padding included: all of them must cut tokens into the same
             pieces. None if `weight` has no padding.
+        softcap: c, where logits are c tanh(logit / c); None where they are as they are.
+        z_loss: factor of the squared logarithm of the denominator; the losses by position are without it.
 
     Returns:
         A scalar and [n], both float32, [n] bool and [n] int64, the same on all tensor ranks; -1 for tokens where it is trained,
@@ -71,7 +75,12 @@ def linear_cross_entropy(
         to be summed over tensor ranks.
     """
     trains = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, factors, group, kernels, columns, trains)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, factors, group, kernels, columns, trains, softcap, z_loss)
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Return c tanh(logit / c), or the logits themselves."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 class _Context(torch.autograd.function.FunctionCtx):
@@ -93,17 +102,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         kernels: Kernels,
         columns: int | None,
         trains: bool,
+        softcap: float | None,
+        z_loss: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows = weight.shape[0]
         best = torch.full_like(labels, -1)
         positions = positions_in_piece(columns or rows, hidden.device.type != "cpu")
         losses, is_best = torch.empty_like(factors), torch.empty_like(factors, dtype=torch.bool)
+        denominators = torch.zeros_like(factors)  # their logarithms
         grad_hidden = torch.empty_like(hidden) if trains else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if trains else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if trains and bias is not None else None
         for begin in range(0, len(hidden), positions):
             piece = slice(begin, begin + positions)
-            logits, factor = F.linear(hidden[piece], weight, bias), factors[piece]
+            logits, factor = capped(F.linear(hidden[piece], weight, bias), softcap), factors[piece]
             column, is_here = _columns(labels[piece], rows)
             top = logits.amax(-1).float() if rows else torch.full_like(factor, -math.inf)
             _all_reduce(top, dist.ReduceOp.MAX, group)
@@ -112,14 +124,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             _all_reduce(totals, dist.ReduceOp.SUM, group)
             total, shifted = totals
             losses[piece], is_best[piece] = total.log() - shifted, shifted == 0
+            denominators[piece] = total.log() + top
             if grad_hidden is None or grad_weight is None:
                 best[piece] = _best(logits, top, (columns or rows) * group.rank(), group)
                 continue
-            grad = kernels.scaled_exponentials(logits, top, factor / total)
+            pull = 1 + 2 * z_loss * denominators[piece]
+            grad = kernels.scaled_exponentials(logits, top, factor * pull / total)
+            slope = None if softcap is None else 1 - (logits / softcap) ** 2
             del logits
             if rows:  # the label's own column, where 1 is taken off, is rounded once
-                at_label = ((shifted.exp() / total - 1) * factor).to(grad.dtype)
+                at_label = ((shifted.exp() * pull / total - 1) * factor).to(grad.dtype)
                 grad.scatter_(1, column, torch.where(is_here, at_label, grad.gather(1, column)[:, 0])[:, None])
+            if slope is not None:
+                grad *= slope
             torch.mm(grad, weight, out=grad_hidden[piece])
             if grad.dtype == torch.float32:
                 grad_weight.addmm_(grad.T, hidden[piece])
@@ -130,14 +147,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.grads = grad_hidden, grad_weight, grad_bias
         ctx.dtype = weight.dtype
         ctx.mark_non_differentiable(losses, is_best, best)
-        return torch.where(factors == 0, 0.0, losses * factors).sum(), losses, is_best, best
+        trained = losses + z_loss * denominators**2 if z_loss else losses
+        return torch.where(factors == 0, 0.0, trained * factors).sum(), losses, is_best, best
 
     @staticmethod
     def backward(ctx: _Context, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients are there; what the loss was multiplied with since is in `scale`."""
         grads = [None if grad is None else grad.mul_(scale).to(ctx.dtype) for grad in ctx.grads]
         ctx.grads = ()
-        return *grads, *[None] * 6
+        return *grads, *[None] * 8
 
 
 def _columns(labels: Tensor, rows: int) -> tuple[Tensor, Tensor]:

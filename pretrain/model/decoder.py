@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pretrain.config.recipe import Model, Recipe
 from pretrain.model.attention import CoreAttention, SelfAttention
-from pretrain.model.cross_entropy import Kernels, compiled_kernels, linear_cross_entropy
+from pretrain.model.cross_entropy import Kernels, capped, compiled_kernels, linear_cross_entropy
 from pretrain.model.head import Transform
 from pretrain.model.layer import SkippableLayer
 from pretrain.model.linear import ColumnLinear, RowLinear
@@ -131,7 +131,10 @@ class Decoder(GPTModel):
             assert isinstance(angles, RotaryEmbedding)
             angles.inv_freq, sharpness = scaled(angles.inv_freq, model.rope_scaling)
             self.rotary_pos_emb = RotaryTables(angles, config.params_dtype, sharpness)
+        self._softcap, self._z_loss = model.logit_softcap, model.z_loss
         self._pieces, self._kernels = model.vocab_size, compiled_kernels() if compiles else Kernels()
+        if self.pre_process and model.embedding_scale != 1:
+            self.embedding.register_forward_hook(lambda module, inputs, output: output * model.embedding_scale)
         if self.pre_process and model.position_embedding == "learned":
             self.embedding.position_embeddings.to(config.params_dtype)  # Megatron-Core leaves it in fp32
         self.head = Transform(config, model.padded_vocab_size) if self.post_process and model.head == "transform" else None
@@ -161,7 +164,7 @@ class Decoder(GPTModel):
         if self.head is not None:
             hidden_states = self.head(hidden_states)
         if labels is None:
-            return super()._postprocess(hidden_states, *args, labels=None, loss_mask=None, **kwargs)
+            return capped(super()._postprocess(hidden_states, *args, labels=None, loss_mask=None, **kwargs), self._softcap)
         assert loss_mask is not None, "losses are summed here"
         return self._losses(hidden_states, labels, loss_mask)
 
@@ -198,6 +201,8 @@ class Decoder(GPTModel):
             group,
             kernels,
             columns=weight.shape[0],
+            softcap=self._softcap,
+            z_loss=self._z_loss,
         )
         if chosen is not None:
             by_position = [values.new_zeros(labels.numel()).index_put((chosen,), values) for values in by_position]

@@ -32,7 +32,8 @@ COMPILED = {"compile": "layers"}
 BF16 = {"ds.bf16.enabled": "true"}
 GROUPED = {
     "model.num_query_groups": "2", "model.head_dim": "12", "model.qk_norm": "true", "model.biases": "qkv",
-    "model.rope_scaling": "{type: yarn, factor: 4.0, original_length: 32}",
+    "model.rope_scaling": "{type: yarn, factor: 4.0, original_length: 32}", "model.embedding_scale": "3.0",
+    "model.logit_softcap": "2.0", "model.z_loss": "0.001",
 }  # fmt: skip
 """Queries that share keys and values, norms of both, and whatever else makes a layer of other shapes than the plain one."""
 ONE = {

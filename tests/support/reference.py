@@ -27,6 +27,9 @@ class Reference:
     """Radians a position, [d / 2]; 10000^(-2i/d) if None."""
     sharpness: float = 1.0
     """Factor on turned queries and keys."""
+    embedding_scale: float = 1.0
+    softcap: float | None = None
+    z_loss: float = 0.0
     gelu: bool = False
     """GELU in the feed-forward block instead of SwiGLU. Whatever else makes a BERT shows in the names of the weights."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -44,8 +47,9 @@ class Reference:
     def step(self, batches, paths_of_batches, lr: float) -> tuple[float, float]:
         """One update; returns loss per target token of all batches together, and the gradient's norm."""
         targets = sum(int(batch.targets.sum()) for batch in batches)
-        loss = sum(self.loss_sum(batch, path) for batch, path in zip(batches, paths_of_batches)) / targets
-        gradients = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
+        sums = [self.sums(batch, path) for batch, path in zip(batches, paths_of_batches)]
+        loss, trained = sum(loss for loss, _ in sums) / targets, sum(loss + z_loss for loss, z_loss in sums) / targets
+        gradients = torch.autograd.grad(trained, list(self.weights.values()), allow_unused=True)
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients if g is not None))
         factor = min(1.0, self.clipping / norm)
         for (name, weight), gradient in zip(self.weights.items(), gradients):
@@ -55,18 +59,22 @@ class Reference:
                 self._adamw(name, weight, torch.zeros_like(weight), lr)
         return loss.item(), norm
 
+    def sums(self, batch, path) -> tuple[Tensor, Tensor]:
+        """Cross entropy and z-loss summed over the targets of a batch."""
+        logits, targets = self.logits(batch, path)[..., : self.pieces], torch.from_numpy(batch.targets)
+        labels = torch.from_numpy(batch.labels)
+        chosen = logits.log_softmax(-1).gather(-1, labels.clamp(max=self.pieces - 1)[..., None])[..., 0]
+        return -(chosen * targets).sum(), self.z_loss * (logits.logsumexp(-1) ** 2 * targets).sum()
+
     def loss_sum(self, batch, path) -> Tensor:
         """Cross entropy summed over the targets of a batch."""
-        logits = self.logits(batch, path)
-        log_probabilities = logits[..., : self.pieces].log_softmax(-1)
-        labels = torch.from_numpy(batch.labels)
-        chosen = log_probabilities.gather(-1, labels.clamp(max=self.pieces - 1)[..., None])[..., 0]
-        return -(chosen * torch.from_numpy(batch.targets)).sum()
+        return self.sums(batch, path)[0]
 
     def logits(self, batch, path) -> Tensor:
         """[b, s, padded vocabulary]"""
         may = self._mask(batch)
         x = self.weights["embedding.word_embeddings.weight"][torch.from_numpy(batch.tokens)]
+        x = x * self.embedding_scale
         if self._learned_positions:
             x = x + self.weights["embedding.position_embeddings.weight"][torch.from_numpy(batch.positions)]
         for layer in range(self.layers):
@@ -75,7 +83,8 @@ class Reference:
         x = self._norm(x, "decoder.final_layernorm.weight")
         out = self.weights.get("output_layer.weight", self.weights["embedding.word_embeddings.weight"])
         if "head.dense.weight" not in self.weights:
-            return x @ out.T
+            logits = x @ out.T
+            return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
         x = torch.nn.functional.gelu(x @ self.weights["head.dense.weight"].T + self.weights["head.dense.bias"])
         return self._norm(x, "head.norm.weight") @ out.T + self.weights["head.bias"]
 

@@ -21,7 +21,8 @@ def train_both(run, ranks, shift_path: int = 0):
     model = run.recipe.model
     reference = Reference(
         dict(engine.model.named_parameters()), model.num_layers, model.num_attention_heads, model.vocab_size, model.norm_epsilon,
-        groups=model.groups, head_size=model.head_size, gelu=model.feed_forward == "gelu", clipping=CLIPPING,
+        groups=model.groups, head_size=model.head_size, embedding_scale=model.embedding_scale, softcap=model.logit_softcap,
+        z_loss=model.z_loss, gelu=model.feed_forward == "gelu", clipping=CLIPPING,
         stand_still=run.ds.progressive_subnetwork.skipped_update == "none",
     )  # fmt: skip
     ours, theirs, uneven = [], [], run.recipe.data.objective == "causal"
@@ -62,6 +63,7 @@ def assert_parity(ours, theirs, weights) -> None:
         ("ds.zero_optimization.stage=2", "ds.zero_optimization.overlap_comm=true", "ds.progressive_subnetwork.paths_per_step=1"),
         ("data.denoisers=60-20-20",),
         ("model.num_query_groups=2", "model.head_dim=12", "model.qk_norm=true", "model.recompute=selective"),
+        ("model.z_loss=0.01", "model.logit_softcap=1.5", "model.embedding_scale=4.0"),
         ("model.num_query_groups=1", "model.biases=qkv", "ds.zero_optimization.stage=0"),
         tuple(f"{key}={value}" for key, value in BERT.items()),
         (

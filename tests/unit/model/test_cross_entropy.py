@@ -25,11 +25,13 @@ def data(positions: int, width: int, rows: int, seed: int = 0, dtype: torch.dtyp
     return hidden, weight, bias, torch.randint(0, rows, (positions,), **where), factors
 
 
-def at_once(dtype, hidden, weight, bias, labels, factors):
+def at_once(dtype, hidden, weight, bias, labels, factors, softcap=None, z_loss=0.0):
     """PyTorch's: weighted sum, losses, gradients."""
     inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight, bias)]
-    losses = F.cross_entropy(F.linear(*inputs), labels, reduction="none")
-    loss = (losses * factors.to(dtype)).sum()
+    logits = F.linear(*inputs)
+    logits = logits if softcap is None else softcap * (logits / softcap).tanh()
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    loss = ((losses + z_loss * logits.logsumexp(-1) ** 2) * factors.to(dtype)).sum()
     loss.backward()
     return loss.detach(), losses.detach(), [x.grad for x in inputs]
 
@@ -66,6 +68,27 @@ def test_losses_and_gradients_are_those_of_the_whole_at_once(ranks, positions, r
     assert (loss.detach() - expected).abs() / (given_[-1] * size).sum() < 1e-6
     for found, wanted, terms in zip(given_, gradients, sums_of_sizes(*given_)):
         assert float((found.grad.double() - 3 * wanted).norm() / (3 * terms).norm()) < 1e-6
+
+
+@settings(max_examples=25)
+@given(
+    piece=st.integers(1, 900),
+    seed=st.integers(0, 99),
+    softcap=st.sampled_from([None, 0.7, 5.0]),
+    z_loss=st.sampled_from([0.0, 1e-4, 0.3]),
+)
+def test_soft_caps_and_z_losses_are_those_of_the_whole_at_once(ranks, piece, seed, softcap, z_loss):
+    given_ = data(23, 8, 31, seed)
+    given_[-1][0] = 0.7
+    expected, every, gradients = at_once(torch.float64, *given_, softcap, z_loss)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PIECE_ON_CPU", piece)
+        loss, losses, *_ = linear_cross_entropy(*given_, dist.group.WORLD, softcap=softcap, z_loss=z_loss)
+    assert torch.allclose(losses.double(), every, atol=1e-5), "what is reported is the cross entropy alone"
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    loss.backward()
+    for found, wanted in zip(given_, gradients):
+        assert far(found.grad, wanted) < 1e-5
 
 
 def test_a_bf16_gradient_is_rounded_once_however_many_pieces(ranks, monkeypatch):
