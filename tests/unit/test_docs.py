@@ -1,9 +1,13 @@
 """Links of README and docs lead somewhere, their prose has one width, and tests keep what they promise."""
 
+import argparse
 import re
 from pathlib import Path
 
 import pytest
+
+from pretrain.cli import train
+from pretrain.config.command_line import all_settings
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PAGES = sorted(page for pattern in ("*.md", "docs/**/*.md", "bench/**/*.md") for page in Path().glob(pattern))
@@ -56,6 +60,22 @@ def test_every_promise_names_a_test():
         if line.startswith("| ") and not line.startswith("| promise")
     ]
     assert len(rows) > 40 and all("::test_" in row for row in rows)
+
+
+def test_every_key_of_ours_in_the_tables_of_other_programs_is_there():
+    """The last column of docs/coming_from.md."""
+    options = {option for action in _train_parser()._actions for option in action.option_strings}
+    known = {key.removeprefix("--") for key, _ in all_settings()} | options | {"--tokens"}
+    cells = [line.split("|")[-2] for line in Path("docs/coming_from.md").read_text().splitlines() if line.startswith("| ")]
+    named = [key for cell in cells for key in re.findall(r"`([^`]+)`", cell)]
+    values = {"gelu", "warmup_type", "--tokens 32B"}
+    assert len(named) > 40 and [key for key in named if key not in known | values] == []
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    train.arguments(parser)
+    return parser
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
