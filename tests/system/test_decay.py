@@ -1,7 +1,11 @@
 """A run whose learning rate stays at its top may branch off for a decay at any of its checkpoints."""
 
+from argparse import Namespace
+
 import pytest
 
+from pretrain.cli.arguments import with_decay
+from pretrain.errors import UserError
 from tests.support.runs import essence, rows, train
 
 SCHEDULE = "{type: WarmupStableDecay, params: {warmup_num_steps: 4, warmup_type: linear, decay_num_steps: 6, decay_type: 1-sqrt}}"
@@ -21,6 +25,7 @@ def steps_of(run_dir) -> dict[int, dict]:
     return {row["step"]: row for row in essence(rows(run_dir)) if "loss" in row}
 
 
+@pytest.mark.long
 def test_a_decay_from_a_checkpoint_is_that_of_a_run_of_that_length(project, tmp_path):
     """Until the decay nothing depends on how long a run is, so that both are the same bit for bit; also when interrupted."""
     full = ("--ds.scheduler", SCHEDULE, "--ds.progressive_subnetwork", "{method: full}")
@@ -49,18 +54,17 @@ def test_the_decay_runs_all_layers_where_it_is_asked_to(project, stable, tmp_pat
 
 
 def test_a_decay_that_cannot_be_is_one_line(project, stable, tmp_path):
-    words = ("--ds.scheduler", SCHEDULE, "--ds.progressive_subnetwork", PATHS)
     at = {step: str(stable / f"checkpoints/step_{step:08d}") for step in (5, 16)}
-    for more, says in (
-        (("--decay-steps", "3"), "name the checkpoint at which the decay begins"),
-        (("--decay-steps", "0", "--resume", at[5]), "--decay-steps 0: at least 1"),
-        (("--decay-steps", "3", "--resume", at[5], "--steps", "9"), "leave out --steps"),
-        (("--decay-steps", "3", "--resume", at[16]), "step 16 is not of the stable part of its run, which is 4 to 14"),
-        (("--decay-steps", "3", "--resume", str(tmp_path)), "manifest"),
+    for steps, checkpoint, pairs, says in (
+        (3, "auto", [], "name the checkpoint at which the decay begins"),
+        (0, at[5], [], "--decay-steps 0: at least 1"),
+        (3, at[5], [("--steps", "9")], "leave out --steps"),
+        (3, at[16], [], "step 16 is not of the stable part of its run, which is 4 to 14"),
+        (3, str(tmp_path), [], "manifest"),
     ):
-        done = train(project, tmp_path / "branch", *words, *more)
-        assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1, (more, done.stderr)
-    done = train(project, tmp_path / "cosine", "--stop-at", "5")
-    assert done.returncode == 0, done.stderr
+        with pytest.raises(UserError, match=says):
+            with_decay(Namespace(decay_steps=steps, resume=checkpoint), pairs)
+    assert train(project, tmp_path / "cosine", "--stop-at", "5").returncode == 0
     done = train(project, tmp_path / "b", "--decay-steps", "3", "--resume", str(tmp_path / "cosine/checkpoints/step_00000005"))
     assert done.returncode == 2 and "whose schedule is not WarmupStableDecay" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
