@@ -3,7 +3,9 @@ import json
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.evaluate.catalogue import catalogue, choose, lack_of, lacking
+from pretrain.evaluate.catalogue import FromData, catalogue, choose, lack_of, lacking
+from pretrain.evaluate.measure import Asking
+from pretrain.evaluate.task_file import shipped
 from tests.support.tasks import write_tasks
 
 GENERATED = ["induction_copying", *(f"variable_assignment_{depth}" for depth in range(3))]
@@ -51,3 +53,26 @@ def test_a_source_has_a_task_of_its_own(project):
     tasks = catalogue(run, None)
     assert [name for name in tasks if name.startswith("held_out")] == ["held_out_docs", "held_out_prose"]
     assert [task.name for task in choose(["held_out"], tasks, None)] == ["held_out_docs", "held_out_prose"]
+
+
+def test_it_is_said_which_file_examples_are_of(tmp_path):
+    write_tasks(tmp_path, 3)
+    (task,) = choose(["boolq"], catalogue(None, tmp_path), tmp_path)
+    assert isinstance(task.questions, FromData)
+    assert task.questions.examples(Asking(None, 1, 2, "causal", None)) == "boolq.validation.jsonl"
+    assert task.questions.examples(Asking(None, 1, 0, "causal", None)) is None
+    (tmp_path / "boolq.train.jsonl").write_bytes((tmp_path / "boolq.validation.jsonl").read_bytes())
+    (task,) = choose(["boolq"], catalogue(None, tmp_path), tmp_path)
+    assert isinstance(task.questions, FromData)
+    assert task.questions.examples(Asking(None, 1, 2, "causal", None)) == "boolq.train.jsonl"
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "sub"):
+        folder.mkdir(exist_ok=True)
+        (folder / "mine.yaml").write_text(shipped()["boolq"].read_text())
+    (tmp_path / "boolq.validation.jsonl").write_text('{"passage": "P", "question": "Q", "label": 0}\n')
+    words, tasks = [str(tmp_path / "mine.yaml"), str(tmp_path / "sub/mine.yaml")], catalogue(None, tmp_path)
+    assert len(choose([words[0], words[0]], tasks, tmp_path)) == 1
+    with pytest.raises(UserError, match="another file is called mine, too"):
+        choose(words, tasks, tmp_path)
