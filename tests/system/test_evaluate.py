@@ -119,16 +119,16 @@ def test_a_later_evaluation_never_takes_the_place_of_a_whole_one_by_a_part(run_d
     assert damaged.returncode == 2 and "one.npz: cannot be read" in damaged.stderr and "Traceback" not in damaged.stderr
 
 
-def test_a_checkpoint_without_its_text_is_asked_what_needs_none(project, run_dir, tmp_path):
-    hidden = project.home / "valid.bin"
-    hidden.rename(project.home / "away.bin")
-    try:
-        done = evaluate(run_dir, "--limit", 10, "--tasks", "tiny")
-        assert done.returncode == 0 and "induction_copying" in done.stdout and "held_out" in done.stdout.splitlines()[0]
-        wanted = evaluate(run_dir, "--tasks", "held_out")
-        assert wanted.returncode == 2 and "valid" in wanted.stderr and "Traceback" not in wanted.stderr
-    finally:
-        (project.home / "away.bin").rename(hidden)
+def test_a_checkpoint_without_its_text_is_asked_what_needs_none(project, tmp_path):
+    for file in project.home.glob("valid.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    own = ("--data.valid", str(tmp_path / "valid"), "--data.sequence_length", "96", "--stop-at", "5")
+    assert train(project, tmp_path / "run", *own).returncode == 0
+    (tmp_path / "valid.bin").unlink()
+    done = evaluate(tmp_path / "run", "--limit", 10, "--tasks", "tiny")
+    assert done.returncode == 0 and "induction_copying" in done.stdout and "held_out" in done.stdout.splitlines()[0]
+    wanted = evaluate(tmp_path / "run", "--tasks", "held_out")
+    assert wanted.returncode == 2 and "valid" in wanted.stderr and "Traceback" not in wanted.stderr
 
 
 def test_what_cannot_be_is_one_line(project, run_dir, tmp_path):
