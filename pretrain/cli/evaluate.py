@@ -139,7 +139,7 @@ def _seen(model: "Loaded", tasks: "Sequence[Task]", asking: "Asking", ranks: "Ra
         search = Search(texts() if ranks.is_main else {}, streams, model.tokenizer)
     while ranks.on_main(search.go_on):  # a little at a time: whoever waits for too long is given up
         pass
-    return ranks.on_main(lambda: {name: search.found(name) for name in texts()})
+    return ranks.on_main(lambda: {task: search.found(task) for task in search.tasks})
 
 
 def _require_sensible(args: argparse.Namespace) -> None:

@@ -156,6 +156,10 @@ class Search:
         self._parts = (part for stream in streams for part in seen_in(stream, wanted, tokenizer, workers))
         self._seen = np.empty(0, np.uint64)
 
+    @property
+    def tasks(self) -> list[str]:
+        return list(self._own)
+
     def go_on(self) -> bool:
         """Look through some more of the text; returns False once there is none."""
         part = next(self._parts, None)
