@@ -78,9 +78,14 @@ def with_decay(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> tuple[
     given = {key for key, _ in pairs}
     if clash := given & {"--steps", "--tokens", DECAY_OPTION}:
         raise UserError(f"{option}: says how long the run is and its decay; leave out {min(clash)}")
+    from pretrain.checkpoint.directory import RunDirectory
     from pretrain.checkpoint.find import manifest_of, run_of
 
-    folder = Path(args.resume)
+    folder, names = Path(args.resume), ("steps", "decay_num_steps")
+    saved = [] if args.run_dir is None else RunDirectory(args.run_dir).steps_saved()
+    if saved and not folder.is_dir():  # the same command again, after the run that it branched off has removed the checkpoint
+        own = run_of(saved[0], manifest_of(saved[0]))
+        return [*pairs, ("--steps", str(own.steps)), (DECAY_OPTION, str(count))], names
     manifest = manifest_of(folder)
     theirs = run_of(folder, manifest)
     scheduler = theirs.ds.scheduler
@@ -89,7 +94,7 @@ def with_decay(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> tuple[
     first, last = max(2, scheduler.params.warmup_num_steps), theirs.steps - scheduler.params.decay_num_steps
     if not first <= manifest.step <= last:
         raise UserError(f"{option}: step {manifest.step} is not of the stable part of its run, which is {first} to {last}")
-    return [*pairs, ("--steps", str(manifest.step + count)), (DECAY_OPTION, str(count))], ("steps", "decay_num_steps")
+    return [*pairs, ("--steps", str(manifest.step + count)), (DECAY_OPTION, str(count))], names
 
 
 def device_argument(parser: argparse._ActionsContainer) -> None:

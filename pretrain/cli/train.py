@@ -42,12 +42,14 @@ def _train_with_others(args: argparse.Namespace, rest: list[str]) -> int:
         if os.getppid() == 1:
             raise TrainingStopped("the launcher is gone")
     profiled = _steps(args.profile_steps)
-    pairs, branched = with_decay(args, option_pairs(rest, TRAIN_OPTIONS))
+    given = option_pairs(rest, TRAIN_OPTIONS)
     place = find_place(os.environ)
     os.environ.update(place.environment)
 
-    def read() -> Run:
-        return read_run(args.recipe, pairs, args.ds_config, place.world_size)
+    def read() -> tuple[Run, tuple[str, ...]]:
+        """The run, and settings that may differ from those of the one that it branches off."""
+        pairs, branched = with_decay(args, given)
+        return read_run(args.recipe, pairs, args.ds_config, place.world_size), branched
 
     if place.world_size == 1:
         read()  # a mistake is reported at once, before torch is imported
@@ -62,7 +64,7 @@ def _train_with_others(args: argparse.Namespace, rest: list[str]) -> int:
     run_dir = (args.run_dir or Path("runs/new")).absolute()
     with join(args.device, place, run_dir if run_dir.is_dir() else run_dir.parent) as ranks:
         with ranks.all_or_none():
-            run = read()
+            run, branched = read()
         changing = (*_names(args.resume_changing), *branched)
         step = train(run, TrainOptions(args.run_dir, args.resume, changing, place, args.stop_at, profiled), ranks)
         if ranks.is_main and args.run_dir is not None:
