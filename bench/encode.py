@@ -36,7 +36,8 @@ import psutil
 from bench.path_speed import HOME
 from pretrain.files import sha256
 from pretrain.versions import device_name
-from tokenizer.pieces import load_tokenizer
+from tokenizer.load import load_tokenizer
+from tokenizer.sentence_pieces import SentencePieces
 
 BAR, MEMORY_BAR = 0.9, 1.1
 SMALL = 10_000_000
@@ -135,7 +136,9 @@ def seconds(texts: Callable[[], Iterable[str]], tokenizer: Path, cores: int, **h
     """CPU time of sentencepiece alone: the mean of processes that each encode the text on a thread, at once."""
 
     def encode(pipe: Connection) -> None:
-        processor = load_tokenizer(tokenizer).processor
+        opened = load_tokenizer(tokenizer)
+        assert isinstance(opened, SentencePieces)
+        processor = opened.processor
         started, source = time.process_time(), iter(texts())
         while batch := list(itertools.islice(source, BATCH)):
             processor.encode(batch, num_threads=1, **how)

@@ -31,13 +31,13 @@ class TrainOptions:
     place: Place
     """How the processes were started."""
     stop_at: int | None
-    """End after this step as if interrupted; schedules stay laid out over all steps."""
+    """End after this step as if interrupted; schedules stay laid out over all steps. 0: save what the run begins with."""
     profile_steps: tuple[int, int] | None = None
     """The first and the last of the steps that are profiled."""
 
     def __post_init__(self) -> None:
-        if self.stop_at is not None and self.stop_at < 1:
-            raise UserError(f"--stop-at {self.stop_at}: steps count from 1")
+        if self.stop_at is not None and self.stop_at < 0:
+            raise UserError(f"--stop-at {self.stop_at}: steps count from 1, and 0 saves what the run begins with")
 
     def profiler(self, directory: Path, ranks: Ranks) -> Profiler | None:
         """Whoever records the steps that are to be profiled, on the ranks of the first replica."""
@@ -47,7 +47,7 @@ class TrainOptions:
 
     def last_step(self, run: Run) -> int:
         """The step after which this process ends."""
-        return min(run.steps, self.stop_at or run.steps)
+        return run.steps if self.stop_at is None else min(run.steps, self.stop_at)
 
     def claim_directory(self, run: Run, ranks: Ranks) -> RunDirectory:
         """The run directory, made and checked by rank 0; its path is the first thing printed."""

@@ -10,6 +10,7 @@ from pretrain.data.loader import RunData, open_data
 from pretrain.engine import Engine, build_engine
 from pretrain.engine.agreement import Outcome
 from pretrain.evaluate.in_training import TasksInTraining
+from pretrain.hugging_face.begin import begin_with_weights
 from pretrain.observe.observer import Observer
 from pretrain.observe.profile import Profiler
 from pretrain.options import TrainOptions
@@ -33,6 +34,8 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
         engine = build_engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
         saver = Saver(run, engine.optimizer, ranks, directory, ranks.on_main(data.checksums))
         start = resume(run, saver, options.resume, options.changing)  # step 0 when there is nothing to resume
+        if start.checkpoint is None:
+            begin_with_weights(run, data.tokenizer, saver.state, ranks)  # of another program, if the recipe names some
         data.start_at(start)
         with ranks.all_or_none():
             tasks = TasksInTraining.open(run, data.tokenizer)
@@ -43,6 +46,8 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
         with closing(data), closing(watch), closing(begun), collected_between_steps() as collect, saver:
             if ranks.on_main(watch.lacks_evaluation):  # the run ended between a checkpoint and the evaluation of its step
                 _evaluate(start.step, run, engine, data, watch, tasks)
+            if last == 0 and start.checkpoint is None:
+                saver.begin(start, begun.lr)  # what the run begins with
             for step in range(done + 1, last + 1):
                 if copies := run.method.copies(step):
                     begun.finish()

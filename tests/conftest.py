@@ -33,7 +33,7 @@ def _make_data(home: Path) -> None:
     from pydoc_data.topics import topics
 
     from tokenizer.encode import encode
-    from tokenizer.pieces import load_tokenizer
+    from tokenizer.load import load_tokenizer
     from tokenizer.train import train
 
     texts = list(topics.values())

@@ -1,5 +1,6 @@
 """Text to tokens: sentencepiece models with UL2's reserved pieces, and Megatron-Core token files."""
 
-from tokenizer.pieces import Tokenizer, load_tokenizer
+from tokenizer.load import load_tokenizer
+from tokenizer.pieces import Tokenizer
 
 __all__ = ["Tokenizer", "load_tokenizer"]

@@ -81,7 +81,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _encode(args: argparse.Namespace) -> int:
     from tokenizer.encode import encode
-    from tokenizer.pieces import load_tokenizer
+    from tokenizer.load import load_tokenizer
     from tokenizer.team import join
 
     team = None

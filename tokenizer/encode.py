@@ -19,8 +19,9 @@ from filelock import FileLock, Timeout
 from pretrain.errors import UserError, reason
 from tokenizer.files import BadDocument, find_inputs
 from tokenizer.parts import Parts, Tally
-from tokenizer.pieces import PART_CHARACTERS, Tokenizer
+from tokenizer.pieces import Tokenizer
 from tokenizer.progress import Progress
+from tokenizer.sentence_pieces import PART_CHARACTERS
 from tokenizer.team import ALONE, Team
 from tokenizer.text import BLOCK_BYTES, Block, OnError, Stretch, pieces, text_of
 
@@ -149,7 +150,7 @@ def _encode(block: Block | Stretch, files: Sequence[Path], tokenizer: Tokenizer,
     tally = Tally(text_bytes=sum(len(document or b"") for document in found), lines=len(found))
     documents: list[np.ndarray] = []
     for texts in _batches(_texts(block, found, files[block.file], on_error, tally)):
-        documents += [ids.astype(parts.dtype) for ids in tokenizer.encode(texts)]
+        documents += [ids.astype(parts.dtype) for ids in tokenizer.documents(texts)]
     lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
     tally.documents, tally.tokens = len(documents), int(lengths.sum())
     parts.write(block.name, np.concatenate(documents) if documents else np.empty(0, parts.dtype), lengths, tally)

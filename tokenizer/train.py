@@ -17,7 +17,8 @@ import sentencepiece
 from pretrain.errors import UserError
 from pretrain.files import sha256
 from tokenizer.files import find_inputs
-from tokenizer.pieces import CLS, EOS, MANIFEST, MASK, MODEL, MODES, PAD, SENTINELS, SEP, UNKNOWN, sentinel
+from tokenizer.pieces import CLS, EOS, MASK, MODES, PAD, SENTINELS, SEP, UNKNOWN, sentinel
+from tokenizer.sentence_pieces import MANIFEST, MODEL
 from tokenizer.text import OnError, documents
 
 LONGEST_LINE = 16_000

@@ -57,7 +57,7 @@ class Manifest(_Part):
     """What a checkpoint says of itself."""
 
     format: int
-    step: Positive
+    step: Count
     """The last step that is in it."""
     samples: Count
     """Packed samples consumed: with the seed, the whole state of the data."""

@@ -54,7 +54,9 @@ def train_arguments(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help="end the run N steps after the checkpoint that --resume names, its learning rate decaying; docs/checkpoints.md",
     )
-    parser.add_argument("--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted")
+    parser.add_argument(
+        "--stop-at", type=int, metavar="STEP", help="save and end there, as if interrupted; 0 saves what the run begins with"
+    )
     parser.add_argument(
         "--profile-steps", metavar="FIRST-LAST", help="write a Chrome trace and a table of these steps to RUN/profile/"
     )

@@ -78,9 +78,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _start(asked: str | None, trained: str | None, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the mode token that a prompt begins with, if any."""
+    """Return the mode token that a prompt begins with; without one what documents begin with, if anything."""
     mode = trained if asked is None else None if asked == "none" else asked
-    return () if mode is None else (tokenizer.id(mode),)
+    return tokenizer.begin if mode is None else (tokenizer.id(mode),)
 
 
 def _require_sensible(args: argparse.Namespace) -> None:

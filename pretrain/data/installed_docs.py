@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from pretrain.errors import UserError, reason
 from tokenizer.encode import encode
-from tokenizer.pieces import load_tokenizer
+from tokenizer.load import load_tokenizer
 from tokenizer.train import train
 
 ENOUGH_BYTES = 8_000_000

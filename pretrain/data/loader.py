@@ -15,7 +15,8 @@ from pretrain.data.packing import PackedSamples
 from pretrain.data.tokens import TokenStream, open_tokens
 from pretrain.errors import UserError
 from pretrain.hashing import stable_hash
-from tokenizer.pieces import Tokenizer, load_tokenizer
+from tokenizer.load import load_tokenizer
+from tokenizer.pieces import Tokenizer
 
 
 @dataclass
@@ -134,11 +135,14 @@ def tokenizer_of(run: Run) -> Tokenizer:
         UserError: it is missing, damaged, or of another size than the recipe says.
     """
     vocab_size, folder = run.recipe.model.vocab_size, run.recipe.data.tokenizer
-    tokenizer = load_tokenizer(machine_data(vocab_size).tokenizer if folder == MACHINE else Path(folder))
+    tokenizer = load_tokenizer(machine_data(vocab_size).tokenizer if folder == MACHINE else Path(folder), vocab_size)
     if tokenizer.vocab_size != vocab_size:
+        counts, own = f"{tokenizer.vocab_size}", tokenizer.own_pieces
+        if own < tokenizer.vocab_size:
+            counts += f", or {own} without the pieces of UL2 and BERT,"
         raise UserError(
             f"recipe {run.name}: model.vocab_size {vocab_size} does not match the {tokenizer.vocab_size} pieces of "
-            f"{tokenizer.directory}; set model.vocab_size to {tokenizer.vocab_size} or choose another tokenizer"
+            f"{tokenizer.directory}; set model.vocab_size to {counts} or choose another tokenizer"
         )
     return tokenizer
 

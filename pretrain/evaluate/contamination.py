@@ -19,7 +19,8 @@ from pretrain.data.identity import checksum
 from pretrain.data.installed_docs import cache_directory
 from pretrain.data.tokens import TokenStream
 from pretrain.files import write_whole
-from tokenizer.pieces import Tokenizer, load_tokenizer
+from tokenizer.load import load_tokenizer
+from tokenizer.pieces import Tokenizer
 
 WORDS = 13
 APART = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"

@@ -113,12 +113,12 @@ def requests_of(document: Document, tokenizer: Tokenizer, mode: str | None = Non
     would be other tokens than training has seen. Where nothing is before a choice, its first token is read and not scored.
 
     Args:
-        mode: piece before the context, as "[S2S]", or None.
+        mode: piece before the context, as "[S2S]"; None for what documents begin with, if anything.
 
     Raises:
         UserError: a token spans the end of the context, or of a choice nothing is left to score.
     """
-    start = () if mode is None else (tokenizer.id(mode),)
+    start = tokenizer.begin if mode is None else (tokenizer.id(mode),)
     pairs = document.pairs
     encoded = tokenizer.encode([text for context, choice in pairs for text in (context, context + choice)])
     found = []

@@ -130,7 +130,7 @@ def pose(documents: Sequence[Document], tokenizer: Tokenizer, mode: str | None, 
 def _scored_bytes(document: Document, right: Request, tokenizer: Tokenizer, mode: str | None) -> int:
     """Return the bytes of what is scored of the right choice: all, but where its first token is read as nothing stands before."""
     context, choice = document.pairs[document.answer]
-    if context or mode is not None:
+    if context or mode is not None or tokenizer.begin:
         return len(choice.encode())
     return max(1, sum(len(tokenizer.piece_bytes[token]) for token in right.continuation))
 

@@ -16,23 +16,28 @@ from pretrain.checkpoint.find import newest_of, require_whole, run_of
 from pretrain.checkpoint.reader import Reader
 from pretrain.data.loader import tokenizer_of
 from pretrain.errors import UserError
-from pretrain.export.architectures import Architecture, architecture_of
 from pretrain.export.card import model_card
-from pretrain.export.tokenizer import special_pieces, write_tokenizer
+from pretrain.export.tokenizer import COPIED, special_pieces, write_tokenizer
+from pretrain.hugging_face.architectures import BERT, Architecture, architecture_of
+from pretrain.hugging_face.tensors import taken_apart
 
-WRITTEN = re.compile(r"config\.json|README\.md|tokenizer(_config)?\.json|tokenizer\.model|model.*\.safetensors(\.index\.json)?")
+WRITTEN = re.compile(
+    "|".join(map(re.escape, ("config.json", "README.md", "tokenizer.json", "tokenizer.model", *COPIED)))
+    + r"|model.*\.safetensors(\.index\.json)?"
+)
 """Names of what an export writes."""
 SHARD_BYTES = 5 * 10**9
 """Most bytes of one file of weights, as Hugging Face's libraries write them."""
 
 
-def export(path: Path, to: Path, dtype: torch.dtype = torch.float32, force: bool = False) -> Path:
+def export(path: Path, to: Path, dtype: torch.dtype = torch.float32, force: bool = False, wanted: str | None = None) -> Path:
     """Write the newest good checkpoint of a run, or the one that `path` is; returns the checkpoint's folder.
 
     The folder appears whole or not at all.
 
     Args:
         force: replace an earlier export.
+        wanted: a class of transformers, where several compute the same; the recipe's `export_as` if None.
 
     Raises:
         UserError: no good checkpoint, `to` exists, or transformers has no class for the model.
@@ -41,20 +46,20 @@ def export(path: Path, to: Path, dtype: torch.dtype = torch.float32, force: bool
     folder, manifest = newest_of(path)
     run = run_of(folder, manifest)
     require_whole(run, folder, manifest)
-    tokenizer, is_bert = tokenizer_of(run), run.recipe.data.made_as.export_as == "MegatronBertForMaskedLM"
+    tokenizer, is_bert = tokenizer_of(run), run.recipe.data.made_as.export_as == BERT
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise UserError(f"{tokenizer.directory}: not the tokenizer by which {folder} was trained; restore it")
-    special = {
-        f"{name}_id": tokenizer.id(piece) for name, piece in special_pieces(is_bert).items() if name in ("pad_token", "eos_token")
-    }
-    architecture = architecture_of(run.recipe, special)
+    ends = {name: piece for name, piece in special_pieces(is_bert).items() if name in ("pad_token", "eos_token")}
+    special: dict[str, int | None] = {f"{name}_id": tokenizer.id(piece) for name, piece in ends.items()}
+    special["bos_token_id"] = next(iter(tokenizer.begin), None)
+    architecture = architecture_of(run.recipe, special, wanted or run.recipe.export_as)
     to.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
     try:
         _write_config(architecture, work, dtype)
         write_tokenizer(tokenizer, work, run.recipe.data.sequence_length, is_bert)
         with Reader(folder, manifest) as reader:
-            _write_weights(architecture.weights(reader.whole), work, dtype)
+            _write_weights(_weights(architecture, reader), work, dtype)
         (work / "README.md").write_text(model_card(run, manifest, path, architecture.name))
         os.chmod(work, 0o755)
         if force and to.is_dir():
@@ -95,6 +100,13 @@ def _require_room(to: Path, force: bool) -> None:
 def _write_config(architecture: Architecture, folder: Path, dtype: torch.dtype) -> None:
     config = {**architecture.config, "dtype": str(dtype).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _weights(architecture: Architecture, reader: Reader) -> Iterator[tuple[str, np.ndarray]]:
+    for name, rows in architecture.table.items():
+        yield from taken_apart(rows, reader.whole(name))
+    for name, shape in architecture.zeros.items():
+        yield name, np.zeros(shape, dtype=np.float32)
 
 
 def _write_weights(weights: Iterator[tuple[str, np.ndarray]], folder: Path, dtype: torch.dtype) -> None:

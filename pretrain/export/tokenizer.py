@@ -1,4 +1,5 @@
-"""A sentencepiece tokenizer as tokenizer.json, which Hugging Face's libraries read."""
+"""A tokenizer as tokenizer.json, which Hugging Face's libraries read: made from a sentencepiece model, or as it came from
+there."""
 
 import json
 from pathlib import Path
@@ -7,10 +8,16 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
+from tokenizer.hugging_face import CONFIG, HuggingFacePieces
 from tokenizer.pieces import CLS, EOS, MASK, PAD, SEP, UNKNOWN, Tokenizer
+from tokenizer.sentence_pieces import MODEL, SentencePieces
 
 SPACE = "\u2581"
 """What sentencepiece writes for a space."""
+
+
+COPIED = (CONFIG, "special_tokens_map.json", "chat_template.jinja")
+"""Files of a tokenizer of Hugging Face's beside its pieces."""
 
 
 def special_pieces(is_bert: bool) -> dict[str, str]:
@@ -20,14 +27,26 @@ def special_pieces(is_bert: bool) -> dict[str, str]:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int, is_bert: bool) -> None:
-    """tokenizer.json, tokenizer_config.json and the sentencepiece model itself.
-
-    Unlike here, where only the program makes reserved pieces, text that spells one becomes that piece: people write prompts so.
-    Spaces around it go, because a text between reserved pieces begins with a word in training.
+    """Write the files of a tokenizer.
 
     Args:
         longest: tokens that the model was trained on at a time.
         is_bert: whether texts stand between [CLS] and [SEP].
+    """
+    if isinstance(tokenizer, HuggingFacePieces):
+        tokenizer.with_added().save(str(folder / tokenizer.file.name))
+        for name in COPIED:
+            if (file := tokenizer.directory / name).is_file():
+                (folder / name).write_bytes(file.read_bytes())
+    elif isinstance(tokenizer, SentencePieces):
+        _write_sentence_pieces(tokenizer, folder, longest, is_bert)
+
+
+def _write_sentence_pieces(tokenizer: SentencePieces, folder: Path, longest: int, is_bert: bool) -> None:
+    """tokenizer.json, tokenizer_config.json and the sentencepiece model itself.
+
+    Unlike here, where only the program makes reserved pieces, text that spells one becomes that piece: people write prompts so.
+    Spaces around it go, because a text between reserved pieces begins with a word in training.
     """
     processor = tokenizer.processor
     pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(tokenizer.vocab_size)]
@@ -53,7 +72,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int, is_bert: b
     if is_bert:
         config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, **special_pieces(is_bert)}, indent=2) + "\n")
-    (folder / "tokenizer.model").write_bytes((tokenizer.directory / "tokenizer.model").read_bytes())
+    (folder / MODEL).write_bytes(tokenizer.file.read_bytes())
 
 
 def _model(pieces: list[tuple[str, float]], unknown: int, kind: str) -> models.Model:

@@ -25,6 +25,8 @@ IN_LOSS = "underline"
 """Added to the style of what counts in the loss."""
 MARKS = ("\u00ab", "\u00bb")
 """What stands around it where there are no colours, as in a file."""
+BYTES = 4
+"""Most bytes of a character in UTF-8."""
 MOST_SHOWN = 4
 """Samples in the picture."""
 
@@ -113,19 +115,27 @@ def as_text(batch: Batch, row: int, example: int, tokenizer: Tokenizer, in_place
 
 
 def _shown(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:
-    """What to print for each token; a character that is spelt in bytes is shown at the first of them, a dot at the others."""
-    ids = [int(token) for token in tokens]
-    shown = [tokenizer.processor.id_to_piece(token).replace("\u2581", " ") for token in ids]
-    values = [int(piece[1:-1], 16) if tokenizer.processor.is_byte(token) else None for piece, token in zip(shown, ids)]
-    for first, value in enumerate(values):
-        if value is not None and value >= 0xC0:  # UTF-8: the first byte says how many a character has
-            count = 2 + (value >= 0xE0) + (value >= 0xF0)
-            spelt = values[first : first + count]
-            try:
-                shown[first : first + count] = [bytes(v for v in spelt if v is not None).decode(), *["·"] * (len(spelt) - 1)]
-            except UnicodeDecodeError:
-                continue  # cut off, or no character: shown as bytes
-    return [{"<0x0A>": "⏎\n", "<0x09>": "⇥"}.get(piece, piece) for piece in shown]
+    """What to print for each token; a character whose bytes are in several is shown at the first of them, a dot at the others."""
+    spelt = [tokenizer.piece_bytes[token] for token in tokens]
+    shown, first = list[str](), 0
+    while first < len(tokens):
+        count, text = next(
+            ((count, text) for count in range(1, BYTES + 1) if (text := _decoded(spelt[first : first + count])) is not None),
+            (1, "".join(f"<0x{byte:02X}>" for byte in spelt[first])),  # cut off, or no character
+        )
+        shown += [text or tokenizer.name(int(tokens[first])), *["·"] * (count - 1)]
+        first += count
+    return [piece.replace("\n", "⏎\n").replace("\t", "⇥") for piece in shown]
+
+
+def _decoded(pieces: list[bytes]) -> str | None:
+    """The text of some pieces; None where they end within a character, or some of them are no text beside others that are."""
+    if len(pieces) > 1 and not all(pieces):
+        return None
+    try:
+        return b"".join(pieces).decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def draw(batch: Batch, out: Path) -> None:

@@ -24,7 +24,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
-from pretrain.config.recipe import Model, Recipe
+from pretrain.config.model import Model
+from pretrain.config.recipe import Recipe
 from pretrain.model.attention import CoreAttention, SelfAttention
 from pretrain.model.cross_entropy import Kernels, capped, compiled_kernels, linear_cross_entropy
 from pretrain.model.head import Transform

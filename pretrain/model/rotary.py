@@ -10,7 +10,7 @@ import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
-from pretrain.config.recipe import RopeScaling
+from pretrain.config.model import RopeScaling
 
 
 class RotaryTables(torch.nn.Module):

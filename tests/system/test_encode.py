@@ -26,7 +26,7 @@ from tokenizer import load_tokenizer
 from tokenizer.encode import _plan, encode
 from tokenizer.files import find_inputs
 from tokenizer.parts import Parts
-from tokenizer.pieces import parts_of
+from tokenizer.sentence_pieces import parts_of
 from tokenizer.text import Stretch, blocks, documents, pieces
 from tokenizer.train import sample
 

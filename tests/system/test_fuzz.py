@@ -28,7 +28,7 @@ from pretrain.errors import UserError
 from pretrain.plan.warnings import warnings
 from tests.support.runs import train
 from tokenizer.encode import encode
-from tokenizer.pieces import load_tokenizer
+from tokenizer.load import load_tokenizer
 
 pytestmark = pytest.mark.slow
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "600"))

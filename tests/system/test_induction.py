@@ -11,7 +11,7 @@ from pretrain.evaluate.generated import induction_copying
 from tests.support.project import DS
 from tests.support.runs import rows
 from tokenizer.encode import encode
-from tokenizer.pieces import load_tokenizer
+from tokenizer.load import load_tokenizer
 from tokenizer.train import train as train_tokenizer
 
 VOCABULARY = 470

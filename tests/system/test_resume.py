@@ -14,7 +14,7 @@ from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import problem_of, read_manifest
 from tests.support.runs import command, rows, train
 from tokenizer.encode import encode
-from tokenizer.pieces import load_tokenizer
+from tokenizer.load import load_tokenizer
 
 CHANGES = ("--ds.optimizer.params.lr", "0.0005", "--ds.progressive_subnetwork.path_lengths", "6-8")
 

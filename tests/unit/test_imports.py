@@ -27,6 +27,7 @@ ORDER = [
     "optim",
     "engine",
     "checkpoint",
+    "hugging_face",
     "options",
     "plan",
     "inspect",

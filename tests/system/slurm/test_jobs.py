@@ -135,7 +135,7 @@ def test_cancelled_it_saves_and_is_not_queued_again(submit, unbroken):
 
 def test_data_is_prepared_on_two_nodes_as_by_one_process(submit, cluster, home, tmp_path):
     from tokenizer.encode import encode
-    from tokenizer.pieces import load_tokenizer
+    from tokenizer.load import load_tokenizer
 
     words = ["--input", home / "train.jsonl", "--tokenizer", home / "tokenizer", "--out", tmp_path / "two" / "x"]
     small = ["--nodes=2", "--ntasks-per-node=2", "--time=10:00"]

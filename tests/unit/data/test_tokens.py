@@ -12,7 +12,7 @@ from pretrain.data.loader import open_data
 from pretrain.data.tokens import contradiction
 from pretrain.errors import UserError
 from tokenizer.encode import encode
-from tokenizer.pieces import load_tokenizer
+from tokenizer.load import load_tokenizer
 
 
 def error_of(project, tmp_path, *settings: str, spoil=lambda home: None) -> str:

@@ -6,7 +6,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from pretrain.config.recipe import RopeScaling
+from pretrain.config.model import RopeScaling
 from pretrain.model.rotary import RotaryTables, rotate, scaled
 
 LENGTH, SIZE = 48, 16

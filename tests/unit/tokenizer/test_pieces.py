@@ -11,7 +11,8 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from pretrain.errors import UserError
 from tokenizer import load_tokenizer
 from tokenizer.encode import encode
-from tokenizer.pieces import EOS, MODES, PAD, PART_CHARACTERS, parts_of, sentinel
+from tokenizer.pieces import EOS, MODES, PAD, sentinel
+from tokenizer.sentence_pieces import PART_CHARACTERS, parts_of
 from tokenizer.train import train
 
 
