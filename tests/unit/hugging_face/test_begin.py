@@ -125,7 +125,9 @@ FAULTS = {
     "one too many": ("holds model.layers.3.mlp.experts, for which the recipe's model has no place", {}),
     "another shape": (r"model.norm.weight is \[31\], and must be \[32\]", {}),
     "another base": ("model.rotary_base is 500000 there and 10000 here", {"model.rotary_base": "10000"}),
-    "fewer layers": ("model.num_layers is 8 there and 4 here", {"model.num_layers": "4", "ds.progressive_subnetwork.path_lengths": "4"}),
+    "fewer layers": (
+        "model.num_layers is 8 there and 4 here", {"model.num_layers": "4", "ds.progressive_subnetwork.path_lengths": "4"},
+    ),
     "another tokenizer": ("its tokenizer.json is another than that of data.tokenizer", {}),
     "no weights": ("has neither model.safetensors nor .*pytorch_model.bin may run code", {}),
     "cut short": ("cannot be read as safetensors", {}),
