@@ -1,4 +1,4 @@
-"""python -m pretrain train | plan | inspect | status | verify | export | evaluate | generate | compare | report [options]"""
+"""python -m pretrain new | train | plan | inspect | status | verify | export | evaluate | generate | compare | report ..."""
 
 import argparse
 import errno
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
 
-from pretrain.cli import compare, evaluate, export, generate, inspect, job, plan, report, status, train, verify
+from pretrain.cli import compare, evaluate, export, generate, inspect, job, new, plan, report, status, train, verify
 from pretrain.cli.arguments import Parser
 from pretrain.errors import TrainingStopped, UserError, lost_a_peer, one_line, reason
 from pretrain.place import rank_here
 from pretrain.streams import accept_any_text
 
 COMMANDS: dict[str, ModuleType] = {
+    "new": new,
     "train": train,
     "plan": plan,
     "inspect": inspect,

@@ -42,7 +42,7 @@ def parse_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str 
         UserError: the first thing that is wrong.
     """
     recipe_path = find_recipe(recipe)
-    ds_path = Path(ds_config) if ds_config else _ds_config_of(recipe_path)
+    ds_path = Path(ds_config) if ds_config else json_of(recipe_path)
     recipe_data, ds_data = read_yaml(recipe_path), read_json(ds_path)
     tokens = None
     for option, value in overrides:
@@ -73,7 +73,7 @@ def parse_run(recipe: str, overrides: Sequence[tuple[str, str]], ds_config: str 
     return Run(parsed.name or recipe_path.stem, parsed, ds, str(recipe_path), str(ds_path), ranks, notices)
 
 
-def _ds_config_of(recipe: Path) -> Path:
+def json_of(recipe: Path) -> Path:
     """Return the JSON that goes with a recipe: beside it, or one of those that are shipped.
 
     Raises:

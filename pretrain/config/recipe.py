@@ -45,7 +45,7 @@ class TokenFiles(Strict):
     """Where token files are, and how long samples are."""
 
     tokenizer: str
-    """Folder written by `python -m tokenizer train`, or "machine"."""
+    """Folder written by `python -m tokenizer train`, one of Hugging Face's with a tokenizer.json, or "machine"."""
     train: str | None = None
     """Prefix of a .bin/.idx pair written by `python -m tokenizer encode`, or "machine". For several, `sources`."""
     valid: str | None = None

@@ -28,6 +28,14 @@ SPELT = {"groups": "num_query_groups", "head_size": "head_dim"}
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
+def other_class(config: dict[str, Any]) -> str | None:
+    """Return the class of a config where an export would be of another one that computes the same, unless told so."""
+    own = TYPES[config["model_type"]]
+    biases = "qkv" if config["model_type"] == "qwen2" or config.get("attention_bias") else False
+    first = next((one.name for one in DECODERS if (one.biases, one.qk_norm) == (biases, config["model_type"] == "qwen3")), own)
+    return own if own not in (first, BERT) else None
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of a folder's config.json.
 
