@@ -42,7 +42,7 @@ bench: .venv/installed  ## speed of skipped layers, of making batches, of saving
 	$(RUN) -m bench.data
 	$(RUN) -m bench.checkpoint
 
-.venv/installed: requirements.txt requirements/run.txt requirements/test.txt requirements/check.txt
+.venv/installed: requirements.txt requirements/run.txt requirements/test.txt requirements/dashboards.txt requirements/check.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --requirement requirements.txt

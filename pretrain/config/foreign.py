@@ -73,7 +73,7 @@ TOP_LEVEL_KEYS = {
     ),
     **_all(
         "tensorboard wandb csv_monitor comet monitor_config",
-        "this program writes metrics.jsonl and TensorBoard in the run directory; remove it",
+        "metrics.jsonl is always written, and the recipe's log_to names dashboards (tensorboard, wandb, trackio); remove it",
     ),
     **_all(
         """

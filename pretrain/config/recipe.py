@@ -17,7 +17,7 @@ MACHINE = "machine"
 
 
 def _words(value: object) -> object:
-    return value.split() if isinstance(value, str) else value
+    return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
 class Source(Strict):
@@ -156,6 +156,11 @@ class Recipe(Strict):
     """Operations for tasks, as a share of those of the steps in between with all layers: decides how many documents are put."""
     log_every: Positive = 1
     """Steps between lines in a log file; a terminal shows every step."""
+    log_to: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False), BeforeValidator(_words)] = (
+        "tensorboard",
+    )
+    """Dashboards beside metrics.jsonl; wandb and trackio are installed by requirements/dashboards.txt. None of them can stop a
+    run."""
     watchdog_seconds: Annotated[Number, Field(gt=0)] = 600.0
     """With several ranks: the longest that a step or an evaluation may take. Then every rank writes its stack to RUN/stacks/ and
     ends."""

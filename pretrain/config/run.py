@@ -180,6 +180,7 @@ class Run:
             "recipe.keep_checkpoints",
             "recipe.keep_every",
             "recipe.log_every",
+            "recipe.log_to",
             "recipe.eval_every",
             "recipe.eval_parts",
             "recipe.eval_tasks",

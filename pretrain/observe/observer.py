@@ -1,4 +1,4 @@
-"""Writes a run's rows, TensorBoard events, progress and report. Rank 0 does; on other ranks it only measures."""
+"""Writes a run's rows, to dashboards too, progress and report. Rank 0 does; on other ranks it only measures."""
 
 import resource
 import time
@@ -13,11 +13,11 @@ import torch
 from pretrain.config import Run
 from pretrain.config.run import Position
 from pretrain.observe.console import Console, Line
+from pretrain.observe.dashboards import Dashboards
 from pretrain.observe.metrics import MetricsFile, MetricsRow
 from pretrain.results import Evaluation, StepResult, TaskMean
 from pretrain.subnetwork import LayerPath
 
-NOT_SCALARS = {"step", "time", "slowest_node"}
 RECENT = 20
 """Steps over which the pace is measured."""
 
@@ -42,9 +42,7 @@ class Observer:
         self._there = self.metrics.evaluated
         """Rows of evaluations that the step resumed after has, in their order: each is written once."""
         self.layers_run = self._layers_run_before(start.step)
-        from torch.utils.tensorboard import SummaryWriter  # takes a while to load, and other ranks do without
-
-        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=start.step + 1)
+        self.dashboards = Dashboards(run, directory, start.step)
         self.console = Console(run, start.step + 1)
 
     def lacks_evaluation(self) -> bool:
@@ -155,7 +153,7 @@ class Observer:
         if self.is_main:
             self.console.close()
             self.metrics.close()
-            self.board.close()
+            self.dashboards.close()
 
     def ended(self, step: int) -> None:
         """Called when the loop has ended well after `step`, which is saved; a finished run gets its report."""
@@ -177,9 +175,7 @@ class Observer:
 
     def _record(self, row: MetricsRow) -> None:
         self.metrics.append(row)
-        for name, value in row.items():
-            if name not in NOT_SCALARS:
-                self.board.add_scalar(name, value, row["step"])
+        self.dashboards.record(row)
 
     def _layers_run_before(self, step: int) -> int:
         """Layers run up to `step`, summed over paths; the row of that step holds it as a fraction of a whole number."""
