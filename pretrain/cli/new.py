@@ -81,7 +81,7 @@ def _contents(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     model: dict[str, Any] | None = None
     config: dict[str, Any] = {}
     if folder is not None:
-        from pretrain.hugging_face.settings import model_keys, read_config
+        from pretrain.hugging_face.settings import model_keys, other_class, read_config
 
         config = read_config(folder)
         model = model_keys(config, folder)
@@ -94,7 +94,9 @@ def _contents(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         known = config.get("max_position_embeddings") or recipe["data"]["sequence_length"]
         recipe["data"]["sequence_length"] = min(known, recipe["data"]["sequence_length"])
     if args.init_from:
-        recipe = {**_beginning(args.init_from, config), **recipe}
+        assert model is not None, "its config has been read"
+        own = other_class(config, model)
+        recipe = {"init_from": args.init_from, **({"export_as": own} if own else {}), **recipe}
     ds["progressive_subnetwork"] = scaled_paths(ds["progressive_subnetwork"], layers, recipe["model"]["num_layers"])
     data = {"tokenizer": args.tokenizer or args.init_from, "train": args.data}
     others = {key: value for key, value in recipe["data"].items() if key not in ("tokenizer", "train", "valid", "sources")}
@@ -107,14 +109,6 @@ def _default(key: str) -> object:
 
     field = Model.model_fields[key]
     return None if field.is_required() else field.default
-
-
-def _beginning(folder: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a recipe that begins with a folder's weights and is exported to its class again."""
-    from pretrain.hugging_face.settings import other_class
-
-    own = other_class(config)
-    return {"init_from": folder, **({"export_as": own} if own is not None else {})}
 
 
 def _count_pieces(recipe: dict[str, Any]) -> None:

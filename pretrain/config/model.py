@@ -36,7 +36,7 @@ class RopeScaling(Strict):
 
 
 class Model(Strict):
-    """Pre-norm blocks without dropout; by default a decoder with RMSNorm, rotary positions, SwiGLU and no biases."""
+    """Transformer blocks without dropout; by default a decoder with RMSNorm, rotary positions, SwiGLU and no biases."""
 
     num_layers: Annotated[int, Field(gt=0, le=10_000)]
     """Transformer layers, all of which exist during the whole run."""
@@ -48,8 +48,9 @@ class Model(Strict):
     """Groups of heads that share keys and values (arXiv 2305.13245); tensor ranks have whole groups. None: every head its own."""
     head_dim: Width | None = None
     """Size of a head; hidden_size over num_attention_heads if None."""
-    qk_norm: bool = False
-    """RMSNorm of each head's queries and keys before positions are put in, as in Qwen3."""
+    qk_norm: bool | Literal["whole"] = False
+    """RMSNorm of each head's queries and keys before positions are put in, as in Qwen3; whole: of those of all heads together, as
+    in OLMo 2."""
     ffn_hidden_size: Width
     """Width of the feed-forward block."""
     vocab_size: Width
@@ -65,6 +66,9 @@ class Model(Strict):
     """Rotary frequencies for longer texts; none are changed if left out."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """layernorm has a bias, whatever `biases` says."""
+    norm_placement: Literal["before", "after"] = "before"
+    """Where a branch is normed: before its matrices, or after them, before it is added to the residual stream, as in OLMo 2
+    (arXiv 2501.00656, section 3)."""
     feed_forward: Literal["swiglu", "gelu"] = "swiglu"
     """swiglu has three matrices, gelu two."""
     biases: bool | Literal["qkv"] = False

@@ -118,7 +118,8 @@ class Recipe(Strict):
     data: Data
     parallel: Parallel = Parallel()
     init_from: str | None = None
-    """Folder of Hugging Face's whose weights the run begins with: Llama, Mistral, Qwen2, Qwen3 or MegatronBERT, in safetensors.
+    """Folder of Hugging Face's whose weights the run begins with: Llama, Mistral, Qwen2, Qwen3, OLMo 2 or MegatronBERT, in
+    safetensors.
     Weights are drawn if left out. data.tokenizer must be the folder's."""
     export_as: str | None = None
     """Class of transformers that `export` writes where several compute the same, as MistralForCausalLM; Llama's if left out."""

@@ -25,6 +25,7 @@ SINCE = {
     "recipe.model.num_query_groups": None,
     "recipe.model.head_dim": None,
     "recipe.model.qk_norm": False,
+    "recipe.model.norm_placement": "before",
     "recipe.model.rope_scaling": None,
     "recipe.model.embedding_scale": 1.0,
     "recipe.model.logit_softcap": None,

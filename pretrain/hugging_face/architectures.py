@@ -22,21 +22,27 @@ class DecoderClass:
     name: str
     type: str
     biases: bool | str
-    qk_norm: bool
+    qk_norm: bool | str
     settings: dict[str, Any]
     """Keys of its config.json that no other has, or that decide which biases there are."""
     output_bias: bool = False
     """Whether the matrix behind attention has a bias where those of queries, keys and values have one."""
+    norm_placement: str = "before"
+
+    def computes(self, model: Model) -> bool:
+        """Whether it can compute what a model does."""
+        return (self.biases, self.qk_norm, self.norm_placement) == (model.biases, model.qk_norm, model.norm_placement)
 
 
 DECODERS = (
     DecoderClass("LlamaForCausalLM", "llama", False, False, {"attention_bias": False, "mlp_bias": False}),
     DecoderClass("MistralForCausalLM", "mistral", False, False, {"sliding_window": None}),
     DecoderClass("Qwen3ForCausalLM", "qwen3", False, True, {"attention_bias": False, "use_sliding_window": False}),
+    DecoderClass("Olmo2ForCausalLM", "olmo2", False, "whole", {"attention_bias": False}, norm_placement="after"),
     DecoderClass("LlamaForCausalLM", "llama", "qkv", False, {"attention_bias": True, "mlp_bias": False}, output_bias=True),
     DecoderClass("Qwen2ForCausalLM", "qwen2", "qkv", False, {"use_sliding_window": False}),
 )
-"""The first with a model's biases and qk_norm is written unless another is asked for: not Qwen2's, whose folders transformers
+"""The first that computes what a model does is written unless another is asked for: not Qwen2's, whose folders transformers
 reads with Qwen's own tokenizer, whatever they say."""
 
 
@@ -76,7 +82,7 @@ def architecture_of(recipe: Recipe, special: dict[str, int | None], wanted: str 
     if model.embedding_scale != 1 or model.logit_softcap is not None:
         raise UserError("no class of transformers that is exported to has an embedding_scale or a logit_softcap; train without")
     export_as = recipe.data.made_as.export_as
-    found = [one for one in DECODERS if (one.biases, one.qk_norm) == (model.biases, model.qk_norm)]
+    found = [one for one in DECODERS if one.computes(model)]
     if export_as == "LlamaForCausalLM" and _is_decoder(model) and found:
         chosen = next((one for one in found if wanted in (None, one.name)), None)
         if chosen is None:
@@ -106,9 +112,9 @@ def architecture_of(recipe: Recipe, special: dict[str, int | None], wanted: str 
         )
     raise UserError(
         f"no class of transformers{f' called {wanted}' if wanted else ''} is this model (norm {model.norm}, feed_forward"
-        f" {model.feed_forward}, biases {model.biases}, qk_norm {model.qk_norm}, position_embedding {model.position_embedding},"
-        f" head {model.head}, objective {recipe.data.objective}); recipes like ul2_*, gpt_* become LlamaForCausalLM, with qk_norm"
-        " Qwen3ForCausalLM; recipes like bert_* MegatronBertForMaskedLM"
+        f" {model.feed_forward}, biases {model.biases}, qk_norm {model.qk_norm}, norm_placement {model.norm_placement},"
+        f" position_embedding {model.position_embedding}, head {model.head}, objective {recipe.data.objective}); recipes like"
+        " ul2_*, gpt_* become LlamaForCausalLM, with qk_norm Qwen3ForCausalLM; recipes like bert_* MegatronBertForMaskedLM"
     )
 
 
@@ -118,7 +124,12 @@ def _is_decoder(model: Model) -> bool:
 
 def _is_bert(model: Model) -> bool:
     ours = (model.norm, model.feed_forward, model.position_embedding, model.head)
-    plain = model.biases is True and not model.qk_norm and model.query_size == model.key_size == model.hidden_size
+    plain = (
+        model.biases is True
+        and model.norm_placement == "before"
+        and not model.qk_norm
+        and model.query_size == model.key_size == model.hidden_size
+    )
     return ours == ("layernorm", "gelu", "learned", "transform") and plain and model.tied_embeddings
 
 

@@ -20,20 +20,13 @@ REFUSED = {
 """Keys that change what a model computes in ways that are not here."""
 DECIDING = (
     "num_layers", "hidden_size", "num_attention_heads", "groups", "head_size", "ffn_hidden_size", "tied_embeddings", "qk_norm",
-    "biases", "norm", "norm_epsilon", "feed_forward", "position_embedding", "head", "embedding_scale", "logit_softcap",
+    "biases", "norm", "norm_placement", "norm_epsilon", "feed_forward", "position_embedding", "head", "embedding_scale",
+    "logit_softcap",
 )  # fmt: skip
 """What a recipe must say as a folder does."""
 SPELT = {"groups": "num_query_groups", "head_size": "head_dim"}
 """Keys of a recipe that say it, where they are called otherwise."""
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-
-
-def other_class(config: dict[str, Any]) -> str | None:
-    """Return the class of a config where an export would be of another one that computes the same, unless told so."""
-    own = TYPES[config["model_type"]]
-    biases = "qkv" if config["model_type"] == "qwen2" or config.get("attention_bias") else False
-    first = next((one.name for one in DECODERS if (one.biases, one.qk_norm) == (biases, config["model_type"] == "qwen3")), own)
-    return own if own not in (first, BERT) else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -96,7 +89,8 @@ def model_keys(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         **shared,
         "num_query_groups": config.get("num_key_value_heads") or config["num_attention_heads"],
         "head_dim": config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-        "qk_norm": config["model_type"] == "qwen3",
+        "qk_norm": {"qwen3": True, "olmo2": "whole"}.get(config["model_type"], False),
+        "norm_placement": "after" if config["model_type"] == "olmo2" else "before",
         "biases": "qkv" if biases else False,
         "tied_embeddings": config.get("tie_word_embeddings", False),
         "rotary_base": _whole(rope.get("rope_theta", config.get("rope_theta", 10_000)), folder),
@@ -105,6 +99,17 @@ def model_keys(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if scaling := _rope_scaling(rope, config, folder):
         keys["rope_scaling"] = scaling
     return keys
+
+
+def other_class(config: dict[str, Any], keys: dict[str, Any]) -> str | None:
+    """Return the class of a config where an export would be of another one that computes the same, unless told so.
+
+    Args:
+        keys: what `model_keys` makes of it.
+    """
+    own, told = TYPES[config["model_type"]], (keys["biases"], keys.get("qk_norm"), keys.get("norm_placement"))
+    first = next((one.name for one in DECODERS if (one.biases, one.qk_norm, one.norm_placement) == told), own)
+    return own if own not in (first, BERT) else None
 
 
 def require_same(recipe: Recipe, config: dict[str, Any], folder: Path) -> None:

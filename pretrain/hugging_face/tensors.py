@@ -15,6 +15,15 @@ EMBEDDING, OUTPUT, OUTPUT_BIAS = "embedding.word_embeddings.weight", "output_lay
 OF_VOCABULARY = (EMBEDDING, OUTPUT, OUTPUT_BIAS)
 """Parameters of ours with a row for each piece of the vocabulary, and more that pad it."""
 
+NORMS_OF_BRANCHES = {
+    "before": (("input_layernorm", "input_layernorm"), ("pre_mlp_layernorm", "post_attention_layernorm")),
+    "after": (
+        ("post_self_attn_layernorm", "post_attention_layernorm"),
+        ("post_mlp_layernorm", "post_feedforward_layernorm"),
+    ),
+}
+"""The norms of attention and of the feed-forward block, ours and theirs, by where they are."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -39,16 +48,17 @@ def decoder_table(model: Model, words: int) -> Table:
     table: dict[str, list[Rows]] = {EMBEDDING: [Rows("model.embed_tokens.weight", 0, words)]}
     for layer in range(model.num_layers):
         ours, theirs = f"decoder.layers.{layer}.", f"model.layers.{layer}."
-        table[f"{ours}input_layernorm.weight"] = [Rows(f"{theirs}input_layernorm.weight", 0, h)]
+        first, second = NORMS_OF_BRANCHES[model.norm_placement]
+        table[f"{ours}{first[0]}.weight"] = [Rows(f"{theirs}{first[1]}.weight", 0, h)]
         for kind in ("weight", "bias") if model.biases else ("weight",):
             names = [f"{theirs}self_attn.{name}_proj.{kind}" for name in "qkv"]
             table[f"{ours}self_attention.linear_qkv.{kind}"] = _queries_keys_values(model, names)
         for name in "qk" if model.qk_norm else "":
-            table[f"{ours}self_attention.{name}_layernorm.weight"] = [
-                Rows(f"{theirs}self_attn.{name}_norm.weight", 0, model.head_size)
-            ]
+            whole = model.query_size if name == "q" else model.key_size
+            size = whole if model.qk_norm == "whole" else model.head_size
+            table[f"{ours}self_attention.{name}_layernorm.weight"] = [Rows(f"{theirs}self_attn.{name}_norm.weight", 0, size)]
         table[f"{ours}self_attention.linear_proj.weight"] = [Rows(f"{theirs}self_attn.o_proj.weight", 0, h)]
-        table[f"{ours}pre_mlp_layernorm.weight"] = [Rows(f"{theirs}post_attention_layernorm.weight", 0, h)]
+        table[f"{ours}{second[0]}.weight"] = [Rows(f"{theirs}{second[1]}.weight", 0, h)]
         table[f"{ours}mlp.linear_fc1.weight"] = [Rows(f"{theirs}mlp.{name}_proj.weight", 0, f) for name in ("gate", "up")]
         table[f"{ours}mlp.linear_fc2.weight"] = [Rows(f"{theirs}mlp.down_proj.weight", 0, h)]
     table["decoder.final_layernorm.weight"] = [Rows("model.norm.weight", 0, h)]

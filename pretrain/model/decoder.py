@@ -31,7 +31,7 @@ from pretrain.model.cross_entropy import Kernels, capped, compiled_kernels, line
 from pretrain.model.head import Transform
 from pretrain.model.layer import SkippableLayer
 from pretrain.model.linear import ColumnLinear, RowLinear
-from pretrain.model.norm import NORMS, RMSNorm
+from pretrain.model.norm import NORMS, KeyNorm, QueryNorm, RMSNorm
 from pretrain.model.rotary import RotaryTables, scaled
 
 
@@ -45,7 +45,8 @@ def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> Tran
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.groups,
         kv_channels=model.head_size,
-        qk_layernorm=model.qk_norm,
+        # Has their gradients summed over tensor ranks, which have the same weights of one head; of all heads each has its own.
+        qk_layernorm=model.qk_norm is True,
         ffn_hidden_size=model.ffn_hidden_size,
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
@@ -82,13 +83,17 @@ def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> Tran
 
 
 def layer_spec(model: Model, compiles: bool) -> ModuleSpec:
-    """One skippable pre-norm layer."""
+    """One skippable layer."""
     norm = NORMS[model.norm]
+    before, after = (norm, None) if model.norm_placement == "before" else (IdentityOp, norm)
+    query_norm, key_norm = {False: (IdentityOp, IdentityOp), True: (RMSNorm, RMSNorm), "whole": (QueryNorm, KeyNorm)}[
+        model.qk_norm
+    ]
     return ModuleSpec(
         module=SkippableLayer,
-        params={"recompute": model.recompute, "compiles": compiles},
+        params={"recompute": model.recompute, "compiles": compiles, "norm_after": after},
         submodules=TransformerLayerSubmodules(
-            input_layernorm=norm,
+            input_layernorm=before,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.arbitrary},
@@ -96,11 +101,11 @@ def layer_spec(model: Model, compiles: bool) -> ModuleSpec:
                     linear_qkv=ColumnLinear,
                     core_attention=CoreAttention,
                     linear_proj=RowLinear,
-                    q_layernorm=RMSNorm if model.qk_norm else IdentityOp,
-                    k_layernorm=RMSNorm if model.qk_norm else IdentityOp,
+                    q_layernorm=query_norm,
+                    k_layernorm=key_norm,
                 ),
             ),
-            pre_mlp_layernorm=norm,
+            pre_mlp_layernorm=before,
             mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)),
         ),
     )

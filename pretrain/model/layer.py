@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import torch
 from megatron.core import tensor_parallel
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
+from torch.nn import Module
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -53,9 +55,16 @@ class SkippableLayer(TransformerLayer):
     of the layer's own code, keeps the decision out of whatever is traced, compiled or recomputed.
     """
 
-    def __init__(self, *args: Any, recompute: Recompute, compiles: bool, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, recompute: Recompute, compiles: bool, norm_after: type[Module] | None = None, **kwargs: Any
+    ) -> None:
+        """norm_after: of a branch's output; none where Megatron-Core's own norms, which are before a branch, are there."""
         super().__init__(*args, **kwargs)
         self.recompute, self.compiles = recompute, compiles
+        size, eps = self.config.hidden_size, self.config.layernorm_epsilon
+        self.post_self_attn_layernorm, self.post_mlp_layernorm = (
+            IdentityOp() if norm_after is None else norm_after(self.config, size, eps) for _ in range(2)
+        )
 
     def forward(
         self,
@@ -104,14 +113,17 @@ class SkippableLayer(TransformerLayer):
             scale: factor on both branches.
         """
         output, bias = self.self_attention(self.input_layernorm(hidden_states), attention_mask=mask, **attention)
-        hidden_states = add_scaled(hidden_states, output, bias, scale)
+        hidden_states = add_scaled(hidden_states, self.post_self_attn_layernorm(_sum(output, bias)), scale)
         output, bias = self.mlp(self.pre_mlp_layernorm(hidden_states))
-        return add_scaled(hidden_states, output, bias, scale)
+        return add_scaled(hidden_states, self.post_mlp_layernorm(_sum(output, bias)), scale)
 
 
-def add_scaled(residual: Tensor, output: Tensor, bias: Tensor | None, scale: float | Tensor) -> Tensor:
-    """residual + scale (output + bias), [s, b, h]; rounded once where the type is narrower than the scale's."""
-    output = output if bias is None else output + bias
+def _sum(output: Tensor, bias: Tensor | None) -> Tensor:
+    return output if bias is None else output + bias
+
+
+def add_scaled(residual: Tensor, output: Tensor, scale: float | Tensor) -> Tensor:
+    """residual + scale output, [s, b, h]; rounded once where the type is narrower than the scale's."""
     if isinstance(scale, Tensor):
         return (residual.float() + scale * output.float()).to(residual.dtype)
     return residual.add(output, alpha=scale)

@@ -98,3 +98,16 @@ class _Sum(torch.autograd.Function):
         if ctx.splits:
             grad = _wait(_collectives.all_gather_into_tensor(grad.contiguous(), ctx.size, ctx.name))
         return grad, None, None, None
+
+
+class SumEverywhere(torch.autograd.Function):
+    """Sum over ranks of which every rank makes something of its own, so that gradients are summed, too."""
+
+    @staticmethod
+    def forward(ctx: _Context, input_: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return _wait(_collectives.all_reduce(input_, "sum", name))
+
+    @staticmethod
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _wait(_collectives.all_reduce(grad.contiguous(), "sum", ctx.name)), None

@@ -129,7 +129,8 @@ def _layer_vectors(run: Run) -> int:
     fused, tensor = m.query_size + 2 * m.key_size, run.recipe.parallel.tensor
     biases = fused // tensor if m.biases else 0
     biases += up // tensor + 2 * h if m.biases is True else 0
-    return biases + 2 * norm + (2 * m.head_size if m.qk_norm else 0)
+    heads = {False: 0, True: 2 * m.head_size, "whole": (m.query_size + m.key_size) // tensor}[m.qk_norm]
+    return biases + 2 * norm + heads
 
 
 def parameters(run: Run, rank: int) -> int:
@@ -166,7 +167,8 @@ def layer_activations(run: Run) -> float:
         gathered = 2 * m.hidden_size if p.sequence else 0
         return tokens * (stream + summed + gathered + (2 * (m.query_size + m.key_size) + width * m.ffn_hidden_size) / p.tensor)
     inner = 5 if m.feed_forward == "swiglu" else 2
-    attention = 5 * m.query_size + 3 * m.key_size + (m.query_size + m.key_size if m.qk_norm else 0)
+    normed = {False: 0, True: 1, "whole": 2}[m.qk_norm]
+    attention = (5 + normed) * m.query_size + (3 + normed) * m.key_size
     return tokens * (4 * stream + (attention + inner * m.ffn_hidden_size) / p.tensor)
 
 

@@ -13,6 +13,8 @@ from transformers import (
     MegatronBertForMaskedLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -48,6 +50,14 @@ FOLDERS = {
         Qwen2ForCausalLM,
         Qwen2Config(**SHARED, num_key_value_heads=2),
         {"model.num_query_groups": "2", "model.biases": "qkv", "export_as": "Qwen2ForCausalLM"},
+    ),
+    "olmo2": (
+        Olmo2ForCausalLM,
+        Olmo2Config(**SHARED, num_key_value_heads=2),
+        {
+            "model.num_query_groups": "2", "model.qk_norm": "whole", "model.norm_placement": "after",
+            "model.norm_epsilon": "1e-5",
+        },
     ),
     "qwen3": (
         Qwen3ForCausalLM,

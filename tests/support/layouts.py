@@ -36,8 +36,15 @@ GROUPED = {
     "model.logit_softcap": "2.0", "model.z_loss": "0.001",
 }  # fmt: skip
 """Queries that share keys and values, norms of both, and whatever else makes a layer of other shapes than the plain one."""
+AFTER = {
+    "model.num_query_groups": "2", "model.head_dim": "12", "model.qk_norm": "whole", "model.norm_placement": "after",
+    "model.init_std": "0.2",
+}  # fmt: skip
+"""Norms of what branches give, and of the queries of all heads together, of which tensor ranks have some each. What is normed is
+not so small that the norm makes much of its rounding."""
 ONE = {
     "fp32": layout(),
+    "normed after": layout(**AFTER),
     "grouped": layout(**GROUPED),
     "apart": layout(**APART),
     "bf16": layout(**BF16),
@@ -73,6 +80,11 @@ TWO = twice(
     "TP2 with sequence parallelism, grouped, selectively recomputed, compiled": layout(
         tensor=2, sequence=True, **GROUPED, **SELECTIVE, **COMPILED
     ),
+    "TP2, normed after, recomputed": layout(tensor=2, **AFTER, **RECOMPUTE),
+    "TP2 with sequence parallelism, normed after, selectively recomputed, compiled": layout(
+        tensor=2, sequence=True, **AFTER, **SELECTIVE, **COMPILED
+    ),
+    "DP2 with ZeRO-3, normed after": layout(zero=3, **REPLICAS, **AFTER),
     "PP2, grouped, recomputed": layout(pipeline=2, **GROUPED, **RECOMPUTE),
     "DP2, grouped": layout(**REPLICAS, **GROUPED),
     "DP2 with ZeRO-3, grouped": layout(zero=3, **REPLICAS, **GROUPED),

@@ -101,23 +101,27 @@ class Reference:
         def linear(x: Tensor, matrix: str) -> Tensor:
             return x @ w[matrix + ".weight"].T + w.get(matrix + ".bias", 0.0)
 
-        qkv = linear(self._norm(x, name + "input_layernorm.weight"), "self_attention.linear_qkv").view(b, s, groups, share + 2, d)
+        def normed(x: Tensor, norm: str) -> Tensor:
+            """Where there is such a norm."""
+            return self._norm(x, name + norm) if norm in w else x
+
+        qkv = linear(normed(x, "input_layernorm.weight"), "self_attention.linear_qkv").view(b, s, groups, share + 2, d)
         q, k, v = qkv[..., :share, :].flatten(2, 3), qkv[..., share, :], qkv[..., share + 1, :]
-        if name + "self_attention.q_layernorm.weight" in self.weights:
-            q = self._norm(q, name + "self_attention.q_layernorm.weight")
-            k = self._norm(k, name + "self_attention.k_layernorm.weight")
+        if "self_attention.q_layernorm.weight" in w:
+            whole = len(w["self_attention.q_layernorm.weight"]) > d  # over all heads together
+            q = self._norm(q.flatten(2) if whole else q, name + "self_attention.q_layernorm.weight").view_as(q)
+            k = self._norm(k.flatten(2) if whole else k, name + "self_attention.k_layernorm.weight").view_as(k)
         if not self._learned_positions:
             q, k = self._rotate(q), self._rotate(k)
         k, v = (each[:, :, [head // share for head in range(self.heads)]] for each in (k, v))
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(d)
         attention = scores.masked_fill(~may[:, None], -math.inf).softmax(-1)
         mixed = torch.einsum("bhqk,bkhd->bqhd", attention, v).reshape(b, s, self.heads * d)
-        x = x + scale * linear(mixed, "self_attention.linear_proj")
-        inner = linear(self._norm(x, name + "pre_mlp_layernorm.weight"), "mlp.linear_fc1")
-        if self.gelu:
-            return x + scale * linear(torch.nn.functional.gelu(inner), "mlp.linear_fc2")
-        gate, up = inner.chunk(2, -1)
-        return x + scale * linear(torch.nn.functional.silu(gate) * up, "mlp.linear_fc2")
+        x = x + scale * normed(linear(mixed, "self_attention.linear_proj"), "post_self_attn_layernorm.weight")
+        inner = linear(normed(x, "pre_mlp_layernorm.weight"), "mlp.linear_fc1")
+        gate, up = (inner, 1.0) if self.gelu else inner.chunk(2, -1)
+        activated = torch.nn.functional.gelu(gate) if self.gelu else torch.nn.functional.silu(gate) * up
+        return x + scale * normed(linear(activated, "mlp.linear_fc2"), "post_mlp_layernorm.weight")
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         bias = self.weights.get(name.replace("weight", "bias"))

@@ -99,6 +99,8 @@ def result(request, name):
 
 def counterpart(name: str) -> str:
     """The case of one process that draws the same paths through the same model in the same precision."""
+    if "normed after" in name:
+        return "normed after"
     if "grouped" in name:
         return "grouped"
     return {(False, False): "fp32", (True, False): "apart", (False, True): "bf16", (True, True): "apart in bf16"}[

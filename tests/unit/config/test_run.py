@@ -26,7 +26,9 @@ def test_shipped_recipes_are_valid_and_their_json_is_deepspeeds(name):
     assert theirs.zero_optimization_stage == run.ds.zero_optimization.stage
 
 
-@pytest.mark.parametrize("name, published", [("llama_1b", 1_235_814_400), ("qwen3_0.6b", 596_049_920)])
+@pytest.mark.parametrize(
+    "name, published", [("llama_1b", 1_235_814_400), ("qwen3_0.6b", 596_049_920), ("olmo2_1b", 1_484_916_736)]
+)
 def test_published_shapes_have_as_many_parameters_as_published(name, published):
     assert parameters(read_run(name, []), 0) == published
 

@@ -63,6 +63,8 @@ def assert_parity(ours, theirs, weights) -> None:
         ("ds.zero_optimization.stage=2", "ds.zero_optimization.overlap_comm=true", "ds.progressive_subnetwork.paths_per_step=1"),
         ("data.denoisers=60-20-20",),
         ("model.num_query_groups=2", "model.head_dim=12", "model.qk_norm=true", "model.recompute=selective"),
+        ("model.norm_placement=after", "model.qk_norm=whole", "model.num_query_groups=2", "model.head_dim=12"),
+        ("model.norm_placement=after", "model.biases=true", "ds.progressive_subnetwork.residual_scale=1/keep"),
         ("model.z_loss=0.01", "model.logit_softcap=1.5", "model.embedding_scale=4.0"),
         ("model.num_query_groups=1", "model.biases=qkv", "ds.zero_optimization.stage=0"),
         tuple(f"{key}={value}" for key, value in BERT.items()),

@@ -25,6 +25,7 @@ from tests.support.live_bytes import LiveBytes
         ("model.feed_forward=gelu",),
         ("model.num_query_groups=2", "model.head_dim=48"),
         ("model.num_query_groups=1", "model.qk_norm=true", "model.biases=qkv"),
+        ("model.num_query_groups=2", "model.qk_norm=whole", "model.norm_placement=after"),
     ],
     ids=" ".join,
 )
@@ -55,6 +56,7 @@ def test_parameters_of_one_process_are_the_models(project, ranks):
         ("model.tied_embeddings=true",),
         ("model.tied_embeddings=false",),
         ("model.num_query_groups=2", "model.head_dim=12", "model.qk_norm=true", "model.biases=qkv"),
+        ("model.num_query_groups=2", "model.qk_norm=whole", "model.norm_placement=after"),
     ):
         run = project.run(*settings)
         assert parameters(run, 0) == sum(p.numel() for p in build_engine(run, ranks).model.parameters())
