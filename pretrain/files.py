@@ -3,9 +3,13 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from pretrain.errors import with_file
+
+CHUNK = 2**22
+"""Bytes that are read at a time."""
 
 
 def write_whole(path: Path, content: str | bytes | memoryview) -> None:
@@ -47,7 +51,16 @@ def to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256(path: Path) -> str:
-    """Return the checksum of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(path: Path, read: Callable[[int], object] = lambda size: None) -> str:
+    """Return the checksum of a file's content, in hexadecimal.
+
+    Args:
+        read: is told of the bytes that have been read since the last time.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        room = memoryview(bytearray(CHUNK))
+        while size := file.readinto(room):
+            digest.update(room[:size])
+            read(size)
+    return digest.hexdigest()

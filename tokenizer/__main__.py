@@ -9,6 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from pretrain import progress
 from pretrain.errors import UserError, with_file
 from pretrain.streams import accept_any_text
 from tokenizer.files import READABLE
@@ -40,8 +41,10 @@ def main() -> int:
             default="stop",
             help="a document that cannot be read: stop, or count and list it",
         )
+        command.add_argument("--quiet", action="store_true", help="do not show how far it is")
 
     args = parser.parse_args()
+    progress.show(not args.quiet)
     accept_any_text()  # names of files may be any bytes
     warnings.filterwarnings("ignore", module=r"megatron\.")  # notices about extensions that play no part here
     try:
@@ -66,9 +69,8 @@ def _train(args: argparse.Namespace) -> int:
         if args.sample_mb is not None and not 0 < args.sample_mb < 1e9:
             raise UserError(f"--sample-mb {args.sample_mb:g}: must be above 0")
         sample_bytes = None if args.sample_mb is None else round(args.sample_mb * 1e6)
-        manifest = train(
-            args.input, args.vocab_size, args.out, args.model_type, sample_bytes=sample_bytes, on_error=args.on_error, quiet=False
-        )
+        how = {"sample_bytes": sample_bytes, "on_error": args.on_error, "quiet": args.quiet}
+        manifest = train(args.input, args.vocab_size, args.out, args.model_type, **how)
         bad = manifest["bad_documents"]
         print(
             f"tokenizer of {args.vocab_size} pieces in {args.out}"
@@ -88,7 +90,7 @@ def _encode(args: argparse.Namespace) -> int:
     try:
         team = join()
         tokenizer = team.on_main(lambda: load_tokenizer(args.tokenizer))
-        encode(args.input, tokenizer, args.out, args.on_error, team, quiet=False)
+        encode(args.input, tokenizer, args.out, args.on_error, team, quiet=args.quiet)
         return 0
     except UserError as error:  # all ranks have come to it
         return _tell(error) if team is None or team.is_main else 2

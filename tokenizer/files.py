@@ -13,6 +13,8 @@ from typing import IO, cast
 from pretrain.errors import UserError
 
 COMPRESSED = (".gz", ".xz", ".zst")
+SEEN_PER_COMPRESSED = 3.5
+"""Bytes of text from a byte of a compressed file; a guess, for the time that is left."""
 KINDS = (".jsonl", ".txt")
 BOM = b"\xef\xbb\xbf"
 """Bytes without a meaning in UTF-8; some editors begin a file with it."""
@@ -190,3 +192,9 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def expected_bytes(files: Sequence[Path]) -> float:
+    """Bytes of text in files, as far as their sizes tell: for the time that is left."""
+    packed = (*COMPRESSED, ".parquet")
+    return sum(file.stat().st_size * (SEEN_PER_COMPRESSED if file.suffix in packed else 1) for file in files)

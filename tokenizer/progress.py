@@ -5,15 +5,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizer.files import COMPRESSED
+from tokenizer.files import expected_bytes
 from tokenizer.parts import Tally
 from tokenizer.text import Block, Stretch
 
 EVERY_SECONDS = {True: 0.2, False: 15.0}
 """Seconds between lines, on a terminal and in a log."""
 MOST_SHOWN = 10
-SEEN_PER_COMPRESSED = 3.5
-"""Bytes of text from a byte of a compressed file; a guess, for the time that is left."""
 
 
 class Progress:
@@ -22,9 +20,7 @@ class Progress:
     def __init__(self, files: Sequence[Path], quiet: bool) -> None:
         self.quiet, self.files = quiet, files
         self.terminal = sys.stderr.isatty()
-        self.total = sum(
-            file.stat().st_size * (SEEN_PER_COMPRESSED if file.suffix in (*COMPRESSED, ".parquet") else 1) for file in files
-        )
+        self.total = expected_bytes(files)
         self.tally, self.before = Tally(), 0
         self.started = self.shown = time.perf_counter()
 

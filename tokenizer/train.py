@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,15 @@ import sentencepiece
 
 from pretrain.errors import UserError
 from pretrain.files import sha256
-from tokenizer.files import find_inputs
+from pretrain.progress import BYTES, bar
+from tokenizer.files import expected_bytes, find_inputs
 from tokenizer.pieces import CLS, EOS, MASK, MODES, PAD, SENTINELS, SEP, UNKNOWN, sentinel
 from tokenizer.sentence_pieces import MANIFEST, MODEL
 from tokenizer.text import OnError, documents
 
 LONGEST_LINE = 16_000
 """Characters; sentencepiece skips lines of more than max_sentence_length bytes, of which a character has four at most."""
-SIGN_SECONDS = 15.0
-"""Seconds between lines that say how much has been read."""
-BYTES = 256
+BYTE_PIECES = 256
 """Pieces for single bytes, so that no text is unknown."""
 
 
@@ -61,7 +59,7 @@ def train(
     if sample_bytes is not None and sample_bytes < 1:
         raise UserError(f"--sample-mb {sample_bytes / 1e6:g}: must be above 0")
     reserved = [*MODES, CLS, SEP, MASK, *(sentinel(i) for i in range(sentinels))]
-    least = len(reserved) + len((PAD, EOS, UNKNOWN)) + BYTES + 1
+    least = len(reserved) + len((PAD, EOS, UNKNOWN)) + BYTE_PIECES + 1
     if vocab_size < least:
         raise UserError(f"--vocab-size {vocab_size}: reserved pieces and bytes alone take {least - 1}; use more")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +83,7 @@ def train(
             num_threads=len(os.sched_getaffinity(0)),
         )
         problems: list[UserError] = []
-        texts = documents(files, bad) if quiet else _counted(documents(files, bad), vocab_size)
+        texts = documents(files, bad) if quiet else _counted(documents(files, bad), files, vocab_size)
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=_keeping(problems, _lines(texts if sample_bytes is None else sample(texts, sample_bytes))),
@@ -119,15 +117,14 @@ def train(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _counted(texts: Iterable[str], vocab_size: int) -> Iterator[str]:
-    """The same texts; says how many have been read, and when the learning begins, which is silent for minutes."""
-    count, size, told = 0, 0, time.monotonic()
-    for text in texts:
-        count, size = count + 1, size + len(text)
-        if time.monotonic() - told > SIGN_SECONDS:
-            told = time.monotonic()
-            print(f"{count:,} documents read, {size / 1e6:,.0f} million characters", file=sys.stderr, flush=True)
-        yield text
+def _counted(texts: Iterable[str], files: Sequence[Path], vocab_size: int) -> Iterator[str]:
+    """The same texts; shows how much has been read, and says when the learning begins, which is silent for minutes."""
+    count, size = 0, 0
+    with bar("reading", expected_bytes(files), BYTES) as shown:
+        for text in texts:
+            count, size = count + 1, size + len(text)
+            shown.add(len(text))
+            yield text
     print(
         f"{count:,} documents read, {size / 1e6:,.1f} million characters; sentencepiece learns {vocab_size} pieces from them,"
         " which may take minutes",

@@ -14,6 +14,7 @@ from pretrain.checkpoint.tensors import NUMBER
 from pretrain.errors import one_line, reason
 from pretrain.files import sha256
 from pretrain.optim.names import TENSORS, layer_of
+from pretrain.progress import BYTES, bar
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -183,15 +184,17 @@ def damage(folder: Path, manifest: Manifest, share: slice = slice(None)) -> str 
     Args:
         share: of the files, so that ranks can divide the reading among them.
     """
-    for name in sorted(manifest.files)[share]:
-        file, facts = folder / name, manifest.files[name]
-        try:
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != facts.bytes:
-                return f"{name} has {file.stat().st_size} bytes instead of {facts.bytes}"
-            if sha256(file) != facts.sha256:
-                return f"{name} is not what was written (checksum)"
-        except OSError as error:
-            return f"{name} cannot be read ({reason(error)})"
+    names = sorted(manifest.files)[share]
+    with bar(f"reading {folder.name}", sum(manifest.files[name].bytes for name in names), BYTES) as shown:
+        for name in names:
+            file, facts = folder / name, manifest.files[name]
+            try:
+                if not file.is_file():
+                    return f"{name} is missing"
+                if file.stat().st_size != facts.bytes:
+                    return f"{name} has {file.stat().st_size} bytes instead of {facts.bytes}"
+                if sha256(file, shown.add) != facts.sha256:
+                    return f"{name} is not what was written (checksum)"
+            except OSError as error:
+                return f"{name} cannot be read ({reason(error)})"
     return None

@@ -105,6 +105,10 @@ def device_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def quiet_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="do not show how far it is")
+
+
 def checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory, or a checkpoint's folder")
 

@@ -2,11 +2,12 @@
 
 import argparse
 import os
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.cli.arguments import require_nothing_else
+from pretrain.cli.arguments import quiet_argument, require_nothing_else
 from pretrain.errors import UserError
 from pretrain.place import find_place
 from tokenizer.pieces import MODES
@@ -49,6 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write a row for each task, and FILE.npz with all scores")
     parser.add_argument("--contamination", action="store_true", help="look documents up in the text that the run trained on")
     parser.add_argument("--against", type=Path, metavar="FILE.jsonl", help="what --out wrote of another: show differences")
+    quiet_argument(parser)
     for name in ("tensor", "pipeline", "virtual"):
         parser.add_argument(f"--parallel.{name}", dest=name, type=int, default=1, metavar="RANKS")
 
@@ -95,7 +97,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         seen = _seen(model, tasks, asking, ranks) if args.contamination else {}
         part = None if args.out is None else args.out.with_name(f"part_{args.out.name}")
         rows, outcomes = list[EvalRow](), {}
-        for task in tasks:
+        for number, task in enumerate(tasks, start=1):
+            if ranks.is_main and not args.quiet:
+                print(f"{task.name}, task {number} of {len(tasks)}", file=sys.stderr, flush=True)
             try:
                 row, outcome = ask(model, task, asking, ranks)
             except UserError as error:

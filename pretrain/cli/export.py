@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
-from pretrain.cli.arguments import checkpoint_argument, require_nothing_else
+from pretrain.cli.arguments import checkpoint_argument, quiet_argument, require_nothing_else
 
 HELP = "write a folder for Hugging Face's libraries"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     checkpoint_argument(parser)
+    quiet_argument(parser)
     parser.add_argument("--to", type=Path, required=True, metavar="DIR")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     parser.add_argument(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
 
+from pretrain import progress
 from pretrain.cli import compare, evaluate, export, generate, inspect, job, new, plan, report, status, train, verify
 from pretrain.cli.arguments import Parser
 from pretrain.errors import TrainingStopped, UserError, lost_a_peer, one_line, reason
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 2
         args.words = words
+        progress.show(rank == 0 and not getattr(args, "quiet", True))
         return COMMANDS[args.command].run(args, rest)
     except UserError as error:
         _report(f"error: {error}")

@@ -7,6 +7,7 @@ from pretrain.cli.arguments import (
     SETTINGS,
     TRAIN_OPTIONS,
     explained,
+    quiet_argument,
     recipe_arguments,
     require_recipe,
     train_arguments,
@@ -32,6 +33,7 @@ OPTIONS = (
     "link-gbps",
     "intra-node-gbps",
     "scale-to",
+    "quiet",
     *TRAIN_OPTIONS,
 )
 DEFAULT_GPU = "h100"
@@ -68,6 +70,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="propose path lengths for so many times fewer layer FLOPs, as 1.33",
     )
     parser.add_argument("--suggest", action="store_true", help="rank the layouts that can run there")
+    quiet_argument(parser)
     train_arguments(parser.add_argument_group("accepted, so that the words for train can be checked"))
 
 

@@ -2,13 +2,14 @@
 
 import argparse
 
-from pretrain.cli.arguments import checkpoint_argument, require_nothing_else
+from pretrain.cli.arguments import checkpoint_argument, quiet_argument, require_nothing_else
 
 HELP = "read every byte of a run's checkpoints"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     checkpoint_argument(parser)
+    quiet_argument(parser)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from pretrain.data.batch import BRANCH, Batch
 from pretrain.errors import UserError
+from pretrain.progress import bar
 
 MOST_BRANCHES = 1000
 """Continuations of one context that are put together; their segments are 32-bit numbers."""
@@ -106,9 +107,11 @@ def score(scorer: Scorer, requests: Sequence[Request], pad: int, both_ways: bool
     groups = grouped(requests, max(scorer.sample_lengths) if shares else 0)
     places = pack([group.positions for group in groups], scorer.sample_lengths)
     scored = {}
-    for length in sorted({place.length for place in places}):
-        of_length = [pair for pair in zip(groups, places) if pair[1].length == length]
-        scored[length] = scorer.score(as_samples(of_length, length, pad, both_ways))
+    with bar("scoring", len(groups), "contexts") as shown:
+        for length in sorted({place.length for place in places}):
+            of_length = [pair for pair in zip(groups, places) if pair[1].length == length]
+            scored[length] = scorer.score(as_samples(of_length, length, pad, both_ways))
+            shown.add(len(of_length))
     found: list[Score] = []
     for group, place in zip(groups, places):
         losses, is_best = scored[place.length]

@@ -20,6 +20,7 @@ from pretrain.export.card import model_card
 from pretrain.export.tokenizer import COPIED, special_pieces, write_tokenizer
 from pretrain.hugging_face.architectures import BERT, Architecture, architecture_of
 from pretrain.hugging_face.tensors import taken_apart
+from pretrain.progress import bar
 
 WRITTEN = re.compile(
     "|".join(map(re.escape, ("config.json", "README.md", "tokenizer.json", "tokenizer.model", *COPIED)))
@@ -103,8 +104,10 @@ def _write_config(architecture: Architecture, folder: Path, dtype: torch.dtype) 
 
 
 def _weights(architecture: Architecture, reader: Reader) -> Iterator[tuple[str, np.ndarray]]:
-    for name, rows in architecture.table.items():
-        yield from taken_apart(rows, reader.whole(name))
+    with bar("writing weights", len(architecture.table), "tensors") as shown:
+        for name, rows in architecture.table.items():
+            yield from taken_apart(rows, reader.whole(name))
+            shown.add()
     for name, shape in architecture.zeros.items():
         yield name, np.zeros(shape, dtype=np.float32)
 

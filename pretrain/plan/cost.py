@@ -12,6 +12,7 @@ from pretrain.plan.balance import full_time, stage_time
 from pretrain.plan.hardware import GPUS, Gpu
 from pretrain.plan.memory import GIB, rank_memory
 from pretrain.plan.roofline import estimated_mfu
+from pretrain.progress import bar
 
 USABLE = 0.9
 """Share of a GPU's memory that a plan may fill; the rest is the allocator's, NCCL's and the driver's."""
@@ -97,7 +98,11 @@ def suggest(run: Run, cluster: Cluster) -> list[Suggestion]:
     Those that fit come first, then the shortest ideal step; where two are equal, fewer tensor and pipeline ranks and fewer
     chunks, because what is not counted here, communication, is least where the model is split least.
     """
-    found = [_judge(candidate, cluster) for candidate in _valid(run, cluster)]
+    candidates, found = list(_valid(run, cluster)), []
+    with bar("layouts", len(candidates), "layouts") as shown:
+        for candidate in candidates:
+            found.append(_judge(candidate, cluster))
+            shown.add()
 
     def order(s: Suggestion) -> tuple:
         p = s.run.recipe.parallel

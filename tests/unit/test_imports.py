@@ -11,7 +11,7 @@ import pytest
 ORDER = [
     "errors",
     "files schema hashing streams",
-    "place versions ranges",
+    "place versions ranges progress",
     "subnetwork",
     "cost",
     "data.batch data.draws",
