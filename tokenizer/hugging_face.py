@@ -4,7 +4,7 @@ own. Nothing in the folder is run."""
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +14,13 @@ import numpy as np
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Library
 
-from pretrain.errors import UserError, one_line
+from pretrain.errors import UserError, one_line, reason
 from tokenizer.pieces import CLS, EOS, MASK, MODES, PAD, SENTINELS, SEP, UNKNOWN, Tokenizer, sentinel
+from tokenizer.spelling import speller
 
-FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+FILE, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 ROLES = {PAD: "pad_token", EOS: "eos_token", UNKNOWN: "unk_token", CLS: "cls_token", SEP: "sep_token", MASK: "mask_token"}
 """What tokenizer_config.json calls the pieces that objectives ask for."""
-SPACE, CONTINUES = "\u2581", "##"
-"""What sentencepiece writes for a space, and WordPiece before what continues a word."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class Facts:
     begin: tuple[int, ...]
     added: dict[str, int]
     """Pieces that it lacks, with the ids behind its own."""
+    lacking: int
+    """How many these are, or would be."""
     sentinels: int
     checksum: str
 
@@ -56,30 +57,50 @@ class HuggingFacePieces(Tokenizer):
         """
         library, config = _library(directory), _config(directory)
         names = library.get_vocab()
+        special = {one.content for one in library.get_added_tokens_decoder().values() if one.special}
         own = max(names.values(), default=-1) + 1
-        roles = {piece: name for piece, key in ROLES.items() if (name := _content(config.get(key))) in names}
-        roles |= {piece: piece for piece in ROLES if piece in names and piece not in roles}
-        if EOS not in roles:
-            if SEP not in roles:
-                raise UserError(f'{directory / CONFIG}: names no "eos_token" of {FILE}; add it, since texts end with it')
-            roles[EOS] = roles[SEP]
-        roles.setdefault(PAD, roles[EOS])  # it is never read or predicted
-        sentinels = next(index for index in range(len(names) + 1) if sentinel(index) not in names)
-        lacking = [piece for piece in (*MODES, CLS, SEP, MASK) if piece not in roles and piece not in names]
-        lacking += [sentinel(index) for index in range(SENTINELS)] if not sentinels else []
+        roles = _roles(directory, config, names, special)
+        lacking = [piece for piece in (*MODES, CLS, SEP, MASK) if piece not in roles and piece not in special]
+        lacking += [sentinel(index) for index in range(SENTINELS) if sentinel(index) not in special]
         added = {} if vocab_size == own else {piece: own + index for index, piece in enumerate(lacking)}
-        bos = names.get(_content(config.get("bos_token")) or "")
-        begin = (bos,) if bos is not None and library.encode("").ids == [bos] else ()
+        known = special | added.keys()
+        sentinels = next(index for index in range(len(known) + 1) if sentinel(index) not in known)
+        begin = _begin(library, names.get(_content(config.get("bos_token")) or ""))
         facts = json.dumps([roles, begin], sort_keys=True).encode()
         digest = hashlib.sha256((directory / FILE).read_bytes() + facts).hexdigest()
-        return cls(directory, Facts(own, roles, begin, added, sentinels or SENTINELS * bool(added), digest))
+        tokenizer = cls(directory, Facts(own, roles, begin, added, len(lacking), sentinels, digest))
+        if added:
+            tokenizer.with_added()  # in an export, after weeks of training, is late to find that it cannot be
+        return tokenizer
 
     @cached_property
     def library(self) -> Library:
-        """The library's tokenizer, for which all text is text, also where it spells a reserved piece."""
-        library = _library(self.directory)
-        library.encode_special_tokens = True
-        return library
+        """The library's tokenizer, as it came."""
+        return _library(self.directory)
+
+    @cached_property
+    def plain(self) -> Library:
+        """The library's tokenizer without its special pieces, so that text which spells one is text. They keep their ids under
+        names that no text has; where they are in the vocabulary, a unigram model would choose them even if told not to."""
+        described = json.loads(self.library.to_str())
+        special = {one["content"] for one in described["added_tokens"] if one["special"]}
+        described["added_tokens"] = [one for one in described["added_tokens"] if not one["special"]]
+        described["post_processor"] = None
+        model = described["model"]
+        if model.get("unk_id") is not None:
+            special.add(model["vocab"][model["unk_id"]][0])
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {_unspelt(piece) if piece in special else piece: token for piece, token in model["vocab"].items()}
+            if "merges" in model:
+                model["merges"] = [pair for pair in model["merges"] if "".join(_pair(pair)) not in special]
+        else:
+            model["vocab"] = [[_unspelt(piece) if piece in special else piece, score] for piece, score in model["vocab"]]
+        if model.get("unk_token") in special:
+            model["unk_token"] = _unspelt(model["unk_token"])
+        plain = Library.from_str(json.dumps(described))
+        plain.no_padding()
+        plain.no_truncation()
+        return plain
 
     @property
     def file(self) -> Path:
@@ -109,12 +130,12 @@ class HuggingFacePieces(Tokenizer):
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # ranks are the processes, and each has a core
-        return [np.array(one.ids, np.int32) for one in self.library.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [np.array(one.ids, np.int32) for one in self.plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     @cached_property
     def piece_bytes(self) -> list[bytes]:
         described = json.loads(self.library.to_str())
-        spell = _speller(described, self.directory)
+        spell = speller(described, self.file)
         literal = {token: one.content for token, one in self.library.get_added_tokens_decoder().items()}
         found = []
         for token in range(self.vocab_size):
@@ -126,11 +147,10 @@ class HuggingFacePieces(Tokenizer):
 
     def id(self, piece: str) -> int:
         found = self.facts.added.get(piece, self.library.token_to_id(self.facts.roles.get(piece, piece)))
-        if found is None:
-            lacking = HuggingFacePieces.open(self.directory).vocab_size
+        if found is None or not self.is_reserved(found):
             raise UserError(
-                f'{self.directory}: the tokenizer has no piece "{piece}"; set model.vocab_size to {lacking}, which adds those'
-                " that objectives use behind its own"
+                f'{self.directory}: the tokenizer has no piece "{piece}"; set model.vocab_size to'
+                f" {self.facts.pieces + self.facts.lacking}, which adds those that objectives use behind its own"
             )
         return found
 
@@ -163,12 +183,15 @@ class HuggingFacePieces(Tokenizer):
         """Return the library's tokenizer with the added pieces, as an export writes it: text that spells one becomes it.
 
         Raises:
-            UserError: the library gives them other ids, as behind gaps.
+            UserError: the library gives them other ids, as behind gaps, or where they are pieces of text.
         """
         library = _library(self.directory)
         library.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in self.facts.added])
         if any(library.token_to_id(piece) != token for piece, token in self.facts.added.items()):
-            raise UserError(f"{self.file}: has gaps among its ids, so that pieces cannot be added behind them")
+            raise UserError(
+                f"{self.file}: has gaps among its ids, or ordinary pieces that are called as UL2's and BERT's, so that these"
+                f" cannot be added; set model.vocab_size to {self.own_pieces}, for data.objective causal alone"
+            )
         return library
 
 
@@ -188,56 +211,61 @@ def _library(directory: Path) -> Library:
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-        return config
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{directory / CONFIG}: cannot be read ({one_line(error)}); it names the pieces that end a text"
-        ) from None
+    """What names special pieces: tokenizer_config.json, and, in older folders, a map beside it."""
+    found: dict[str, Any] = {}
+    for name in (MAP, CONFIG):
+        if name == MAP and not (directory / name).is_file():
+            continue
+        try:
+            config = json.loads((directory / name).read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("not an object")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{directory / name}: cannot be read ({reason(error)}); it names the pieces that end a text"
+            ) from None
+        found |= {key: value for key, value in config.items() if value is not None}
+    return found
+
+
+def _roles(directory: Path, config: dict[str, Any], names: dict[str, int], special: set[str]) -> dict[str, str]:
+    """The folder's own pieces by what they are here."""
+    roles = {}
+    for piece, key in ROLES.items():
+        name = _content(config.get(key))
+        if name in names:
+            roles[piece] = name
+        elif name is not None and piece == EOS:
+            raise UserError(
+                f'{directory / CONFIG}: "eos_token" {json.dumps(name)} is no piece of {FILE}; name one, as texts end so'
+            )
+        elif piece in special:
+            roles[piece] = piece
+    if EOS not in roles:
+        if SEP not in roles:
+            raise UserError(f'{directory / CONFIG}: names no "eos_token"; add it, since texts end with it')
+        roles[EOS] = roles[SEP]
+    roles.setdefault(PAD, roles[EOS])  # it is never read or predicted
+    return roles
+
+
+def _begin(library: Library, bos: int | None) -> tuple[int, ...]:
+    """What the folder's template puts before a text, if that is its beginning of texts: BERT's [CLS] belongs to an objective."""
+    whole, bare = (library.encode("a", add_special_tokens=added).ids for added in (True, False))
+    return (bos,) if bos is not None and bare and whole[: 1 + len(bare)] == [bos, *bare] else ()
+
+
+def _unspelt(piece: str) -> str:
+    """A name that no text has: of characters that are for no text to use (Unicode's noncharacters)."""
+    return f"\ufdd0{piece}\ufdd1"
+
+
+def _pair(merge: str | list[str]) -> list[str]:
+    """What a merge puts together, which older files write as a text."""
+    return merge.split(" ") if isinstance(merge, str) else merge
 
 
 def _content(token: object) -> str | None:
     """A piece is named by itself, or in an object with more facts."""
     found = token.get("content") if isinstance(token, dict) else token
     return found if isinstance(found, str) else None
-
-
-def _speller(described: dict[str, Any], directory: Path) -> Callable[[str], bytes]:
-    """Return the function from a piece of the model, as it is written, to the bytes that it stands for."""
-    kinds = _kinds(described.get("decoder")) | _kinds(described.get("pre_tokenizer"))
-    if "ByteLevel" in kinds:
-        values = _byte_level()
-        return lambda piece: bytes(values[character] for character in piece)
-    if described["model"].get("type") == "WordPiece":
-        return lambda piece: (piece.removeprefix(CONTINUES) if piece.startswith(CONTINUES) else f" {piece}").encode()
-    if kinds & {"Metaspace", "ByteFallback"}:
-        return _sentence_piece
-    raise UserError(
-        f"{directory / FILE}: its pieces are neither of bytes (ByteLevel) nor sentencepiece's (Metaspace, ByteFallback) nor"
-        " WordPiece's, so what text they stand for is not known here"
-    )
-
-
-def _kinds(part: object) -> set[str]:
-    """Types of a decoder or pre-tokenizer and of those that it consists of."""
-    if not isinstance(part, dict):
-        return set()
-    inner = [one for key in ("decoders", "pretokenizers") for one in part.get(key) or ()]
-    return {str(part.get("type"))}.union(*map(_kinds, inner))
-
-
-def _sentence_piece(piece: str) -> bytes:
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return bytes([int(piece[3:5], 16)])
-    return piece.replace(SPACE, " ").encode()
-
-
-def _byte_level() -> dict[str, int]:
-    """GPT-2's alphabet: bytes that are printable characters of Latin-1 stand for themselves, the others for those from U+0100 on
-    (https://github.com/openai/gpt-2, src/encoder.py)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}

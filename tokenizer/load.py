@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pretrain.errors import UserError
+from pretrain.errors import UserError, reason
 from tokenizer.hugging_face import HuggingFacePieces, is_hugging_face
 from tokenizer.pieces import Tokenizer
 from tokenizer.sentence_pieces import KEYS, MANIFEST, SentencePieces
@@ -29,6 +29,6 @@ def load_tokenizer(directory: Path, vocab_size: int | None = None) -> Tokenizer:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{directory}: no tokenizer here ({error}); make one with python -m tokenizer train --input GLOB "
+            f"{directory}: no tokenizer here ({reason(error)}); make one with python -m tokenizer train --input GLOB "
             f"--vocab-size N --out {directory}, or give a folder of Hugging Face's with a {MANIFEST}"
         ) from None

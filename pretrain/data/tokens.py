@@ -217,6 +217,6 @@ def _check_manifest(prefix: Path, vocab_size: int, tokenizer_sha256: str) -> Non
         raise UserError(f"{file}: damaged ({error}); encode again") from None
     if manifest.get("tokenizer_sha256") != tokenizer_sha256:
         raise UserError(
-            f"{file}: written with another tokenizer ({manifest.get('vocab_size', 'unknown')} pieces) than data.tokenizer "
-            f"({vocab_size} pieces); encode again, or set data.tokenizer to the one that was used"
+            f"{file}: written with another tokenizer than data.tokenizer; encode again, or set data.tokenizer to the one that was"
+            " used"
         )

@@ -4,20 +4,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pretrain.config.model import Model, RopeScaling
 from pretrain.config.recipe import Recipe
-from pretrain.errors import UserError, one_line
+from pretrain.errors import UserError, reason
 from pretrain.hugging_face.architectures import BERT, DECODERS
 
 TYPES = {one.type: [other.name for other in DECODERS if other.type == one.type][0] for one in DECODERS} | {"megatron-bert": BERT}
 """Classes by model_type."""
-REFUSED = {
-    "quantization_config": "quantized weights are not read",
-    "partial_rotary_factor": "all of a head is turned here",
-    "attention_factor": "attention is sharpened as YaRN's paper says",
-    "mscale": "attention is sharpened as YaRN's paper says",
+ROPE_KEYS = {
+    "linear": {},
+    "llama3": {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
+    "yarn": {"beta_fast": "beta_fast", "beta_slow": "beta_slow"},
 }
-"""Keys that change what a model computes in ways that are not here."""
+"""Keys of a scaling of rotary frequencies, theirs and ours, beside those that all have."""
+WITHOUT_EFFECT = {"partial_rotary_factor": 1, "truncate": True}
+"""Keys of rotary positions, with the values that say what is done here."""
 DECIDING = (
     "num_layers", "hidden_size", "num_attention_heads", "groups", "head_size", "ffn_hidden_size", "tied_embeddings", "qk_norm",
     "biases", "norm", "norm_placement", "norm_epsilon", "feed_forward", "position_embedding", "head", "embedding_scale",
@@ -26,6 +29,8 @@ DECIDING = (
 """What a recipe must say as a folder does."""
 SPELT = {"groups": "num_query_groups", "head_size": "head_dim"}
 """Keys of a recipe that say it, where they are called otherwise."""
+MISTRALS_WINDOW = 4096
+"""Positions that attention sees where a config of Mistral's does not say: transformers' default."""
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -42,18 +47,16 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{file}: cannot be read ({one_line(error)}); give a folder as transformers' save_pretrained writes"
+            f"{file}: cannot be read ({reason(error)}); give a folder on this machine as save_pretrained writes it, or as"
+            " `hf download NAME --local-dir FOLDER` brings it"
         ) from None
     if config.get("model_type") not in TYPES:
         raise UserError(
             f'{file}: "model_type" {json.dumps(config.get("model_type"))} is not read; {", ".join(TYPES)} are, which are'
             f" {', '.join(dict.fromkeys(TYPES.values()))}"
         )
-    scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    for key, why in REFUSED.items():
-        value = config.get(key, scaling.get(key))
-        if value is not None and value != 1:
-            raise UserError(f'{file}: "{key}" {json.dumps(value)}: {why}')
+    if config.get("quantization_config") is not None:
+        raise UserError(f'{file}: "quantization_config": quantized weights are not read; save the model without')
     if missing := [key for key in REQUIRED if not isinstance(config.get(key), int)]:
         raise UserError(f'{file}: has no "{missing[0]}", a whole number')
     return config
@@ -63,8 +66,26 @@ def model_keys(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return keys of a recipe's `model` that describe the same, as a YAML file has them; the vocabulary is the tokenizer's.
 
     Raises:
-        UserError: the config describes something that is not here.
+        UserError: the config describes something that is not here, or nothing that can be.
     """
+    try:
+        keys = _model_keys(config, folder)
+        _as_model(keys, vocabulary=1, padded=1)
+        return keys
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, ArithmeticError, KeyError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        what = " ".join(line.strip() for line in lines[1:3]) if isinstance(error, ValidationError) else lines[0]
+        raise UserError(f"{folder / 'config.json'}: describes no model that can be ({what})") from None
+
+
+def _as_model(keys: dict[str, Any], vocabulary: int, padded: int) -> Model:
+    scaling = None if "rope_scaling" not in keys else RopeScaling.model_validate(keys["rope_scaling"])
+    return Model.model_validate({**keys, "vocab_size": vocabulary, "padded_vocab_size": padded, "rope_scaling": scaling})
+
+
+def _model_keys(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     shared = {
         "num_layers": config["num_hidden_layers"],
         "hidden_size": config["hidden_size"],
@@ -85,10 +106,17 @@ def model_keys(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     _require(folder, config, "mlp_bias", False)
     biases = config["model_type"] == "qwen2" or bool(config.get("attention_bias", False))
     rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    for key, value in WITHOUT_EFFECT.items():
+        if config.get(key, rope.get(key, value)) not in (None, value):
+            raise UserError(f'{folder / "config.json"}: "{key}" is not here, but {json.dumps(value)}')
+    groups = config.get("num_key_value_heads")
+    if groups is None and config["model_type"] not in ("llama", "olmo2"):  # others have defaults that do not follow from heads
+        raise UserError(f'{folder / "config.json"}: has no "num_key_value_heads"')
+    own_head = 128 if config["model_type"] == "qwen3" else config["hidden_size"] // config["num_attention_heads"]
     keys = {
         **shared,
-        "num_query_groups": config.get("num_key_value_heads") or config["num_attention_heads"],
-        "head_dim": config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+        "num_query_groups": groups or config["num_attention_heads"],
+        "head_dim": config.get("head_dim") or own_head,
         "qk_norm": {"qwen3": True, "olmo2": "whole"}.get(config["model_type"], False),
         "norm_placement": "after" if config["model_type"] == "olmo2" else "before",
         "biases": "qkv" if biases else False,
@@ -119,9 +147,7 @@ def require_same(recipe: Recipe, config: dict[str, Any], folder: Path) -> None:
         UserError: names every key that differs, with what to write.
     """
     ours, keys = recipe.model, model_keys(config, folder)
-    scaling = None if "rope_scaling" not in keys else RopeScaling.model_validate(keys.pop("rope_scaling"))
-    sizes = {"vocab_size": ours.vocab_size, "padded_vocab_size": ours.padded_vocab_size}
-    theirs = Model.model_validate({**keys, **sizes, "rope_scaling": scaling})
+    theirs = _as_model(keys, ours.vocab_size, ours.padded_vocab_size)
     rotary = ("rotary_base", "rope_scaling") if ours.position_embedding == theirs.position_embedding == "rope" else ()
     differ = [
         f"model.{SPELT.get(name, name)} is {_shown(getattr(theirs, name))} there and {_shown(getattr(ours, name))} here"
@@ -130,7 +156,8 @@ def require_same(recipe: Recipe, config: dict[str, Any], folder: Path) -> None:
     ]
     if differ:
         raise UserError(f"init_from {folder}: is of another model: {'; '.join(differ)}; write what is there into the recipe")
-    window, length = config.get("sliding_window"), recipe.data.sequence_length
+    default = MISTRALS_WINDOW if config["model_type"] == "mistral" else None
+    window, length = config.get("sliding_window", default), recipe.data.sequence_length
     if window is not None and config.get("use_sliding_window", True) and window < length:
         raise UserError(
             f"init_from {folder}: its attention sees {window} positions (sliding_window), and here it sees all of"
@@ -142,13 +169,12 @@ def _rope_scaling(rope: dict[str, Any], config: dict[str, Any], folder: Path) ->
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
-    if kind not in ("linear", "llama3", "yarn"):
+    if kind not in ROPE_KEYS:
         raise UserError(f'{folder / "config.json"}: "rope_type" {json.dumps(kind)} is not here; linear, llama3 and yarn are')
-    names = {"factor": "factor", "original_max_position_embeddings": "original_length"} | {
-        "llama3": {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
-        "yarn": {"beta_fast": "beta_fast", "beta_slow": "beta_slow"},
-        "linear": {},
-    }[kind]
+    names = {"factor": "factor", "original_max_position_embeddings": "original_length"} | ROPE_KEYS[kind]
+    known = {"rope_type", "type", "rope_theta", *WITHOUT_EFFECT, *names}
+    if others := sorted(key for key, value in rope.items() if key not in known and value is not None):
+        raise UserError(f'{folder / "config.json"}: "{others[0]}" of rotary positions of type {kind} is not here')
     found = {ours: rope[theirs] for theirs, ours in names.items() if rope.get(theirs) is not None}
     if kind != "linear":  # transformers takes the length that the model has now, where nothing else is said
         found.setdefault("original_length", config.get("max_position_embeddings"))

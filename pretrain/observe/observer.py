@@ -146,6 +146,8 @@ class Observer:
     def saved(self, step: int) -> None:
         """Called when a checkpoint has been begun, or layers were copied from one; the time that the loop waited for it belongs
         to no step."""
+        if self.is_main:
+            self.dashboards.saved()
         self._mark = time.perf_counter()
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from pretrain.data.objectives.base import Cut, predict_next
 from pretrain.data.objectives.denoisers import Denoiser, Mode, Ul2Keys, hidden, longest_text, positions, spans
 from pretrain.errors import UserError
 from pretrain.schema import Strict
-from tokenizer.pieces import EOS, PAD, Tokenizer
+from tokenizer.pieces import EOS, PAD, Tokenizer, sentinel
 
 SHORTEST = 2
 """Tokens; a text of one token has no room for a prefix and a target. Such tails are skipped."""
@@ -41,6 +41,8 @@ class Special:
     def of(cls, tokenizer: Tokenizer, denoisers: Sequence[Denoiser], longest: int) -> "Special":
         """Raises UserError if the tokenizer lacks a piece or has too few sentinels for texts of `longest` tokens."""
         needed = max(spans(d, longest, JUST_BELOW_1) for d in denoisers)
+        if needed and not tokenizer.sentinels:
+            tokenizer.id(sentinel(0))  # raises, and says how to get them
         if needed > tokenizer.sentinels:
             raise UserError(
                 f"{tokenizer.directory}: {tokenizer.sentinels} sentinels, but data.max_example_tokens {longest} needs "

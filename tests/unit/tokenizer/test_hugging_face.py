@@ -1,18 +1,22 @@
 """A tokenizer of Hugging Face's: its own ids, its own text, and the pieces of objectives behind them."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pretrain.data.loader import open_data
 from pretrain.errors import UserError
+from pretrain.export.tokenizer import write_tokenizer
 from tests.support.hugging_face import BEGIN, END, PIECES, make_tokenizer
 from tokenizer import load_tokenizer
 from tokenizer.encode import encode
 from tokenizer.pieces import CLS, EOS, MASK, MODES, PAD, SEP, sentinel
+from tokenizer.train import train
 
 ADDED = len((*MODES, CLS, SEP, MASK)) + 100
 TEXTS = ["Grüße, 世界 🙂\n\tand  two spaces ", " a", "", "def f(x):\n    return x"]
@@ -122,12 +126,91 @@ def test_pieces_of_other_kinds_are_known_as_text(kind, texts, tmp_path):
         assert tokenizer.vocab_size == tokenizer.own_pieces + ADDED - 3
 
 
+def changed(folder: Path, to: Path, change) -> Path:
+    """A copy of a folder whose tokenizer.json, or both files, `change` has changed."""
+    shutil.copytree(folder, to)
+    described, config = (json.loads((to / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json"))
+    change(described, config)
+    (to / "tokenizer.json").write_text(json.dumps(described))
+    (to / "tokenizer_config.json").write_text(json.dumps(config))
+    return to
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_an_export_of_ours_makes_the_same_tokens_as_what_it_came_from(kind, home, texts, tmp_path):
+    """In a unigram vocabulary special pieces stand among the others."""
+    train(str(home / "train.jsonl"), 600, tmp_path / "ours", model_type=kind)
+    ours = load_tokenizer(tmp_path / "ours")
+    (tmp_path / "hf").mkdir()
+    write_tokenizer(ours, tmp_path / "hf", 64, is_bert=False)
+    (tmp_path / "hf" / "tokenizer.model").unlink()
+    theirs = load_tokenizer(tmp_path / "hf")
+    assert (theirs.own_pieces, theirs.vocab_size, theirs.sentinels) == (600, 600, 100), "nothing is lacking"
+    spelt = ["a</s>b", "[S2S] what <pad>", "<extra_id_0>", "<unk>"]
+    for text in [*spelt, *(texts[:5] if kind == "bpe" else [])]:
+        ids = theirs.encode([text])[0].tolist()
+        assert ids == ours.encode([text])[0].tolist() and theirs.text(ids) == " " + text
+    assert theirs.id(EOS) == ours.id(EOS) and theirs.sentinel_ids() == ours.sentinel_ids()
+
+
+@pytest.mark.parametrize("template", [f"{BEGIN} $A", f"{BEGIN} $A {END}"])
+def test_what_begins_a_text_is_seen_whatever_ends_it(template, texts, tmp_path):
+    make_tokenizer(tmp_path, texts[:5], begin=True)
+    library = Library.from_file(str(tmp_path / "tokenizer.json"))
+    ends = [(piece, library.token_to_id(piece)) for piece in (BEGIN, END)]
+    library.post_processor = processors.TemplateProcessing(single=template, pair=f"{template} $B:1", special_tokens=ends)
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).begin == (library.token_to_id(BEGIN),)
+
+
+def test_an_ordinary_piece_is_never_taken_for_a_reserved_one(folder, tmp_path):
+    def with_pieces(described, config):
+        model, others = described["model"], {PIECES - 2: "[MASK]", PIECES - 3: "<pad>"}
+        former = {piece for piece, token in model["vocab"].items() if token in others}
+        model["merges"] = [pair for pair in model["merges"] if "".join(pair) not in former]
+        model["vocab"] = {others.get(token, piece): token for piece, token in model["vocab"].items()}
+
+    there = changed(folder, tmp_path / "x", with_pieces)
+    tokenizer = load_tokenizer(there, PIECES)
+    assert not tokenizer.is_reserved(PIECES - 2) and tokenizer.text([PIECES - 2]) == "[MASK]"
+    assert tokenizer.id(PAD) == tokenizer.id(EOS) != PIECES - 3
+    with pytest.raises(UserError, match="no piece"):
+        tokenizer.id(MASK)
+    with pytest.raises(UserError, match="ordinary pieces that are called as UL2's"):
+        load_tokenizer(there)
+
+
+def test_an_older_folder_names_its_pieces_in_a_map(folder, tmp_path):
+    there = changed(folder, tmp_path / "x", lambda described, config: config.pop("eos_token"))
+    (there / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": END}}))
+    assert load_tokenizer(there).id(EOS) == load_tokenizer(folder).id(EOS)
+
+
+def test_what_is_there_of_the_sentinels_is_kept_and_the_rest_added(folder, tmp_path):
+    def with_one(described, config):
+        described["added_tokens"].append({**described["added_tokens"][-1], "id": PIECES, "content": sentinel(0)})
+
+    tokenizer = load_tokenizer(changed(folder, tmp_path / "x", with_one))
+    assert tokenizer.sentinels == 100 and tokenizer.id(sentinel(0)) == PIECES and tokenizer.vocab_size == PIECES + ADDED
+
+
+def test_gaps_among_ids_are_found_when_it_is_opened(folder, tmp_path):
+    def with_gap(described, config):
+        described["model"]["vocab"]["zq"] = PIECES + 40
+
+    there = changed(folder, tmp_path / "x", with_gap)
+    with pytest.raises(UserError, match="has gaps among its ids"):
+        load_tokenizer(there)
+    assert load_tokenizer(there, PIECES + 41).own_pieces == PIECES + 41
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("tokenizer_config.json", None, "tokenizer_config.json: cannot be read .*names the pieces that end a text"),
         ("tokenizer_config.json", "{}", 'names no "eos_token"'),
         ("tokenizer_config.json", "[", "tokenizer_config.json: cannot be read"),
+        ("tokenizer_config.json", '{"eos_token": "<|im_end|>"}', '"eos_token" "<\\|im_end\\|>" is no piece of tokenizer.json'),
         ("tokenizer.json", '{"model": {}, "added_tokens": []}', "cannot be read by the library tokenizers"),
         ("tokenizer.json", '{"vocab": []}', "no tokenizer here"),
     ],
