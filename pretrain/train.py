@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.saver import Saver
@@ -33,9 +34,8 @@ def train(run: Run, options: TrainOptions, ranks: Ranks) -> int:
             data = open_data(run, ranks.data_parallel_rank, ranks.needs_text)
         engine = build_engine(run, ranks)  # Megatron-Core chunks, DeepSpeed optimizer
         saver = Saver(run, engine.optimizer, ranks, directory, ranks.on_main(data.checksums))
-        start = resume(run, saver, options.resume, options.changing)  # step 0 when there is nothing to resume
-        if start.checkpoint is None:
-            begin_with_weights(run, data.tokenizer, saver.state, ranks)  # of another program, if the recipe names some
+        begin = partial(begin_with_weights, run, data.tokenizer, saver.state, ranks)  # of Hugging Face's, if it names some
+        start = resume(run, saver, options.resume, options.changing, begin)  # step 0 when there is nothing to resume
         data.start_at(start)
         with ranks.all_or_none():
             tasks = TasksInTraining.open(run, data.tokenizer)

@@ -97,7 +97,8 @@ def train(
                 raise problems[0] from None
             if not isinstance(error, RuntimeError):
                 raise
-            raise UserError(f"--vocab-size {vocab_size}: sentencepiece: {error}") from None
+            said = str(error).rpartition("] ")[2] or str(error)  # after the place in its sources
+            raise UserError(f"--vocab-size {vocab_size}: sentencepiece: {said}") from None
         (work / "tokenizer.vocab").unlink()
         manifest = {
             "vocab_size": vocab_size,

@@ -1,5 +1,6 @@
 """Which checkpoint to resume from, and resuming from it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pretrain.checkpoint.changes import require_allowed
@@ -18,10 +19,13 @@ RESUMED_FROM = ".resumed_from"
 """Which checkpoint `--resume PATH` named last, so that the same command, queued again, does not begin there again."""
 
 
-def resume(run: Run, saver: Saver, choice: str = "auto", changing: tuple[str, ...] = ()) -> Position:
+def resume(
+    run: Run, saver: Saver, choice: str = "auto", changing: tuple[str, ...] = (), begin: Callable[[], None] = lambda: None
+) -> Position:
     """Load what `--resume` asks for; returns where training resumes, the start if there is nothing to load.
 
     Args:
+        begin: is called if there is nothing to load.
         choice: auto, never, or a checkpoint's folder.
         changing: settings that may differ from the checkpoint's.
 
@@ -36,6 +40,7 @@ def resume(run: Run, saver: Saver, choice: str = "auto", changing: tuple[str, ..
         choice = "auto"  # the same command again: it resumes from what it has saved since
     found = None if choice == "never" else _newest_good(directory, ranks) if choice == "auto" else _asked_for(Path(choice), ranks)
     if found is None:
+        begin()
         ranks.on_main(lambda: directory.describe(run, ranks.device.type))
         return Position()
     folder, manifest = found

@@ -1,7 +1,7 @@
 """`new`: write a recipe and its JSON for a person's own data."""
 
 import argparse
-import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,16 +10,19 @@ from typing import Any
 from pretrain.config.checks import check
 from pretrain.config.command_line import option_pairs
 from pretrain.config.deepspeed import DeepSpeedConfig
+from pretrain.config.model import Model
 from pretrain.config.read import json_of, parse_run
-from pretrain.config.recipe import MACHINE, Recipe, find_recipe
+from pretrain.config.recipe import MACHINE, Recipe, find_recipe, shipped_recipes
 from pretrain.config.run import Run
 from pretrain.config.strict import COMMAND_LINE, read_json, read_yaml, set_key
-from pretrain.config.write import json_text, recipe_text, scaled_paths
+from pretrain.config.write import fitted, json_text, recipe_text, scaled_paths
 from pretrain.errors import UserError
+from pretrain.files import write_whole
 
 HELP = "write a recipe and its JSON for own data"
 EPILOG = "Any field of the recipe is an option here too, as --steps or --data.objective; any key of the JSON after --ds."
-OPTIONS = ("like", "tokenizer", "data", "valid")
+OPTIONS = ("like", "init-from", "tokenizer", "valid")
+EXAMPLE = "`python -m pretrain new mine --like llama_1b --tokenizer data/tokenizer --data data/train`"
 DECODER, BERT = "llama_1b", "bert_base"
 """Recipes that say what a folder of Hugging Face's does not: lengths, rates, batches."""
 MULTIPLE = 128
@@ -36,82 +39,108 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
-    _require_sensible(args)
-    pairs = option_pairs(rest, OPTIONS)
-    recipe, ds = _contents(args)
-    for option, value in pairs:
-        key = option.removeprefix("--").replace("-", "_")
+    path = _path(args)
+    pairs = [(option.removeprefix("--").replace("-", "_"), value) for option, value in option_pairs(rest, OPTIONS)]
+    recipe, ds = _contents(args, pairs)
+    from pretrain.ranks.libraries import prepare_libraries
+
+    prepare_libraries("cpu")
+    texts = _texts(path, recipe, ds, args)
+    run = _checked(path, texts)
+    lowered = _require_data(run, given="eval_samples" in dict(pairs))
+    if lowered is not None:
+        recipe["eval_samples"] = lowered
+        texts = _texts(path, recipe, ds, args)
+        run = _checked(path, texts)
+    from pretrain.plan.show import print_plan
+
+    print_plan(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for end in (".json", ".yaml"):
+        write_whole(path.with_name(path.name + end), texts[end])
+    name = shlex.quote(str(path.with_name(f"{path.name}.yaml")))
+    print(f"\n{name} and its JSON are there, and fit the data. To train on 8 GPUs:")
+    print(f"torchrun --standalone --nproc-per-node 8 -m pretrain train {name} --run-dir runs/{shlex.quote(path.name)}")
+    return 0
+
+
+def _path(args: argparse.Namespace) -> Path:
+    """NAME, once it is clear that it can be written.
+
+    Raises:
+        UserError: it cannot, or something is not said.
+    """
+    name = args.name
+    if name is None or args.words.index(args.command) + 1 != args.words.index(name):
+        raise UserError(f"{COMMAND_LINE}: the name of the new recipe comes first, as in {EXAMPLE}")
+    path = Path(name.removesuffix(".yaml").removesuffix(".json"))
+    if path.name in ("", ".."):
+        raise UserError(f"{COMMAND_LINE}: {name} is no name of a file; give one, as in {EXAMPLE}")
+    if str(path) in shipped_recipes():
+        raise UserError(f"{COMMAND_LINE}: {path} is a recipe that is here already; choose another name")
+    if args.like is None and args.init_from is None:
+        raise UserError(f"{COMMAND_LINE}: --like or --init-from says what it is to be like, as in {EXAMPLE}")
+    if args.data is None or (args.tokenizer is None and args.init_from is None):
+        raise UserError(f"{COMMAND_LINE}: --data and --tokenizer say what is trained on, as in {EXAMPLE}")
+    if args.valid is not None and args.valid == args.data:
+        raise UserError(
+            f"{COMMAND_LINE}: --valid {args.valid} is what is trained on; leave it out, and the end of it is held out"
+        )
+    for end in (".yaml", ".json"):
+        if (file := path.with_name(path.name + end)).exists():
+            raise UserError(f"{file}: exists; remove it or choose another name")
+    return path
+
+
+def _contents(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What both files hold."""
+    like, folder = args.like, args.init_from
+    if like is not None and like not in shipped_recipes() and Path(like).is_dir():
+        if folder is not None:
+            raise UserError(f"{COMMAND_LINE}: --like {like} and --init-from {folder} both say a shape; give a recipe with --like")
+        like, folder = None, like
+    config: dict[str, Any] = {}
+    if folder is not None:
+        from pretrain.hugging_face.settings import model_keys, other_class, read_config
+
+        config = read_config(Path(folder))
+    file = find_recipe(like or (BERT if config.get("model_type") == "megatron-bert" else DECODER))
+    recipe, ds = read_yaml(file), read_json(json_of(file))
+    layers = recipe["model"]["num_layers"]
+    if folder is not None:
+        keys = model_keys(config, Path(folder))
+        recipe["model"] = {key: value for key, value in keys.items() if value != Model.model_fields[key].default}
+        known = [config.get("max_position_embeddings"), _window(config), recipe["data"]["sequence_length"]]
+        recipe["data"]["sequence_length"] = min(length for length in known if length is not None)
+        if args.init_from:
+            own = other_class(config, keys)
+            recipe = {"init_from": folder, **({"export_as": own} if own else {}), **recipe}
+    others = {key: value for key, value in recipe["data"].items() if key not in ("tokenizer", "train", "valid", "sources")}
+    held_out = {"valid": args.valid} if args.valid else {"valid_share": 0.005}
+    data = {"tokenizer": args.tokenizer or args.init_from, "train": args.data, **held_out}
+    recipe["data"] = {"objective": "ul2", **data, **others}
+    before = dict(recipe["model"])
+    for key, value in pairs:
         if key == "tokens":
             raise UserError(f"{COMMAND_LINE}: --tokens belongs to `train`; a recipe has steps")
         if key.startswith("ds."):
             set_key(ds, DeepSpeedConfig, key.removeprefix("ds."), value, "--" + key)
         else:
             set_key(recipe, Recipe, key, value, "--" + key)
-    _count_pieces(recipe)
-    written = _written(Path(args.name), recipe, ds, args)
-    from pretrain.ranks.libraries import prepare_libraries
-
-    prepare_libraries("cpu")
-    from pretrain.plan.show import print_plan
-
-    print_plan(written)
-    name = Path(args.name).with_name(f"{Path(args.name).name}.yaml")
-    print(f"\n{name} and {name.with_suffix('.json')} are yours to edit; torchrun ... -m pretrain train {name} trains it")
-    return 0
-
-
-def _require_sensible(args: argparse.Namespace) -> None:
-    name, example = args.name, "`python -m pretrain new mine --like llama_1b --tokenizer data/tokenizer --data data/train`"
-    if name is None or args.words.index(args.command) + 1 != args.words.index(name):
-        raise UserError(f"{COMMAND_LINE}: the name of the new recipe comes first, as in {example}")
-    if args.like is None and args.init_from is None:
-        raise UserError(f"{COMMAND_LINE}: --like or --init-from says what it is to be like, as in {example}")
-    if args.data is None or (args.tokenizer is None and args.init_from is None):
-        raise UserError(f"{COMMAND_LINE}: --data and --tokenizer say what is trained on, as in {example}")
-    for end in (".yaml", ".json"):
-        if (file := Path(name).with_name(Path(name).name + end)).exists():
-            raise UserError(f"{file}: exists; remove it or choose another name")
-
-
-def _contents(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What both files hold before own settings."""
-    folder = next((Path(name) for name in (args.init_from, args.like) if name and Path(name).is_dir()), None)
-    if args.init_from and folder != Path(args.init_from):
-        raise UserError(f"{COMMAND_LINE}: --init-from {args.init_from}: is no folder")
-    model: dict[str, Any] | None = None
-    config: dict[str, Any] = {}
-    if folder is not None:
-        from pretrain.hugging_face.settings import model_keys, other_class, read_config
-
-        config = read_config(folder)
-        model = model_keys(config, folder)
-    is_recipe = args.like is not None and not Path(args.like).is_dir()
-    like = find_recipe(args.like if is_recipe else BERT if config.get("model_type") == "megatron-bert" else DECODER)
-    recipe, ds = read_yaml(like), read_json(json_of(like))
-    layers = recipe["model"]["num_layers"]
-    if model is not None:
-        recipe["model"] = {key: value for key, value in model.items() if value != _default(key)}
-        known = config.get("max_position_embeddings") or recipe["data"]["sequence_length"]
-        recipe["data"]["sequence_length"] = min(known, recipe["data"]["sequence_length"])
-    if args.init_from:
-        assert model is not None, "its config has been read"
-        own = other_class(config, model)
-        recipe = {"init_from": args.init_from, **({"export_as": own} if own else {}), **recipe}
-    ds["progressive_subnetwork"] = scaled_paths(ds["progressive_subnetwork"], layers, recipe["model"]["num_layers"])
-    data = {"tokenizer": args.tokenizer or args.init_from, "train": args.data}
-    others = {key: value for key, value in recipe["data"].items() if key not in ("tokenizer", "train", "valid", "sources")}
-    recipe["data"] = {**data, **({"valid": args.valid} if args.valid else {}), **others}
+    given = {key for key, _ in pairs}
+    recipe["model"] = fitted(recipe["model"], before, {key.removeprefix("model.") for key in given})
+    if not given & {"ds.progressive_subnetwork", "ds.progressive_subnetwork.path_lengths"}:
+        ds["progressive_subnetwork"] = scaled_paths(ds["progressive_subnetwork"], layers, recipe["model"]["num_layers"])
+    if "model.vocab_size" not in given:
+        _count_pieces(recipe, keeps_padding="model.padded_vocab_size" in given)
     return recipe, ds
 
 
-def _default(key: str) -> object:
-    from pretrain.config.model import Model
-
-    field = Model.model_fields[key]
-    return None if field.is_required() else field.default
+def _window(config: Mapping[str, Any]) -> int | None:
+    return config.get("sliding_window") if config.get("use_sliding_window", True) else None
 
 
-def _count_pieces(recipe: dict[str, Any]) -> None:
+def _count_pieces(recipe: dict[str, Any], keeps_padding: bool) -> None:
     """The tokenizer says how large the vocabulary is; with the pieces that objectives add, where the objective is not causal."""
     from tokenizer.load import load_tokenizer
 
@@ -119,28 +148,60 @@ def _count_pieces(recipe: dict[str, Any]) -> None:
     if data["tokenizer"] == MACHINE:
         return
     tokenizer = load_tokenizer(Path(data["tokenizer"]))
-    pieces = tokenizer.own_pieces if data.get("objective", "ul2") == "causal" else tokenizer.vocab_size
-    model["vocab_size"], model["padded_vocab_size"] = pieces, -(-pieces // MULTIPLE) * MULTIPLE
+    model["vocab_size"] = tokenizer.own_pieces if data["objective"] == "causal" else tokenizer.vocab_size
+    if not keeps_padding:
+        model["padded_vocab_size"] = -(-model["vocab_size"] // MULTIPLE) * MULTIPLE
 
 
-def _written(path: Path, recipe: Mapping[str, Any], ds: Mapping[str, Any], args: argparse.Namespace) -> Run:
-    """Check both files and put them in their place; neither is there unless both are right."""
+def _texts(path: Path, recipe: Mapping[str, Any], ds: Mapping[str, Any], args: argparse.Namespace) -> dict[str, str]:
     remark = (
         f"Written by `python -m pretrain new`, like {args.init_from or args.like}. `python -m pretrain train --explain` lists"
+        f" what else there is. {path.name}.json beside it says how it is optimised."
     )
-    texts = {
-        ".yaml": recipe_text(recipe, f"{remark} what else there is. {path.name}.json beside it says how it is optimised."),
-        ".json": json_text(ds),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as work:
+    return {".yaml": recipe_text(recipe, remark), ".json": json_text(ds)}
+
+
+def _checked(path: Path, texts: Mapping[str, str]) -> Run:
+    """The run that both files say, read as `train` would read them.
+
+    Raises:
+        UserError: something is wrong.
+    """
+    with tempfile.TemporaryDirectory() as work:
         for end, text in texts.items():
             (Path(work) / f"{path.name}{end}").write_text(text, encoding="utf-8")
         try:
             run = parse_run(str(Path(work) / f"{path.name}.yaml"), [], None, None)
             check(run)
+            return run
         except UserError as error:
             raise UserError(str(error).replace(f"{work}/", "")) from None
-        for end in texts:
-            os.replace(Path(work) / f"{path.name}{end}", path.with_name(f"{path.name}{end}"))
-    return run
+
+
+def _require_data(run: Run, given: bool) -> int | None:
+    """Refuse data, tokenizer or weights that `train` would refuse.
+
+    Args:
+        given: whether a person has said how many samples an evaluation has.
+
+    Returns:
+        Samples of an evaluation, if there are fewer than the recipe has, and nobody asked for so many.
+
+    Raises:
+        UserError: something is missing, or does not fit.
+    """
+    from pretrain.data.loader import held_out_samples, open_data, tokenizer_of
+
+    if run.recipe.init_from is not None:
+        from pretrain.hugging_face.source import Source
+
+        Source(Path(run.recipe.init_from), run, tokenizer_of(run))
+    there = held_out_samples(run)
+    if not given and 0 < there < run.recipe.eval_samples:
+        return there
+    data = open_data(run)
+    data.close()
+    tokens = sum(len(samples.stream) for samples in data.train.sources)
+    planned = run.steps * run.tokens_per_step
+    print(f"{planned:,} positions in {run.steps:,} steps: {planned / tokens:,.1f} times the {tokens:,} tokens there are\n")
+    return None

@@ -14,6 +14,16 @@ def check(run: Run) -> None:
     _check_sharding(run)
     _check_batch(run)
     _check_scheduler(run)
+    _check_beginning(run)
+
+
+def _check_beginning(run: Run) -> None:
+    layers = run.recipe.model.num_layers
+    if run.recipe.init_from is not None and run.method.whole(1).length < layers:
+        raise UserError(
+            f"recipe {run.name}: init_from fills all {layers} layers, and method {run.method.name} begins with"
+            f' {run.method.whole(1).length} and makes the others from them; use another "method"'
+        )
 
 
 def _check_model(run: Run) -> None:
@@ -28,7 +38,8 @@ def _check_model(run: Run) -> None:
     if m.num_attention_heads % m.groups:
         raise UserError(
             f"{where}: model.num_attention_heads {m.num_attention_heads} cannot be shared out to"
-            f" model.num_query_groups {m.groups}"
+            f" model.num_query_groups {m.groups}; use one of"
+            f" {', '.join(str(n) for n in range(1, m.num_attention_heads + 1) if m.num_attention_heads % n == 0)}"
         )
     if m.rope_scaling is not None and m.position_embedding != "rope":
         raise UserError(f"{where}: model.rope_scaling is for position_embedding rope, and it is {m.position_embedding}")

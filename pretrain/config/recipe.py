@@ -1,5 +1,6 @@
 """The recipe: what is trained, on what data, over which ranks, for how long. Read from YAML."""
 
+import difflib
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -194,10 +195,21 @@ def find_recipe(name: str) -> Path:
     Raises:
         UserError: neither exists.
     """
-    shipped = {p.stem: p for p in sorted(Path(str(files("pretrain"))).joinpath("recipes").glob("*.yaml"))}
+    shipped = shipped_recipes()
     if name in shipped:
         return shipped[name]
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path
-    raise UserError(f'recipe "{name}" is neither a YAML file nor one of {", ".join(shipped)}')
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise UserError(f'recipe "{name}": no such file; those that are here are {", ".join(shipped)}')
+    if path.with_name(f"{path.name}.yaml").is_file():
+        raise UserError(f'recipe "{name}": did you mean the file {name}.yaml?')
+    close = difflib.get_close_matches(name, shipped, 1)
+    hint = f'; did you mean "{close[0]}"?' if close else ""
+    raise UserError(f'recipe "{name}" is neither a YAML file nor one of {", ".join(shipped)}{hint}')
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return files of the recipes that are part of the package, by name."""
+    return {p.stem: p for p in sorted(Path(str(files("pretrain"))).joinpath("recipes").glob("*.yaml"))}

@@ -3,7 +3,7 @@
 import json
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import yaml
@@ -14,6 +14,8 @@ from pretrain.schema import Strict
 from pretrain.subnetwork.methods import METHODS
 
 WIDTH = 100
+STEP = 16
+"""What a feed-forward width that follows another is a multiple of."""
 MANY_STEPS = 100_000
 """Enough for any number of stages."""
 
@@ -65,6 +67,25 @@ def scaled_paths(block: dict[str, Any], before: int, layers: int) -> dict[str, A
         except ValueError:
             continue
     return block  # whoever checks the run says what is wrong
+
+
+def fitted(model: dict[str, Any], before: Mapping[str, Any], given: Set[str]) -> dict[str, Any]:
+    """Return a model whose width or heads a person has changed, with what goes with them in proportion, unless it is given too.
+
+    Args:
+        before: as it was.
+        given: keys that the person has set.
+    """
+    model = dict(model)
+    if "hidden_size" in given and "ffn_hidden_size" not in given:
+        share = model["hidden_size"] / before["hidden_size"]
+        model["ffn_hidden_size"] = max(STEP, round(before["ffn_hidden_size"] * share / STEP) * STEP)
+    if given & {"hidden_size", "num_attention_heads"} and "head_dim" not in given:
+        model.pop("head_dim", None)
+    if "num_attention_heads" in given and "num_query_groups" not in given and "num_query_groups" in before:
+        share = before["num_attention_heads"] // before["num_query_groups"]
+        model["num_query_groups"] = max(1, model["num_attention_heads"] // share)
+    return model
 
 
 def json_text(data: Mapping[str, Any]) -> str:

@@ -113,6 +113,16 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
     return RunData(run, rank, train, valid, tokenizer, with_text)
 
 
+def held_out_samples(run: Run) -> int:
+    """Return how many samples of the run's only source are held out.
+
+    Raises:
+        UserError: a file is missing or damaged, or does not match the tokenizer.
+    """
+    ((_, valid),) = streams_of(run).values()
+    return len(valid) // run.recipe.data.sequence_length - 1  # as PackedSamples.windows
+
+
 def sources_of(run: Run) -> tuple[Source, ...]:
     """Return where the text of a run is; what the machine makes is made."""
     sources = run.recipe.data.all_sources
@@ -170,8 +180,8 @@ def _require_enough(run: Run, valid: Blend) -> None:
     for samples, count in zip(valid.sources, needed):
         if samples.windows < count:
             raise UserError(
-                f"recipe {run.name}: of eval_samples {run.recipe.eval_samples}, {count} exceed the {samples.windows} samples held"
-                f" out in {samples.stream.prefix}.bin; lower it or hold out more text"
+                f"recipe {run.name}: eval_samples {run.recipe.eval_samples} takes {count} samples of {samples.stream.prefix}.bin,"
+                f" and {samples.windows} are held out there; lower it, or hold out more text (data.valid_share, data.valid)"
             )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import Run
+from pretrain.config.model import Model
 from pretrain.observe.metrics import evaluation_rows, read_rows, training_rows
 
 
@@ -22,7 +23,8 @@ def model_card(run: Run, manifest: Manifest, path: Path, architecture: str) -> s
                 " and are left out"
             ),
         ),
-        ("layers, width, heads", f"{recipe.model.num_layers}, {recipe.model.hidden_size}, {recipe.model.num_attention_heads}"),
+        ("layers, width, heads, groups of keys and values", ", ".join(map(str, _shape(recipe.model)))),
+        *([("began with the weights of", f"`{Path(recipe.init_from).name}`")] if recipe.init_from else []),
         ("objective", data.objective),
         ("step", f"{manifest.step:,} of {recipe.steps:,}"),
         (
@@ -37,9 +39,14 @@ def model_card(run: Run, manifest: Manifest, path: Path, architecture: str) -> s
         ("made with", "; ".join(manifest.versions)),
     ]
     tags = ["progressive-subnetworks", block.method, data.objective]
-    front = "---\nlibrary_name: transformers\ntags:\n" + "".join(f"- {tag}\n" for tag in tags) + "---\n"
+    origin = f"base_model: {Path(recipe.init_from).name}\n" if recipe.init_from else ""
+    front = f"---\nlibrary_name: transformers\n{origin}tags:\n" + "".join(f"- {tag}\n" for tag in tags) + "---\n"
     table = "| | |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in facts)
     return f"{front}\n# A model trained with progressive subnetworks\n\n{data.made_as.use}\n\n{table}"
+
+
+def _shape(model: Model) -> tuple[int, ...]:
+    return model.num_layers, model.hidden_size, model.num_attention_heads, model.groups
 
 
 def _method(run: Run) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from pretrain.config.model import Model
 
 EMBEDDING, OUTPUT, OUTPUT_BIAS = "embedding.word_embeddings.weight", "output_layer.weight", "head.bias"
+POSITIONS = "embedding.position_embeddings.weight"
 OF_VOCABULARY = (EMBEDDING, OUTPUT, OUTPUT_BIAS)
 """Parameters of ours with a row for each piece of the vocabulary, and more that pad it."""
 
@@ -76,7 +77,7 @@ def bert_table(model: Model, words: int, positions: int) -> Table:
     h, f = model.hidden_size, model.ffn_hidden_size
     table: dict[str, list[Rows]] = {
         EMBEDDING: [Rows("bert.embeddings.word_embeddings.weight", 0, words)],
-        "embedding.position_embeddings.weight": [Rows("bert.embeddings.position_embeddings.weight", 0, positions)],
+        POSITIONS: [Rows("bert.embeddings.position_embeddings.weight", 0, positions)],
     }
     for layer in range(model.num_layers):
         ours, theirs = f"decoder.layers.{layer}.", f"bert.encoder.layer.{layer}."
@@ -114,6 +115,15 @@ def sizes(table: Table) -> dict[str, int]:
         for part in rows:
             found[part.tensor] = max(found.get(part.tensor, 0), part.first + part.count)
     return found
+
+
+def columns(name: str, model: Model) -> int | None:
+    """Return the columns of one of our parameters; None of a vector."""
+    if name.endswith(("bias", "layernorm.weight", "head.norm.weight")):
+        return None
+    if name.endswith("linear_proj.weight"):
+        return model.query_size
+    return model.ffn_hidden_size if name.endswith("linear_fc2.weight") else model.hidden_size
 
 
 def taken_apart(rows: Sequence[Rows], whole: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

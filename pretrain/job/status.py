@@ -67,7 +67,8 @@ def status_of(run: Path) -> dict[str, str]:
     last = rows[-1] if rows else None
     try:
         pace = median(row["step_seconds"] for row in rows[-RECENT:]) if rows else 0.0
-        state = _state(rows, steps_wanted, pace, events)
+        is_whole = (newest_step(run) or 0) >= steps_wanted or (run / "report").is_dir()
+        state = _state(rows, steps_wanted if is_whole else None, pace, events)
         left = (steps_wanted - last["step"]) * pace if last and state == "running" else None
         return {
             "run": str(run),
@@ -101,8 +102,9 @@ def _slowest(rows: list[dict]) -> str:
     return f"{rank} on {node}, {ratio:.2f}x"
 
 
-def _state(rows: list[dict], wanted: int, pace: float, events: Sequence[Event]) -> str:
-    if rows and rows[-1]["step"] >= wanted:
+def _state(rows: list[dict], wanted: int | None, pace: float, events: Sequence[Event]) -> str:
+    """wanted: steps of the run; None as long as what the last of them left is not saved."""
+    if rows and wanted is not None and rows[-1]["step"] >= wanted:
         return "finished"
     newest = _seconds(rows[-1]["time"]) if rows else 0.0
     end = events[-1] if events else None

@@ -205,7 +205,7 @@ class Apart:
         self._last: int | None = None
         """The last step that the process has taken."""
         self._before: int | None = None
-        """That at the checkpoint before this one."""
+        """The last one that it had taken when the newest checkpoint began."""
         config = {**run.identity(), "layout": run.layout(), "method": run.method.name, "steps": run.steps}
         facts = {"project": PROJECT, "name": directory.name, "id": id, "directory": str(directory), "config": config}
         self._waiting.put(json.dumps(facts))

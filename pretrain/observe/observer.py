@@ -166,6 +166,8 @@ class Observer:
             from pretrain.observe.report import write_report  # loads matplotlib, which nothing else here needs
 
             print(write_report(self.run, self.directory), flush=True)
+        elif step == 0:
+            print("what the run begins with is saved as step 0; the same command without --stop-at trains on", flush=True)
         elif step == self.start.step:
             print(
                 f"nothing to do: the run already stands at step {step} of {self.run.steps}, where --stop-at ends it; give a"

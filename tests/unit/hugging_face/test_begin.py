@@ -16,6 +16,7 @@ from pretrain.data.loader import open_data
 from pretrain.engine import Engine, build_engine
 from pretrain.errors import UserError
 from pretrain.hugging_face.begin import begin_with_weights
+from pretrain.hugging_face.settings import model_keys, require_same
 from pretrain.hugging_face.tensors import decoder_table, taken_apart
 from pretrain.model.attention import dense_mask
 from pretrain.model.layer import LayerInputs
@@ -139,6 +140,18 @@ FAULTS = {
     "no config": ("config.json: cannot be read", {}),
     "quantized": ("quantized weights are not read", {}),
     "another kind of scaling": ('"rope_type" "dynamic" is not here', {}),
+    "a scaling that is not sharpened": ('"attention_factor" of rotary positions of type yarn is not here', {}),
+    "a scaling that is not rounded": ('"truncate" is not here, but true', {}),
+    "a factor that is text": ('describes no model that can be', {}),
+    "an epsilon that is text": ('describes no model that can be .*norm_epsilon', {}),
+    "a scaling that is a list": ('describes no model that can be', {}),
+    "no heads": ('describes no model that can be', {}),
+    "a number for a vector": (r"model.norm.weight is \[\], and must be \[32\]", {}),
+    "weights of another model": ("holds bert.pooler.dense.weight, for which", {}),
+    "a method that grows": (
+        "init_from fills all 8 layers, and method stacking begins with 4",
+        {"ds.progressive_subnetwork": "{method: stacking, path_lengths: 4-8}"},
+    ),
 }  # fmt: skip
 
 
@@ -153,6 +166,14 @@ def llama(project, home, tmp_path) -> There:
     return There(tmp_path, "llama", model, project)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+ROPE = {
+    "a scaling that is not sharpened": YARN | {"attention_factor": 1.0},
+    "a scaling that is not rounded": YARN | {"truncate": False},
+    "a factor that is text": YARN | {"factor": "x"},
+}
+
+
 def spoil(folder: Path, fault: str) -> None:
     """Do to a folder what a test is named after."""
     file, index, config = folder / "model.safetensors", folder / "model.safetensors.index.json", folder / "config.json"
@@ -163,6 +184,10 @@ def spoil(folder: Path, fault: str) -> None:
         weights["model.layers.3.mlp.experts"] = torch.ones(3)
     elif fault == "another shape":
         weights["model.norm.weight"] = torch.ones(31)
+    elif fault == "a number for a vector":
+        weights["model.norm.weight"] = torch.tensor(1.0)
+    elif fault == "weights of another model":
+        weights["bert.pooler.dense.weight"] = torch.ones(3)
     elif fault == "whole numbers":
         weights["model.norm.weight"] = torch.ones(32, dtype=torch.int32)
     save_file(weights, file)
@@ -183,6 +208,14 @@ def spoil(folder: Path, fault: str) -> None:
         facts["model_type"] = "gemma"
     elif fault == "quantized":
         facts["quantization_config"] = {"bits": 4}
+    elif fault in ROPE:
+        facts["rope_parameters"] = {"rope_theta": 5e5, **ROPE[fault]}
+    elif fault == "an epsilon that is text":
+        facts["rms_norm_eps"] = "1e-6"
+    elif fault == "a scaling that is a list":
+        facts["rope_scaling"] = ["yarn"]
+    elif fault == "no heads":
+        facts["num_attention_heads"] = 0
     elif fault == "another kind of scaling":
         facts["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5e5}
     config.write_text(json.dumps(facts))
@@ -193,6 +226,10 @@ def spoil(folder: Path, fault: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_wrong_with_a_folder_is_one_line(llama, ranks, tmp_path, fault):
     message, changed = FAULTS[fault]
+    if fault == "a method that grows":
+        with pytest.raises(UserError, match=message):
+            llama.run(**changed)
+        return
     run = llama.run(**changed)
     if fault == "another tokenizer":
         (tmp_path / "other").mkdir()
@@ -203,3 +240,19 @@ def test_what_is_wrong_with_a_folder_is_one_line(llama, ranks, tmp_path, fault):
     with pytest.raises(UserError, match=message) as error:
         begun(run, ranks, tmp_path / "run")
     assert "\n" not in str(error.value)
+
+
+def test_a_window_that_a_config_leaves_out_is_mistrals_own(project, home, tmp_path):
+    config = json.loads((save_mistral(tmp_path) / "config.json").read_text())
+    del config["sliding_window"]
+    run = project.run(*(f"{key}={value}" for key, value in settings("mistral", tmp_path).items()), "data.sequence_length=4097")
+    with pytest.raises(UserError, match="its attention sees 4096 positions"):
+        require_same(run.recipe, config, tmp_path / "mistral")
+    del config["num_key_value_heads"]
+    with pytest.raises(UserError, match='has no "num_key_value_heads"'):
+        model_keys(config, tmp_path / "mistral")
+
+
+def save_mistral(at: Path) -> Path:
+    make_model("mistral").save_pretrained(at / "mistral")
+    return at / "mistral"

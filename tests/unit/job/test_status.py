@@ -56,6 +56,8 @@ def test_from_its_start_to_its_end(run):
     found = status_of(run)
     assert found["state"] == "queued again: saved at step 5 before the time limit; queued again" and found["ETA"] == ""
     row(run, 20)
+    assert status_of(run)["state"] != "finished", "its last checkpoint is not there"
+    (run / "checkpoints" / "step_00000020").mkdir(parents=True)
     assert status_of(run)["state"] == "finished"
 
 
