@@ -14,7 +14,29 @@ def check(run: Run) -> None:
     _check_sharding(run)
     _check_batch(run)
     _check_scheduler(run)
+    _check_width(run)
     _check_beginning(run)
+
+
+def _check_width(run: Run) -> None:
+    """Tensor ranks hold whole parts of the width, so that their work is equal."""
+    keys, m, where = run.ds.progressive_subnetwork, run.recipe.model, f'{run.ds_file}: "progressive_subnetwork"'
+    groups, columns = (tuple(getattr(keys, name, ())) for name in ("group_lengths", "ffn_lengths"))
+    if not groups and not columns:
+        return
+    if groups and groups[-1] != m.groups:
+        raise UserError(
+            f"{where}: group_lengths end with {groups[-1]}; end them with all {m.groups} groups of heads of the model"
+        )
+    if columns and m.ffn_hidden_size % columns[-1]:
+        raise UserError(
+            f"{where}: ffn_lengths end with {columns[-1]}, which does not divide model.ffn_hidden_size {m.ffn_hidden_size}"
+        )
+    parts, tensor = getattr(keys, "width_parts", 1), run.recipe.parallel.tensor
+    if parts % tensor:
+        raise UserError(f"{where}: width_parts {parts} is no multiple of parallel.tensor {tensor}, whose work would be unequal")
+    if groups and m.qk_norm == "whole":
+        raise UserError(f'{where}: method {keys.method} runs some heads, and model.qk_norm "whole" norms all of them together')
 
 
 def _check_beginning(run: Run) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pretrain.subnetwork.methods import Method
+from pretrain.subnetwork.path import LayerPath
 from pretrain.subnetwork.schedule import Stage
 
 TRAINING = 3
@@ -40,6 +41,18 @@ class Shape:
         norms = 2 * 4 * self.hidden
         return 2 * self.layer_weights() + self.attention() + norms
 
+    def part_of_layer(self, groups: float, columns: float) -> float:
+        """Operations of a layer of which shares of the groups of heads and of the feed-forward columns run, over those of all."""
+        feed_forward = 2 * (3 if self.gated else 2) * self.hidden * self.ffn
+        heads = 2 * self.layer_weights() - feed_forward + self.attention()
+        return 1 - ((1 - groups) * heads + (1 - columns) * feed_forward) / self.layer()
+
+    def layers_of(self, path: LayerPath) -> float:
+        """Operations of a path's layers, in whole layers."""
+        if path.width is None:
+            return path.length
+        return sum(self.part_of_layer(*path.width[layer].shares) for layer in path.layers)
+
     def layer_weights(self) -> int:
         """Weights in the matrices of one layer."""
         queries = self.queries or self.hidden
@@ -69,6 +82,13 @@ def expected_active(method: Method, stage: Stage) -> Fraction:
     return sum(method.keep(stage.first_step, stage.last_step), Fraction(0))
 
 
+def expected_cost(method: Method, stage: Stage, shape: Shape) -> Fraction:
+    """Expected operations of the layers in a step of `stage`, in whole layers."""
+    width = method.width(stage.first_step, stage.last_step)
+    part = Fraction(1) if width == (1.0, 1.0) else Fraction(shape.part_of_layer(*width))
+    return expected_active(method, stage) * part
+
+
 @dataclass(frozen=True)
 class Savings:
     """What a method saves over a whole run against all layers in every step."""
@@ -92,5 +112,5 @@ def savings(method: Method, shape: Shape, stages: Sequence[Stage] | None = None)
     """Expected savings over `stages`, all of the method's by default."""
     stages = method.stages if stages is None else stages
     steps = sum(stage.steps for stage in stages)
-    mean = sum(expected_active(method, stage) * stage.steps for stage in stages) / steps
+    mean = sum(expected_cost(method, stage, shape) * stage.steps for stage in stages) / steps
     return Savings(Fraction(mean) / shape.layers, ideal_ratio(shape, float(mean)))

@@ -89,6 +89,7 @@ class SelfAttention(MegatronSelfAttention):
         attention_mask: Tensor | BlockMask,
         rotary_pos_emb: Tensor | None = None,
         inference_context: StaticInferenceContext | None = None,
+        groups: Tensor | None = None,
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """
@@ -97,11 +98,15 @@ class SelfAttention(MegatronSelfAttention):
             attention_mask: of dense_mask or block_mask.
             rotary_pos_emb: of RotaryTables.
             inference_context: keys and values of the positions before these, which are added.
+            groups: numbers of the groups of heads that run, of those that this rank holds; all if None.
 
         Returns:
             As hidden_states, and the bias that is not yet added.
         """
-        query, key, value = self.get_query_key_value_tensors(hidden_states, None)
+        if groups is None:
+            query, key, value = self.get_query_key_value_tensors(hidden_states, None)
+        else:
+            query, key, value = self._of_groups(hidden_states, groups)
         if rotary_pos_emb is not None:
             if inference_context is not None:
                 begin = inference_context.sequence_len_offset
@@ -109,7 +114,19 @@ class SelfAttention(MegatronSelfAttention):
             query, key = rotate(query, rotary_pos_emb), rotate(key, rotary_pos_emb)
         if inference_context is not None:
             key, value = remembered(inference_context, self.layer_number, key, value)
-        return self.linear_proj(self.core_attention(query, key, value, attention_mask))
+        mixed = self.core_attention(query, key, value, attention_mask)
+        if groups is None:
+            return self.linear_proj(mixed)
+        return self.linear_proj.of_blocks(mixed, groups, self.num_query_groups_per_partition)
+
+    def _of_groups(self, hidden_states: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of some groups, as Megatron-Core makes them of all: [s, b, heads, d] and twice [s, b, groups,
+        d]."""
+        d = self.hidden_size_per_attention_head
+        share = self.num_attention_heads_per_partition // self.num_query_groups_per_partition
+        mixed, _ = self.linear_qkv.of_blocks(hidden_states, groups, self.num_query_groups_per_partition)
+        query, key, value = mixed.view(*mixed.shape[:2], len(groups), (share + 2) * d).split([share * d, d, d], dim=3)
+        return self.q_layernorm(query.reshape(*query.shape[:2], -1, d)), self.k_layernorm(key), value
 
 
 def remembered(context: StaticInferenceContext, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

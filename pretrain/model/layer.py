@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from megatron.core import tensor_parallel
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from pretrain.ranges import named
 from pretrain.subnetwork import LayerPath
+from pretrain.subnetwork.width import Chosen, Width
 
 Recompute = Literal["none", "layer", "selective"]
 
@@ -95,6 +96,8 @@ class SkippableLayer(TransformerLayer):
             scale = path.scale[layer]
             function = selective if self._selects else SkippableLayer.compute
         compute = partial(function, self, mask=mask, scale=scale, attention=attention)
+        if path.width is not None:
+            compute = partial(compute, part=self._part(path.width[layer], hidden_states.device))
         with named(f"layer {layer}"):
             if self.recompute == "layer" and self.training:
                 return tensor_parallel.checkpoint(compute, False, hidden_states), context
@@ -104,18 +107,68 @@ class SkippableLayer(TransformerLayer):
     def _selects(self) -> bool:
         return self.recompute == "selective" and self.training
 
+    def _part(self, width: Width, device: torch.device) -> "LayerPart":
+        """What of a width this tensor rank runs."""
+        group = self.self_attention.linear_qkv.tp_group
+
+        def index(chosen: Chosen | None) -> Tensor | None:
+            if chosen is None:
+                return None
+            numbers = torch.tensor(chosen.of_rank(group.rank(), group.size()))
+            return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+
+        columns = width.columns
+        return LayerPart(index(width.groups), index(columns), 0 if columns is None else columns.of // group.size())
+
     def compute(
-        self, hidden_states: Tensor, mask: Tensor | BlockMask, scale: float | Tensor, attention: dict[str, Any]
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | BlockMask,
+        scale: float | Tensor,
+        attention: dict[str, Any],
+        part: "LayerPart | None" = None,
     ) -> Tensor:
         """Add both branches, attention and feed-forward, to the residual stream, which itself is never scaled.
 
         Args:
             scale: factor on both branches.
+            part: what runs of the width; all of it if None.
         """
+        if part is not None:
+            return self._compute_part(hidden_states, mask, scale, attention, part)
         output, bias = self.self_attention(self.input_layernorm(hidden_states), attention_mask=mask, **attention)
         hidden_states = add_scaled(hidden_states, self.post_self_attn_layernorm(_sum(output, bias)), scale)
         output, bias = self.mlp(self.pre_mlp_layernorm(hidden_states))
         return add_scaled(hidden_states, self.post_mlp_layernorm(_sum(output, bias)), scale)
+
+    def _compute_part(
+        self, hidden_states: Tensor, mask: Tensor | BlockMask, scale: float | Tensor, attention: dict[str, Any], part: "LayerPart"
+    ) -> Tensor:
+        normed = self.input_layernorm(hidden_states)
+        output, bias = self.self_attention(normed, attention_mask=mask, groups=part.groups, **attention)
+        hidden_states = add_scaled(hidden_states, self.post_self_attn_layernorm(_sum(output, bias)), scale)
+        normed = self.pre_mlp_layernorm(hidden_states)
+        output, bias = self.mlp(normed) if part.columns is None else self._feed_forward(normed, part.columns, part.of)
+        return add_scaled(hidden_states, self.post_mlp_layernorm(_sum(output, bias)), scale)
+
+    def _feed_forward(self, normed: Tensor, columns: Tensor, of: int) -> tuple[Tensor, Tensor | None]:
+        """Megatron-Core's feed-forward block with some blocks of its columns alone."""
+        gated = self.config.gated_linear_unit
+        inner = _sum(*self.mlp.linear_fc1.of_blocks(normed, columns, of, 2 if gated else 1))
+        gate, up = inner.chunk(2, -1) if gated else (inner, None)
+        activated = self.config.activation_func(gate)
+        return self.mlp.linear_fc2.of_blocks(activated if up is None else activated * up, columns, of)
+
+
+class LayerPart(NamedTuple):
+    """What a tensor rank runs of a layer's width."""
+
+    groups: Tensor | None
+    """Numbers of groups of heads, of those that it holds; all if None."""
+    columns: Tensor | None
+    """Numbers of blocks of feed-forward columns, of those that it holds; all if None."""
+    of: int
+    """Blocks of columns that it holds."""
 
 
 def _sum(output: Tensor, bias: Tensor | None) -> Tensor:

@@ -23,10 +23,26 @@ class ColumnLinear(ColumnParallelLinear):
         Args:
             input_: [s, b, h], or [s / tensor ranks, b, h] under sequence parallelism.
         """
-        bias = None if self.skip_bias_add else self.bias
+        return self._product(input_, self.weight, self.bias)
+
+    def of_blocks(self, input_: Tensor, blocks: Tensor, of: int, matrices: int = 1) -> tuple[Tensor, Tensor | None]:
+        """Multiply with some blocks of rows alone, in a narrower product.
+
+        Args:
+            blocks: numbers of those that this rank runs, of the `of` that it holds.
+            matrices: how many matrices stand side by side, each with its own blocks.
+        """
+        chosen = [
+            None if part is None else part.view(matrices, of, -1, *part.shape[1:]).index_select(1, blocks).flatten(0, 2)
+            for part in (self.weight, self.bias)
+        ]
+        assert chosen[0] is not None, "a linear has a weight"
+        return self._product(input_, chosen[0], chosen[1])
+
+    def _product(self, input_: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         size, name = self.tp_group.size(), self.tp_group.group_name
-        output = _ColumnProduct.apply(input_, self.weight, bias, size, name, self.sequence_parallel)
-        return output, self.bias if self.skip_bias_add else None
+        output = _ColumnProduct.apply(input_, weight, None if self.skip_bias_add else bias, size, name, self.sequence_parallel)
+        return output, bias if self.skip_bias_add else None
 
 
 class RowLinear(RowParallelLinear):
@@ -38,7 +54,19 @@ class RowLinear(RowParallelLinear):
         Args:
             input_: [s, b, h / tensor ranks].
         """
-        output, size = F.linear(input_, self.weight), self.tp_group.size()
+        return self._product(input_, self.weight)
+
+    def of_blocks(self, input_: Tensor, blocks: Tensor, of: int) -> tuple[Tensor, Tensor | None]:
+        """Multiply with some blocks of columns alone, of which the input has the numbers.
+
+        Args:
+            blocks: numbers of those that this rank runs, of the `of` that it holds.
+        """
+        rows = self.weight.shape[0]
+        return self._product(input_, self.weight.view(rows, of, -1).index_select(1, blocks).flatten(1))
+
+    def _product(self, input_: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        output, size = F.linear(input_, weight), self.tp_group.size()
         if size > 1:
             output = _Sum.apply(output, size, self.tp_group.group_name, self.sequence_parallel)
         if self.bias is not None and not self.skip_bias_add:

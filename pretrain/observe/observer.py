@@ -4,6 +4,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -12,6 +13,7 @@ import torch
 
 from pretrain.config import Run
 from pretrain.config.run import Position
+from pretrain.cost.flops import expected_cost
 from pretrain.observe.console import Console, Line
 from pretrain.observe.dashboards import Dashboards
 from pretrain.observe.metrics import MetricsFile, MetricsRow
@@ -66,8 +68,9 @@ class Observer:
             return
         run, layers = self.run, self.run.recipe.model.num_layers
         active = sum(path.length for path in paths) / len(paths)
-        self.layers_run += sum(path.length for path in paths)
-        operations = self.shape.training(active, run.tokens_per_step)
+        ran = sum(self.shape.layers_of(path) for path in paths)
+        self.layers_run += ran
+        operations = self.shape.training(ran / len(paths), run.tokens_per_step)
         self.pace.append(seconds / operations)
         row = {
             "step": step,
@@ -181,12 +184,14 @@ class Observer:
         self.metrics.append(row)
         self.dashboards.record(row)
 
-    def _layers_run_before(self, step: int) -> int:
-        """Layers run up to `step`, summed over paths; the row of that step holds it as a fraction of a whole number."""
+    def _layers_run_before(self, step: int) -> float:
+        """Layers run up to `step`, summed over paths; the row of that step holds it as a fraction of a whole number, but where
+        parts of layers run."""
         row, method = self.metrics.last_row, self.run.method
         if row is not None and row["step"] == step:
-            return round((1 - row["layer_flops_saved"]) * step * len(method.paths(step)) * self.run.recipe.model.num_layers)
-        return sum(path.length for earlier in range(1, step + 1) for path in method.paths(earlier))
+            ran = (1 - row["layer_flops_saved"]) * step * len(method.paths(step)) * self.run.recipe.model.num_layers
+            return ran if method.paths(step)[0].width is not None else round(ran)
+        return sum(self.shape.layers_of(path) for earlier in range(1, step + 1) for path in method.paths(earlier))
 
     def _eta(self, step: int) -> float | None:
         """Remaining operations at the recent pace: later stages take longer a step, and the estimate knows it."""
@@ -196,8 +201,9 @@ class Observer:
         for stage in self.run.method.stages:
             first = max(step + 1, stage.first_step)
             if first <= stage.last_step:
-                active = sum(self.run.method.keep(first, stage.last_step))
-                remaining += (stage.last_step - first + 1) * self.shape.training(float(active))
+                rest = replace(stage, first_step=first)
+                active = float(expected_cost(self.run.method, rest, self.shape))
+                remaining += (stage.last_step - first + 1) * self.shape.training(active)
         return median(self.pace) * remaining * self.run.tokens_per_step
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from pretrain.config import Run
 from pretrain.config.checks import check
-from pretrain.cost.flops import expected_active, savings
+from pretrain.cost.flops import expected_cost, savings
 from pretrain.errors import UserError
 from pretrain.plan.balance import full_time, stage_time
 from pretrain.plan.cost import Cluster, mfu, speed
@@ -164,7 +164,7 @@ def _pace(run: Run, stage: Stage, cluster: Cluster, links: Links) -> Pace:
     passes = 3 / (1 + run.backward_cost)  # an MFU counts no operation twice, and recomputation does
     full = shape.training(shape.layers, run.tokens_per_step) / (cluster.gpus * tflops)
     ratio = savings(run.method, shape, [stage]).model_flops if p.pipeline == 1 else stage_time(run, stage) / full_time(run)
-    layers = float(expected_active(run.method, stage)) / p.pipeline
+    layers = float(expected_cost(run.method, stage, run.recipe.shape)) / p.pipeline
     forward = passes * layers * shape.layer() * run.micro_batch * run.recipe.data.sequence_length / (p.tensor * tflops)
     work = Work(full * ratio, forward, forward * run.backward_cost, layers)
     sent = traffic(run, stage)

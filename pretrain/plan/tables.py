@@ -74,23 +74,27 @@ def rates(run: Run, ascii_only: bool) -> Table:
 
 
 def stages(run: Run) -> Table:
+    widths = [run.method.width(stage.first_step, stage.last_step) for stage in run.method.stages]
+    partly = any(width != (1.0, 1.0) for width in widths)
     table = table_of(
         f"schedule: {run.method.name}",
         "stage",
         "steps",
         "active layers",
+        *(["of their heads", "of their columns"] if partly else []),
         "layer FLOPs",
         "model FLOPs",
         *(["sent to replicas a step"] if run.data_parallel > 1 else []),
         "probability of a layer to run",
     )
-    for stage in run.method.stages:
+    for stage, width in zip(run.method.stages, widths):
         saved = savings(run.method, run.recipe.shape, [stage])
         sent = [f"{traffic(run, stage).total / 1e6:,.1f} MB"] if run.data_parallel > 1 else []
         table.add_row(
             str(stage.index),
             f"{stage.first_step:,} to {stage.last_step:,}",
             f"{float(expected_active(run.method, stage)):.4g} of {run.recipe.model.num_layers}",
+            *([f"{share:.0%}" for share in width] if partly else []),
             f"{100 * float(saved.layer_flops):.0f} %",
             f"{100 * saved.model_flops:.0f} %",
             *sent,

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Literal
 
 from pretrain.hashing import stable_hash
+from pretrain.subnetwork.width import Width
 
 Sampler = Literal["bernoulli", "exact", "balanced"]
 ResidualScale = Literal["none", "1/keep", "1/sqrt(keep)"]
@@ -25,6 +26,8 @@ class LayerPath:
     """One entry a layer. A skipped layer passes its input on unchanged."""
     scale: tuple[float, ...]
     """Factor on both residual branches of each layer, in training. Meaningless where the layer is skipped."""
+    width: tuple[Width, ...] | None = None
+    """What runs of each layer's width; all of it if None."""
 
     @property
     def length(self) -> int:
@@ -176,7 +179,7 @@ def scale_of(keep: Fraction, convention: ResidualScale) -> float:
 
 def fingerprint(step: int, paths: Sequence[LayerPath]) -> int:
     """A 63-bit hash of a step and all its paths: what ranks compare before the step's schedule starts."""
-    text = f"{step}:" + "|".join("".join("01"[a] for a in p.active) + repr(p.scale) for p in paths)
+    text = f"{step}:" + "|".join("".join("01"[a] for a in p.active) + repr(p.scale) + repr(p.width or "") for p in paths)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

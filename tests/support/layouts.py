@@ -42,9 +42,15 @@ AFTER = {
 }  # fmt: skip
 """Norms of what branches give, and of the queries of all heads together, of which tensor ranks have some each. What is normed is
 not so small that the norm makes much of its rounding."""
+PARTS = {
+    "ds.progressive_subnetwork": "{method: raptr_parts, path_lengths: 4-6-8, group_lengths: 2-2-4, ffn_lengths: 2-4-6,"
+    " width_parts: 2, paths_per_step: 2}",
+}
+"""Some layers, of which some groups of heads and some feed-forward columns run."""
 ONE = {
     "fp32": layout(),
     "normed after": layout(**AFTER),
+    "parts": layout(**PARTS),
     "grouped": layout(**GROUPED),
     "apart": layout(**APART),
     "bf16": layout(**BF16),
@@ -80,6 +86,12 @@ TWO = twice(
     "TP2 with sequence parallelism, grouped, selectively recomputed, compiled": layout(
         tensor=2, sequence=True, **GROUPED, **SELECTIVE, **COMPILED
     ),
+    "TP2, parts": layout(tensor=2, **PARTS),
+    "TP2 with sequence parallelism, parts, selectively recomputed, compiled": layout(
+        tensor=2, sequence=True, **PARTS, **SELECTIVE, **COMPILED
+    ),
+    "PP2, parts, recomputed": layout(pipeline=2, **PARTS, **RECOMPUTE),
+    "DP2 with ZeRO-3, parts": layout(zero=3, **REPLICAS, **PARTS),
     "TP2, normed after, recomputed": layout(tensor=2, **AFTER, **RECOMPUTE),
     "TP2 with sequence parallelism, normed after, selectively recomputed, compiled": layout(
         tensor=2, sequence=True, **AFTER, **SELECTIVE, **COMPILED

@@ -79,7 +79,8 @@ class Reference:
             x = x + self.weights["embedding.position_embeddings.weight"][torch.from_numpy(batch.positions)]
         for layer in range(self.layers):
             if path.active[layer]:
-                x = self._layer(x, f"decoder.layers.{layer}.", may, path.scale[layer])
+                width = None if path.width is None else path.width[layer]
+                x = self._layer(x, f"decoder.layers.{layer}.", may, path.scale[layer], width)
         x = self._norm(x, "decoder.final_layernorm.weight")
         out = self.weights.get("output_layer.weight", self.weights["embedding.word_embeddings.weight"])
         if "head.dense.weight" not in self.weights:
@@ -92,7 +93,7 @@ class Reference:
     def _learned_positions(self) -> bool:
         return "embedding.position_embeddings.weight" in self.weights
 
-    def _layer(self, x: Tensor, name: str, may: Tensor, scale: float) -> Tensor:
+    def _layer(self, x: Tensor, name: str, may: Tensor, scale: float, width=None) -> Tensor:
         w = {key.removeprefix(name): weight for key, weight in self.weights.items() if key.startswith(name)}
         b, s, h = x.shape
         d, groups = self.head_size or h // self.heads, self.groups or self.heads
@@ -116,11 +117,17 @@ class Reference:
         k, v = (each[:, :, [head // share for head in range(self.heads)]] for each in (k, v))
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(d)
         attention = scores.masked_fill(~may[:, None], -math.inf).softmax(-1)
-        mixed = torch.einsum("bhqk,bkhd->bqhd", attention, v).reshape(b, s, self.heads * d)
+        mixed = torch.einsum("bhqk,bkhd->bqhd", attention, v)
+        if width is not None and width.groups is not None:  # heads that do not run give nothing
+            mixed = mixed * torch.tensor([float(head // share in width.groups.blocks) for head in range(self.heads)])[:, None]
+        mixed = mixed.reshape(b, s, self.heads * d)
         x = x + scale * normed(linear(mixed, "self_attention.linear_proj"), "post_self_attn_layernorm.weight")
         inner = linear(normed(x, "pre_mlp_layernorm.weight"), "mlp.linear_fc1")
         gate, up = (inner, 1.0) if self.gelu else inner.chunk(2, -1)
         activated = torch.nn.functional.gelu(gate) if self.gelu else torch.nn.functional.silu(gate) * up
+        if width is not None and width.columns is not None:
+            size = activated.shape[-1] // width.columns.of
+            activated = activated * torch.tensor([float(n // size in width.columns.blocks) for n in range(activated.shape[-1])])
         return x + scale * normed(linear(activated, "mlp.linear_fc2"), "post_mlp_layernorm.weight")
 
     def _norm(self, x: Tensor, name: str) -> Tensor:

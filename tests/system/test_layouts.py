@@ -99,6 +99,8 @@ def result(request, name):
 
 def counterpart(name: str) -> str:
     """The case of one process that draws the same paths through the same model in the same precision."""
+    if "parts" in name:
+        return "parts"
     if "normed after" in name:
         return "normed after"
     if "grouped" in name:

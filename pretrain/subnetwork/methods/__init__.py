@@ -12,10 +12,21 @@ from pretrain.subnetwork.methods.constant import ConstantKeys
 from pretrain.subnetwork.methods.full import FullKeys as _FullKeys
 from pretrain.subnetwork.methods.growth import MidasKeys, StackingKeys
 from pretrain.subnetwork.methods.ild_dts import IldDtsKeys
+from pretrain.subnetwork.methods.parts import RaptrFfnKeys, RaptrHeadsKeys, RaptrPartsKeys
 from pretrain.subnetwork.methods.pld import PldKeys
 from pretrain.subnetwork.methods.raptr import RaptrKeys
 
-OTHERS: tuple[type[MethodKeys], ...] = (RaptrKeys, ConstantKeys, PldKeys, IldDtsKeys, StackingKeys, MidasKeys)
+OTHERS: tuple[type[MethodKeys], ...] = (
+    RaptrKeys,
+    ConstantKeys,
+    PldKeys,
+    IldDtsKeys,
+    StackingKeys,
+    MidasKeys,
+    RaptrHeadsKeys,
+    RaptrFfnKeys,
+    RaptrPartsKeys,
+)
 """All methods but `full`. A new one is a file and a line here."""
 DEFAULT = "raptr"
 """Method of a block that names none."""

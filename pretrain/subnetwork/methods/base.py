@@ -33,6 +33,11 @@ class Method(ABC):
     def keep(self, first: int, last: int) -> tuple[Fraction, ...]:
         """Return each layer's probability to be active, mean over the steps `first` to `last`, which belong to one stage."""
 
+    def width(self, first: int, last: int) -> tuple[float, float]:
+        """Return the shares of an active layer's groups of heads and feed-forward columns that run, mean over steps of one
+        stage."""
+        return 1.0, 1.0
+
     def stage(self, step: int) -> Stage:
         """Return the stage that a step belongs to."""
         return next(stage for stage in self.stages if stage.first_step <= step <= stage.last_step)
@@ -90,7 +95,7 @@ class MethodKeys(Strict, ABC):
         return {key: value for key, value in own.items() if value is not None}
 
 
-def _dashed(value: Any) -> Any:
+def dashed(value: Any) -> Any:
     """Read "6-8-10-12", 9 or a list."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,)
@@ -104,7 +109,7 @@ def _dashed(value: Any) -> Any:
 
 PathLengths = Annotated[
     tuple[int, ...],
-    BeforeValidator(_dashed),
+    BeforeValidator(dashed),
     Field(description='Active layers of each stage, as a list or "6-8-10-12". The last stage usually trains all layers.'),
 ]
 StageFractions = Annotated[

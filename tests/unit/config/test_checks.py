@@ -42,7 +42,8 @@ def error_of(project, *settings: str) -> str:
         ("ds.progressive_subnetwork.stage_fractions=[0.5, 0.4, 0.2]", "they must add up to 1"),
         (
             "ds.progressive_subnetwork.method=rapter",
-            "input should be 'full', 'raptr', 'constant', 'pld', 'ild_dts', 'stacking' or 'midas', got 'rapter'",
+            "input should be 'full', 'raptr', 'constant', 'pld', 'ild_dts', "
+            "'stacking', 'midas', 'raptr_heads', 'raptr_ffn' or 'raptr_parts', got 'rapter'",
         ),
         ("ds.train_micro_batch_size_per_gpu=3", "train_batch_size 8 is not a multiple of train_micro_batch_size_per_gpu 3"),
         ("ds.gradient_accumulation_steps=3", 'which give 4; write "auto"'),

@@ -50,6 +50,14 @@ def assert_parity(ours, theirs, weights) -> None:
     assert weights < TOLERANCE
 
 
+HEADS = ("ds.progressive_subnetwork={method: raptr_heads, group_lengths: 1-2, paths_per_step: 2}",)
+FFN = ("ds.progressive_subnetwork={method: raptr_ffn, ffn_lengths: 2-4-6, width_parts: 2, width_fixed: 1}",)
+PARTS = (
+    "ds.progressive_subnetwork={method: raptr_parts, path_lengths: 4-6-8, group_lengths: 2-2-4, ffn_lengths: 3-5-6,"
+    " paths_per_step: 2}",
+)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -65,6 +73,9 @@ def assert_parity(ours, theirs, weights) -> None:
         ("model.num_query_groups=2", "model.head_dim=12", "model.qk_norm=true", "model.recompute=selective"),
         ("model.norm_placement=after", "model.qk_norm=whole", "model.num_query_groups=2", "model.head_dim=12"),
         ("model.norm_placement=after", "model.biases=true", "ds.progressive_subnetwork.residual_scale=1/keep"),
+        ("model.num_query_groups=2", "model.qk_norm=true", "model.biases=qkv", *HEADS),
+        ("model.biases=true", "model.recompute=layer", *PARTS),
+        ("model.feed_forward=gelu", "model.recompute=selective", *FFN),
         ("model.z_loss=0.01", "model.logit_softcap=1.5", "model.embedding_scale=4.0"),
         ("model.num_query_groups=1", "model.biases=qkv", "ds.zero_optimization.stage=0"),
         tuple(f"{key}={value}" for key, value in BERT.items()),

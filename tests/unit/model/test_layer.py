@@ -5,12 +5,14 @@ from collections import Counter
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.data.loader import open_data
 from pretrain.engine import build_engine
 from pretrain.engine.micro_batch import MicroBatch
 from pretrain.model.layer import LayerInputs
 from pretrain.subnetwork import LayerPath
+from pretrain.subnetwork.width import Chosen, Width
 
 PRODUCTS = {"mm", "addmm", "bmm", "matmul", "_scaled_dot_product_flash_attention_for_cpu",
             "_scaled_dot_product_flash_attention_for_cpu_backward"}  # fmt: skip
@@ -112,3 +114,52 @@ def test_evaluation_does_not_depend_on_the_micro_batch(project, ranks):
         losses.append(build_engine(run, ranks).evaluate(data.held_out()).loss)
         data.close()
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+LAYERS = 8
+SIZES = ("model.hidden_size=64", "model.ffn_hidden_size=96", "model.num_attention_heads=4", "model.head_dim=24")
+MATRICES = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
+
+
+def operations(engine, batch, width: Width | None) -> int:
+    """Operations of matrix products in a forward and a backward pass."""
+    path = LayerPath((True,) * LAYERS, (1.0,) * LAYERS, None if width is None else (width,) * LAYERS)
+    engine.model.train()
+    with FlopCounterMode(display=False) as counter:
+        engine.forward_backward([MicroBatch(batch, path)], scale=1.0)
+    counts = counter.get_flop_counts()["Global"]
+    return sum(count for operation, count in counts.items() if operation in MATRICES)
+
+
+@pytest.mark.parametrize(("groups", "columns"), [((0, 3), None), (None, (1, 2, 5)), ((2,), (0, 4))])
+@pytest.mark.parametrize("feed_forward", ["swiglu", "gelu"])
+def test_products_are_exactly_the_promised_share(project, ranks, groups, columns, feed_forward):
+    run = project.run(*SIZES, f"model.feed_forward={feed_forward}")
+    engine, data = build_engine(run, ranks), open_data(run)
+    batch = data.batch(1)[0]
+    data.close()
+    width = Width(None if groups is None else Chosen(groups, 4), None if columns is None else Chosen(columns, 6))
+    whole, part = operations(engine, batch, None), operations(engine, batch, width)
+    tokens, (h, f, q) = batch.tokens.size, (64, 96, 96)
+    heads, ffn = 2 * 4 * h * q, 2 * (3 if feed_forward == "swiglu" else 2) * h * f
+    of_heads, of_columns = width.shares
+    skipped = LAYERS * 3 * tokens * ((1 - of_heads) * heads + (1 - of_columns) * ffn)
+    assert whole - part == pytest.approx(skipped, rel=1e-12) and skipped > 0
+
+
+def test_gradients_of_what_does_not_run_are_zero(project, ranks):
+    run = project.run(*SIZES)
+    engine, data = build_engine(run, ranks), open_data(run)
+    batch = data.batch(1)[0]
+    data.close()
+    engine.model.train()
+    path = LayerPath((True,) * LAYERS, (1.0,) * LAYERS, (Width(Chosen((1,), 4), Chosen((0, 5), 6)),) * LAYERS)
+    engine.forward_backward([MicroBatch(batch, path)], scale=1.0)
+    found = {}
+    for group in engine.optimizer.groups:
+        for (name, parameter), (_, begin) in zip(group.members.items(), group.views()):
+            found[name] = group.need_gradients().narrow(0, begin, parameter.numel()).view_as(parameter)
+    layer = "decoder.layers.3."
+    of_groups = found[layer + "self_attention.linear_qkv.weight"].view(4, -1).abs().sum(1) > 0
+    of_columns = found[layer + "mlp.linear_fc1.weight"].view(2, 6, -1).abs().sum((0, 2)) > 0
+    assert of_groups.tolist() == [False, True, False, False] and of_columns.tolist() == [True, False, False, False, False, True]

@@ -37,7 +37,7 @@ def test_a_file_and_a_line_are_all_that_it_takes(code, tmp_path):
     methods = tmp_path / "pretrain" / "subnetwork" / "methods"
     (methods / "alternate.py").write_text(code)
     registry = (methods / "__init__.py").read_text()
-    registry = registry.replace("StackingKeys, MidasKeys)", "StackingKeys, MidasKeys, AlternateKeys)")
+    registry = registry.replace("    RaptrPartsKeys,\n)", "    RaptrPartsKeys,\n    AlternateKeys,\n)")
     line = "from pretrain.subnetwork.methods.alternate import AlternateKeys\n"
     (methods / "__init__.py").write_text(
         registry.replace("from pretrain.subnetwork.methods.base", line + "from pretrain.subnetwork.methods.base", 1)
