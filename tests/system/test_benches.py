@@ -53,6 +53,12 @@ def test_path_speed(tmp_path, processes, layout):
     assert (tmp_path / f"path_speed_cpu_{layout}.md").exists() and (tmp_path / f"path_speed_cpu_{layout}.png").exists()
 
 
+def test_width_speed(tmp_path):
+    words = ["--rounds", "1", "--out", str(tmp_path), "--device", "cpu", *SMALL]
+    done = subprocess.run([sys.executable, "-m", "bench.width_speed", *words], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "| half of both |" in (tmp_path / "width_speed.md").read_text(), done.stderr
+
+
 @pytest.mark.dist
 def test_collectives(tmp_path):
     process = torchrun(2, "bench.collectives", "--out", tmp_path / "found.json", "--device", "cpu")
