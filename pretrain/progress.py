@@ -19,11 +19,22 @@ class _Shown:
     """Whether this process shows anything."""
 
     on = False
+    title = ""
 
 
 def show(on: bool) -> None:
     """Have `bar` show something from now on, or nothing."""
     _Shown.on = on
+
+
+@contextmanager
+def titled(title: str) -> Iterator[None]:
+    """Have bars within the block say what they are of."""
+    _Shown.title = f"{title}: "
+    try:
+        yield
+    finally:
+        _Shown.title = ""
 
 
 class Bar:
@@ -74,6 +85,7 @@ def bar(what: str, total: float, unit: str) -> Iterator[Bar]:
         total: what `add` comes to in all, as far as it is known.
         unit: what is counted, as BYTES or "tasks".
     """
+    what = f"{_Shown.title}{what}"
     if not _Shown.on:
         yield Bar()
     elif not sys.stderr.isatty():

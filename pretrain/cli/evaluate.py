@@ -2,11 +2,11 @@
 
 import argparse
 import os
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretrain import progress
 from pretrain.cli.arguments import quiet_argument, require_nothing_else
 from pretrain.errors import UserError
 from pretrain.place import find_place
@@ -98,10 +98,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         part = None if args.out is None else args.out.with_name(f"part_{args.out.name}")
         rows, outcomes = list[EvalRow](), {}
         for number, task in enumerate(tasks, start=1):
-            if ranks.is_main and not args.quiet:
-                print(f"{task.name}, task {number} of {len(tasks)}", file=sys.stderr, flush=True)
             try:
-                row, outcome = ask(model, task, asking, ranks)
+                with progress.titled(f"{task.name}, {number} of {len(tasks)}"):
+                    row, outcome = ask(model, task, asking, ranks)
             except UserError as error:
                 raise UserError(f"{error}; rows of the tasks before it are in {part}" if rows and part else str(error)) from None
             if task.name in seen and outcome is not None:

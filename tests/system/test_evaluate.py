@@ -131,6 +131,7 @@ def test_a_checkpoint_without_its_text_is_asked_what_needs_none(project, tmp_pat
     assert wanted.returncode == 2 and "valid" in wanted.stderr and "Traceback" not in wanted.stderr
 
 
+@pytest.mark.long
 def test_what_cannot_be_is_one_line(project, run_dir, tmp_path):
     assert "variable_assignment_2" in evaluate("--list").stdout
     told = {

@@ -19,6 +19,8 @@ from tests.support.runs import rows, train
 from tokenizer import load_tokenizer
 
 CLOSE = 1e-4
+QUICK = ("qwen3", "olmo2")
+"""Classes that are tried in any case; the others are long to try."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,12 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [*((kind, torch.float32) for kind in FOLDERS), ("llama", torch.bfloat16)], ids=lambda value: str(value)
+    ("kind", "dtype"),
+    [
+        *(pytest.param(kind, torch.float32, marks=[] if kind in QUICK else pytest.mark.long) for kind in FOLDERS),
+        ("llama", torch.bfloat16),
+    ],
+    ids=lambda value: str(value),
 )
 def test_in_and_out_again_is_bit_for_bit_the_same(kind, dtype, folders, project, tmp_path):
     folder = folders / ("llama, bf16" if dtype == torch.bfloat16 else kind)

@@ -53,6 +53,17 @@ def test_a_log_gets_lines_without_colours():
     assert subprocess.run([sys.executable, "-c", WORK, "not"], capture_output=True, text=True).stderr == ""
 
 
+def test_a_title_says_what_a_bar_is_of(monkeypatch, capsys):
+    monkeypatch.setattr(progress._Shown, "on", True)
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0)
+    with progress.titled("arc_easy, 1 of 2"), bar("scoring", 2, "contexts") as shown:
+        shown.add()
+    with bar("reading", 2, "files") as shown:
+        shown.add()
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("arc_easy, 1 of 2: scoring: 50 %") and second.startswith("reading: 50 %")
+
+
 def test_a_library_shows_nothing(capsys):
     assert not progress._Shown.on
     with bar("reading", 1, BYTES) as shown:
