@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _report(f"stopped: {error.filename or 'a file'} cannot be written: {reason(error)}", everywhere=False)
         return 1
+    finally:
+        progress.show(False)  # whoever calls this as a library stays silent
 
 
 def _say(rank: int, text: str, everywhere: bool = True) -> None:
