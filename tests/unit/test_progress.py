@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from pretrain import progress
+from pretrain.cli.main import main
 from pretrain.progress import BYTES, bar, rate
 
 WORK = """
@@ -62,6 +63,11 @@ def test_a_title_says_what_a_bar_is_of(monkeypatch, capsys):
         shown.add()
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("arc_easy, 1 of 2: scoring: 50 %") and second.startswith("reading: 50 %")
+
+
+def test_a_command_leaves_the_library_silent(tmp_path):
+    assert main(["verify", str(tmp_path)]) == 2
+    assert not progress._Shown.on
 
 
 def test_a_library_shows_nothing(capsys):
