@@ -111,7 +111,8 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> dict[str, Part]:
 
 def write(known: dict[str, object], found: dict[str, Part], out: Path) -> None:
     """Table, as a file and on the console."""
-    lines = ["# Width speed", "", *(f"- {key}: {value}" for key, value in known.items()), ""]
+    lines = ["# Width speed", "", "```", f"python {known['command']}", "```", ""]
+    lines += [*(f"- {key}: {value}" for key, value in known.items() if key != "command"), ""]
     lines += [
         "| what runs of every layer | over everything | by operations | measured over ideal | at most |",
         "|---|---|---|---|---|",
