@@ -46,10 +46,24 @@ HOME = Path(__file__).parent
 
 
 def main() -> None:
+    def work(run: Run, ranks: Ranks, rounds: int, out: Path) -> None:
+        result = measure(run, ranks, rounds)
+        if ranks.is_main:
+            write(result, out)
+
+    start(__doc__, 24, work)
+
+
+def start(description: str | None, rounds: int, work: Callable[[Run, Ranks, int, Path], None]) -> None:
+    """Do the work of a bench on path_speed's recipe, with options of the command line.
+
+    Args:
+        rounds: unless others are asked for.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--rounds", type=positive, metavar="N", default=24)
+    parser.add_argument("--rounds", type=positive, metavar="N", default=rounds)
     parser.add_argument("--out", type=Path, default=HOME / "results")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     args, rest = parser.parse_known_args()
@@ -62,9 +76,7 @@ def main() -> None:
     prepare_libraries(device_type(args.device))
     args.out.mkdir(parents=True, exist_ok=True)
     with join(args.device, place, args.out) as ranks, launch(run.recipe, ranks):
-        result = measure(run, ranks, args.rounds)
-        if ranks.is_main:
-            write(result, args.out)
+        work(run, ranks, args.rounds, args.out)
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,15 @@ both, over those with everything, divided by the ratio of their operations; 1 is
 order and what is drawn; medians of ratios within a round are reported.
 """
 
-import argparse
 import json
-import os
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 
-from bench.arguments import command, positive
-from bench.path_speed import HOME, facts, random_batch, timed
-from pretrain.config import Run, read_run
-from pretrain.config.command_line import option_pairs
-from pretrain.errors import UserError
-from pretrain.place import find_place
-from pretrain.ranks.device import device_type
-from pretrain.ranks.launch import join, launch
-from pretrain.ranks.libraries import prepare_libraries
+from bench.arguments import command
+from bench.path_speed import facts, random_batch, start, timed
+from pretrain.config import Run
 from pretrain.ranks.process import Ranks
 from pretrain.subnetwork import LayerPath
 from pretrain.subnetwork.width import COLUMNS, GROUPS, Blocks, Width
@@ -37,26 +28,13 @@ KINDS = {"half the heads": (True, False), "half the columns": (False, True), "ha
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--rounds", type=positive, metavar="N", default=16)
-    parser.add_argument("--out", type=Path, default=HOME / "results")
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
-    args, rest = parser.parse_known_args()
-    place = find_place(os.environ)
-    os.environ.update(place.environment)
-    try:
-        run = read_run(str(HOME / "path_speed.yaml"), option_pairs(rest), str(HOME / "path_speed.json"), place.world_size)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    prepare_libraries(device_type(args.device))
-    args.out.mkdir(parents=True, exist_ok=True)
-    with join(args.device, place, args.out) as ranks, launch(run.recipe, ranks):
-        found = measure(run, ranks, args.rounds)
+    def work(run: Run, ranks: Ranks, rounds: int, out: Path) -> None:
+        found = measure(run, ranks, rounds)
         if ranks.is_main:
-            known = {**facts(run, ranks, run.recipe.model.num_layers, args.rounds), "command": command("width_speed")}
-            write(known, found, args.out)
+            known = {**facts(run, ranks, run.recipe.model.num_layers, rounds), "command": command("width_speed")}
+            write(known, found, out)
+
+    start(__doc__, 16, work)
 
 
 @dataclass(frozen=True)

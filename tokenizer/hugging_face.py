@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class HuggingFacePieces(Tokenizer):
 
     directory: Path
     facts: Facts
+    library: Library = field(compare=False)
+    """The library's tokenizer, as it came."""
 
     @classmethod
     def open(cls, directory: Path, vocab_size: int | None = None) -> "HuggingFacePieces":
@@ -68,15 +70,10 @@ class HuggingFacePieces(Tokenizer):
         begin = _begin(library, names.get(_content(config.get("bos_token")) or ""))
         facts = json.dumps([roles, begin], sort_keys=True).encode()
         digest = hashlib.sha256((directory / FILE).read_bytes() + facts).hexdigest()
-        tokenizer = cls(directory, Facts(own, roles, begin, added, len(lacking), sentinels, digest))
+        tokenizer = cls(directory, Facts(own, roles, begin, added, len(lacking), sentinels, digest), library)
         if added:
             tokenizer.with_added()  # in an export, after weeks of training, is late to find that it cannot be
         return tokenizer
-
-    @cached_property
-    def library(self) -> Library:
-        """The library's tokenizer, as it came."""
-        return _library(self.directory)
 
     @cached_property
     def plain(self) -> Library:

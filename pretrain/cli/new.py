@@ -47,11 +47,11 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     prepare_libraries("cpu")
     texts = _texts(path, recipe, ds, args)
     run = _checked(path, texts)
-    lowered = _require_data(run, given="eval_samples" in dict(pairs))
-    if lowered is not None:
-        recipe["eval_samples"] = lowered
+    if "eval_samples" not in dict(pairs) and (fewer := _fewer_held_out(run)):
+        recipe["eval_samples"] = fewer
         texts = _texts(path, recipe, ds, args)
         run = _checked(path, texts)
+    _require_data(run)
     from pretrain.plan.show import print_plan
 
     print_plan(run)
@@ -178,30 +178,28 @@ def _checked(path: Path, texts: Mapping[str, str]) -> Run:
             raise UserError(str(error).replace(f"{work}/", "")) from None
 
 
-def _require_data(run: Run, given: bool) -> int | None:
-    """Refuse data, tokenizer or weights that `train` would refuse.
+def _fewer_held_out(run: Run) -> int:
+    """Return how many samples are held out, if that is fewer than an evaluation has, and some; else 0."""
+    from pretrain.data.loader import held_out_samples
 
-    Args:
-        given: whether a person has said how many samples an evaluation has.
+    there = held_out_samples(run)
+    return there if 0 < there < run.recipe.eval_samples else 0
 
-    Returns:
-        Samples of an evaluation, if there are fewer than the recipe has, and nobody asked for so many.
+
+def _require_data(run: Run) -> None:
+    """Refuse data, tokenizer or weights that `train` would refuse; says how often the data will be read.
 
     Raises:
         UserError: something is missing, or does not fit.
     """
-    from pretrain.data.loader import held_out_samples, open_data, tokenizer_of
+    from pretrain.data.loader import open_data
 
+    data = open_data(run)
+    data.close()
     if run.recipe.init_from is not None:
         from pretrain.hugging_face.source import Source
 
-        Source(Path(run.recipe.init_from), run, tokenizer_of(run))
-    there = held_out_samples(run)
-    if not given and 0 < there < run.recipe.eval_samples:
-        return there
-    data = open_data(run)
-    data.close()
+        Source(Path(run.recipe.init_from), run, data.tokenizer)
     tokens = sum(len(samples.stream) for samples in data.train.sources)
     planned = run.steps * run.tokens_per_step
     print(f"{planned:,} positions in {run.steps:,} steps: {planned / tokens:,.1f} times the {tokens:,} tokens there are\n")
-    return None

@@ -38,7 +38,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int, is_bert: b
         for name in COPIED:
             if (file := tokenizer.directory / name).is_file():
                 (folder / name).write_bytes(file.read_bytes())
-    elif isinstance(tokenizer, SentencePieces):
+    else:
+        assert isinstance(tokenizer, SentencePieces), "there are two kinds"
         _write_sentence_pieces(tokenizer, folder, longest, is_bert)
 
 

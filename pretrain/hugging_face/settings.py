@@ -11,7 +11,7 @@ from pretrain.config.recipe import Recipe
 from pretrain.errors import UserError, reason
 from pretrain.hugging_face.architectures import BERT, DECODERS
 
-TYPES = {one.type: [other.name for other in DECODERS if other.type == one.type][0] for one in DECODERS} | {"megatron-bert": BERT}
+TYPES = {one.type: one.name for one in DECODERS} | {"megatron-bert": BERT}
 """Classes by model_type."""
 ROPE_KEYS = {
     "linear": {},

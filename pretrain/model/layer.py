@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -110,15 +110,11 @@ class SkippableLayer(TransformerLayer):
     def _part(self, width: Width, device: torch.device) -> "LayerPart":
         """What of a width this tensor rank runs."""
         group = self.self_attention.linear_qkv.tp_group
-
-        def index(chosen: Chosen | None) -> Tensor | None:
-            if chosen is None:
-                return None
-            numbers = torch.tensor(chosen.of_rank(group.rank(), group.size()))
-            return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
-
-        columns = width.columns
-        return LayerPart(index(width.groups), index(columns), 0 if columns is None else columns.of // group.size())
+        groups, columns = (
+            None if chosen is None else own_blocks(chosen, group.rank(), group.size(), device)
+            for chosen in (width.groups, width.columns)
+        )
+        return LayerPart(groups, columns, 0 if width.columns is None else width.columns.of // group.size())
 
     def compute(
         self,
@@ -134,16 +130,7 @@ class SkippableLayer(TransformerLayer):
             scale: factor on both branches.
             part: what runs of the width; all of it if None.
         """
-        if part is not None:
-            return self._compute_part(hidden_states, mask, scale, attention, part)
-        output, bias = self.self_attention(self.input_layernorm(hidden_states), attention_mask=mask, **attention)
-        hidden_states = add_scaled(hidden_states, self.post_self_attn_layernorm(_sum(output, bias)), scale)
-        output, bias = self.mlp(self.pre_mlp_layernorm(hidden_states))
-        return add_scaled(hidden_states, self.post_mlp_layernorm(_sum(output, bias)), scale)
-
-    def _compute_part(
-        self, hidden_states: Tensor, mask: Tensor | BlockMask, scale: float | Tensor, attention: dict[str, Any], part: "LayerPart"
-    ) -> Tensor:
+        part = part or LayerPart()
         normed = self.input_layernorm(hidden_states)
         output, bias = self.self_attention(normed, attention_mask=mask, groups=part.groups, **attention)
         hidden_states = add_scaled(hidden_states, self.post_self_attn_layernorm(_sum(output, bias)), scale)
@@ -163,12 +150,19 @@ class SkippableLayer(TransformerLayer):
 class LayerPart(NamedTuple):
     """What a tensor rank runs of a layer's width."""
 
-    groups: Tensor | None
+    groups: Tensor | None = None
     """Numbers of groups of heads, of those that it holds; all if None."""
-    columns: Tensor | None
+    columns: Tensor | None = None
     """Numbers of blocks of feed-forward columns, of those that it holds; all if None."""
-    of: int
+    of: int = 0
     """Blocks of columns that it holds."""
+
+
+@lru_cache(maxsize=4096)
+def own_blocks(chosen: Chosen, rank: int, ranks: int, device: torch.device) -> Tensor:
+    """Return the numbers of the blocks that a tensor rank runs, on its device: once for all micro-batches of a path."""
+    numbers = torch.tensor(chosen.of_rank(rank, ranks))
+    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
 
 
 def _sum(output: Tensor, bias: Tensor | None) -> Tensor:

@@ -190,7 +190,8 @@ class Observer:
         row, method = self.metrics.last_row, self.run.method
         if row is not None and row["step"] == step:
             ran = (1 - row["layer_flops_saved"]) * step * len(method.paths(step)) * self.run.recipe.model.num_layers
-            return ran if method.paths(step)[0].width is not None else round(ran)
+            partly = any(method.width(stage.first_step, stage.last_step) != (1.0, 1.0) for stage in method.stages)
+            return ran if partly else round(ran)
         return sum(self.shape.layers_of(path) for earlier in range(1, step + 1) for path in method.paths(earlier))
 
     def _eta(self, step: int) -> float | None:

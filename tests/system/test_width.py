@@ -17,13 +17,14 @@ def plan(project, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "pretrain", *known], capture_output=True, text=True, timeout=120)
 
 
-def test_a_run_that_is_killed_goes_on_bit_for_bit(project, tmp_path):
+@pytest.mark.parametrize("step", [12, 17], ids=["where parts run", "where everything runs"])
+def test_a_run_that_is_killed_goes_on_bit_for_bit(project, tmp_path, step):
     whole = train(project, tmp_path / "whole", *PARTS)
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
         command(project, tmp_path / "run", *PARTS), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    kill_after(process, tmp_path / "run", 12)
+    kill_after(process, tmp_path / "run", step)
     assert train(project, tmp_path / "run", *PARTS).returncode == 0
     ours, theirs = essence(rows(tmp_path / "run")), essence(rows(tmp_path / "whole"))
     saved = [row.pop("layer_flops_saved", 0.0) for row in ours], [row.pop("layer_flops_saved", 0.0) for row in theirs]

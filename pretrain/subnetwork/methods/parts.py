@@ -1,8 +1,8 @@
 """Random parts in width: a step runs some groups of heads and some feed-forward columns of each layer, more from stage to stage.
 
 arXiv 2402.05913 defines progressive subnetworks for any part of a model and tries layers alone. What it leaves open is decided
-here: parts of a layer are drawn uniformly and by themselves in each layer, what runs is not rescaled unless asked for, and the
-last stage runs everything.
+here: parts of a layer are drawn uniformly and by themselves in each layer, what runs is never rescaled, and the last stage runs
+the whole width.
 """
 
 from dataclasses import dataclass, replace
@@ -95,6 +95,8 @@ class _PartsKeys(MethodKeys):
     def build(self, layers: int, steps: int, seed: int) -> Parts:
         groups, columns = getattr(self, "group_lengths", ()), getattr(self, "ffn_lengths", ())
         count = max(len(groups), len(columns))
+        if not count:
+            raise ValueError(f'method "{self.method}" needs "group_lengths" or "ffn_lengths"; for paths alone there is "raptr"')
         paths = getattr(self, "path_lengths", ()) or (layers,) * count
         for name, lengths in (("group_lengths", groups), ("ffn_lengths", columns), ("path_lengths", paths)):
             if lengths and len(lengths) != count:

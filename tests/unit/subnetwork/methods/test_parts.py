@@ -46,6 +46,7 @@ def test_costs_are_those_of_what_runs():
         ("raptr_ffn", {"ffn_lengths": "2-4", "skipped_update": "none"}, '"skipped_update" must be "exact"'),
         ("raptr_ffn", {"ffn_lengths": "2-4", "group_lengths": "2-4"}, "group_lengths"),
         ("raptr_ffn", {"ffn_lengths": "3-4", "width_parts": 2}, "width_parts 2 does not divide 3 of 4 blocks"),
+        ("raptr_parts", {"path_lengths": "2-4"}, 'needs "group_lengths" or "ffn_lengths"'),
         ("raptr_parts", {"path_lengths": "2-4", "ffn_lengths": "2-3-4"}, "path_lengths has 2 stages, and others 3"),
     ],
 )
