@@ -98,13 +98,13 @@ def test_a_launcher_that_is_killed_while_its_ranks_start_leaves_none(project, tm
 def test_the_slowest_rank_is_named(project, tmp_path):
     """Two replicas, one of which is stopped for most of the time."""
     run_dir = tmp_path / "run"
-    process = pretrain(project, run_dir, 2, "--device", "cpu")
+    process = pretrain(project, run_dir, 2, "--device", "cpu", "--steps", "60")
     wait_for(run_dir, 4, process)
     victim = ranks_of(process)[1]
     with contextlib.suppress(psutil.NoSuchProcess):  # it is done
         while process.poll() is None:
             victim.suspend()
-            time.sleep(0.06)
+            time.sleep(0.15)  # and works for less than a step takes, so that hardly a step has no stop in it
             victim.resume()
             time.sleep(0.01)
     assert process.wait() == 0
