@@ -2,13 +2,13 @@
 
     python -m bench.width_speed [--rounds N] [--out DIR] [options of train, as --model.hidden_size 768]
 
-Forward and backward passes through all layers with half of the groups of heads, half of the feed-forward columns, and half of
-both, over those with everything, divided by the ratio of their operations; 1 is perfect. Rounds interleave them, and change their
-order and what is drawn; medians of ratios within a round are reported.
+Forward and backward passes through all layers with half of the groups of heads, half of the feed-forward columns, half of both,
+and everything, of a model that is cut for it, over those of the model in one piece, divided by the ratio of their operations; 1
+is perfect. Rounds interleave them, and change their order and what is drawn; medians of ratios within a round are reported.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -18,13 +18,19 @@ from bench.path_speed import facts, random_batch, start, timed
 from pretrain.config import Run
 from pretrain.ranks.process import Ranks
 from pretrain.subnetwork import LayerPath
+from pretrain.subnetwork.methods.parts import RaptrPartsKeys
 from pretrain.subnetwork.width import COLUMNS, GROUPS, Blocks, Width
 
 BAR = 1.08
 """Largest ratio of measured to ideal that is good enough."""
 BLOCKS = 8
 """Blocks of feed-forward columns."""
-KINDS = {"half the heads": (True, False), "half the columns": (False, True), "half of both": (True, True)}
+KINDS = {
+    "half the heads": (True, False),
+    "half the columns": (False, True),
+    "half of both": (True, True),
+    "everything, in blocks": (False, False),
+}
 
 
 def main() -> None:
@@ -42,18 +48,22 @@ class Part:
     """What half of the width took."""
 
     measured: float
-    """Over the time of everything."""
+    """Over the time of the model in one piece."""
     ideal: float
     """By operations."""
 
 
 def measure(run: Run, ranks: Ranks, rounds: int) -> dict[str, Part]:
     """Time all kinds in interleaved rounds, after two that do not count."""
-    from pretrain.engine import build_engine
+    from pretrain.engine import Engine, build_engine
     from pretrain.engine.micro_batch import MicroBatch
 
-    engine, layers, groups = build_engine(run, ranks), run.recipe.model.num_layers, run.recipe.model.groups
-    tensor = run.recipe.parallel.tensor
+    layers, groups, tensor = run.recipe.model.num_layers, run.recipe.model.groups, run.recipe.parallel.tensor
+    keys = RaptrPartsKeys(
+        path_lengths=(layers, layers), group_lengths=(groups // 2, groups), ffn_lengths=(BLOCKS // 2, BLOCKS), width_parts=tensor
+    )
+    in_blocks = replace(run, ds=run.ds.model_copy(update={"progressive_subnetwork": keys}))
+    whole, engine = build_engine(run, ranks), build_engine(in_blocks, ranks)
     batches = [random_batch(run, index) for index in range(run.micro_batches)]
     heads, columns = Blocks(groups // 2, groups, tensor, 0), Blocks(BLOCKS // 2, BLOCKS, tensor, 0)
 
@@ -67,22 +77,21 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> dict[str, Part]:
         )
         return LayerPath((True,) * layers, (1.0,) * layers, widths if of_heads or of_columns else None)
 
-    def forward_backward(through: LayerPath) -> None:
+    def forward_backward(engine: Engine, through: LayerPath) -> None:
         engine.forward_backward([MicroBatch(batch, through) for batch in batches], scale=1e-6)
 
-    seconds: dict[str, list[float]] = {name: [] for name in ("everything", *KINDS)}
+    seconds: dict[str, list[float]] = {name: [] for name in ("one piece", *KINDS)}
     for index in range(-2, rounds):
         for name in list(seconds) if index % 2 else list(reversed(seconds)):
             through = path(*KINDS.get(name, (False, False)), index + 3)
-            took = timed(partial(forward_backward, through), ranks.device)
-            engine.model.zero_grad(set_to_none=True)
+            took = timed(partial(forward_backward, engine if name in KINDS else whole, through), ranks.device)
             if index >= 0:
                 seconds[name].append(took)
     shape = run.recipe.shape
 
     def part(name: str) -> Part:
         ideal = shape.training(shape.layers_of(path(*KINDS[name], 1))) / shape.training(layers)
-        return Part(median(a / b for a, b in zip(seconds[name], seconds["everything"])), ideal)
+        return Part(median(a / b for a, b in zip(seconds[name], seconds["one piece"])), ideal)
 
     return {name: part(name) for name in KINDS}
 
@@ -92,7 +101,7 @@ def write(known: dict[str, object], found: dict[str, Part], out: Path) -> None:
     lines = ["# Width speed", "", "```", f"python {known['command']}", "```", ""]
     lines += [*(f"- {key}: {value}" for key, value in known.items() if key != "command"), ""]
     lines += [
-        "| what runs of every layer | over everything | by operations | measured over ideal | at most |",
+        "| what runs of every layer | over the model in one piece | by operations | measured over ideal | at most |",
         "|---|---|---|---|---|",
     ]
     for name, part in found.items():

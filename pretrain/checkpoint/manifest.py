@@ -18,6 +18,8 @@ from pretrain.progress import BYTES, bar
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+BLOCK = "#"
+"""Between a parameter's name and the number of the block of it that a file has, where a rank keeps it in blocks."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
 
@@ -32,11 +34,11 @@ class TensorFileFacts(_Part):
     bytes: Positive
     sha256: str
     fragments: dict[str, Annotated[tuple[Positive, Count, Positive, Count, Positive], Field(strict=False)]]
-    """Parameter -> tensor-parallel ranks, rank, block, start, length (fragments.py)."""
+    """Parameter, or block of one -> parts that it is split into, part, block, start, length (fragments.py)."""
 
-    def fragment(self, name: str) -> Fragment:
-        """Return where a parameter's numbers in this file are, which must have some."""
-        ranks, rank, block, start, length = self.fragments[name]
+    def fragment(self, key: str) -> Fragment:
+        """Return where the numbers that this file has by a key are in their parameter."""
+        ranks, rank, block, start, length = self.fragments[key]
         return Fragment(Split(ranks, rank, block), start, length)
 
 
@@ -76,7 +78,7 @@ class Manifest(_Part):
     data: dict[str, str] | None = None
     """Checksums of the token files, by the setting that names them; None in a checkpoint of a program that took none."""
     updates: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
-    """AdamW's updates of each layer; None where there are as many as steps."""
+    """AdamW's updates of each layer, or, where layers are cut, of each unit in them; None where there are as many as steps."""
     parameters: dict[str, Annotated[tuple[Positive, ...], Field(strict=False)]]
     """Shapes."""
     files: dict[str, TensorFileFacts]
@@ -95,35 +97,51 @@ class Manifest(_Part):
         left_out = {"sha256", *(name for name in ("data", "updates") if getattr(self, name) is None)}
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()
 
-    def updates_of(self, layers: int) -> tuple[int, ...]:
-        """Return AdamW's updates of each layer."""
-        return self.updates or (self.step,) * layers
+    def updates_of(self, units: int) -> tuple[int, ...]:
+        """Return AdamW's updates of each of so many units, as many in each layer.
+
+        Parts of a layer that is cut otherwise than it was have the count of the part that had most.
+        """
+        if self.updates is None or len(self.updates) == units:
+            return self.updates or (self.step,) * units
+        layers = len(self._layers)
+        was, now = len(self.updates) // layers, units // layers
+        return tuple(max(self.updates[layer * was : (layer + 1) * was]) for layer in range(layers) for _ in range(now))
+
+    @property
+    def _layers(self) -> set[int]:
+        return {layer for name in self.parameters if (layer := layer_of(name)) is not None}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Manifest":
         if self.format != FORMAT:
             raise ValueError(f"format {self.format}; this program reads {FORMAT}")
-        layers = {layer for name in self.parameters if (layer := layer_of(name)) is not None}
-        if self.updates is not None and (len(self.updates) != len(layers) or max(self.updates, default=0) > self.step):
-            raise ValueError(
-                f"it tells the updates of {len(self.updates)} layers in {self.step} steps, and has {len(layers)} layers"
-            )
+        layers = len(self._layers)
+        if self.updates is not None and (
+            not self.updates or not layers or len(self.updates) % layers or max(self.updates) > self.step
+        ):
+            raise ValueError(f"it tells {len(self.updates)} counts of updates in {self.step} steps, and has {layers} layers")
         for file, facts in self.files.items():
             if file != Path(file).name or not file.endswith(".safetensors"):
                 raise ValueError(f"{file!r} is not the name of a file in the checkpoint")
-            unknown = facts.fragments.keys() - self.parameters.keys()
+            unknown = {parameter_of(key) for key in facts.fragments} - self.parameters.keys()
             if unknown:
                 raise ValueError(f"{file}: no parameter is called {min(unknown)}")
             if NUMBER.itemsize * len(TENSORS) * sum(numbers[-1] for numbers in facts.fragments.values()) > facts.bytes:
                 raise ValueError(f"{file}: is too small for its fragments")
         parts: dict[str, list[tuple[int, ...]]] = {name: [] for name in self.parameters}
         for facts in self.files.values():
-            for name, numbers in facts.fragments.items():
-                parts[name].append(numbers)
+            for key, numbers in facts.fragments.items():
+                parts[parameter_of(key)].append(numbers)
         for name, shape in self.parameters.items():
             if not _tiles(parts[name], prod(shape)):
                 raise ValueError(f"the fragments of {name} do not cover it exactly once")
         return self
+
+
+def parameter_of(key: str) -> str:
+    """Return the parameter of which a file has a fragment by this key."""
+    return key.partition(BLOCK)[0]
 
 
 def _tiles(fragments: list[tuple[int, ...]], numbers: int) -> bool:

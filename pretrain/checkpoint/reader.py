@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.checkpoint.fragments import Fragment, Split, common
-from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.manifest import Manifest, parameter_of
 from pretrain.checkpoint.tensors import TensorFile
 from pretrain.optim.names import TENSORS
 
@@ -19,10 +19,10 @@ class Reader:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self._opened: dict[str, TensorFile] = {}
-        self._where: dict[str, list[tuple[str, Fragment]]] = {}
+        self._where: dict[str, list[tuple[str, str, Fragment]]] = {}
         for file, facts in manifest.files.items():
-            for name in facts.fragments:
-                self._where.setdefault(name, []).append((file, facts.fragment(name)))
+            for key in facts.fragments:
+                self._where.setdefault(parameter_of(key), []).append((file, key, facts.fragment(key)))
 
     def __enter__(self) -> "Reader":
         return self
@@ -41,10 +41,10 @@ class Reader:
             ValueError: the checkpoint lacks some of it, or a file is not what the manifest says.
         """
         found = 0
-        for file, fragment in self._where.get(name, ()):
+        for file, key, fragment in self._where.get(name, ()):
             overlap = common(fragment, wanted)
             if overlap.total:
-                self._open(file, name, fragment).copy(f"{kind}/{name}", overlap, target)
+                self._open(file, key, fragment).copy(f"{kind}/{key}", overlap, target)
                 found += overlap.total
         if found != wanted.length:
             raise ValueError(f"holds {found} of {wanted.length} numbers of {name} that are needed")
@@ -58,11 +58,11 @@ class Reader:
         self.read(name, kind, Fragment(Split.whole(shape), 0, len(numbers)), numbers)
         return numbers.reshape(shape)
 
-    def _open(self, file: str, name: str, fragment: Fragment) -> TensorFile:
+    def _open(self, file: str, key: str, fragment: Fragment) -> TensorFile:
         opened = self._opened.pop(file, None) or TensorFile.open(self.folder / file)
         self._opened[file] = opened  # the one used last stands last
         if len(self._opened) > MOST_OPEN:
             self._opened.pop(next(iter(self._opened))).close()
-        if any(opened.places.get(f"{kind}/{name}", (0, -1))[1] != fragment.length for kind in TENSORS):
-            raise ValueError(f"{file}: {name} has not the length that the manifest gives")
+        if any(opened.places.get(f"{kind}/{key}", (0, -1))[1] != fragment.length for kind in TENSORS):
+            raise ValueError(f"{file}: {key} has not the length that the manifest gives")
         return opened

@@ -10,10 +10,10 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from pretrain.checkpoint.fragments import Fragment, Split
-from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.manifest import BLOCK, Manifest
 from pretrain.checkpoint.reader import Reader
 from pretrain.errors import UserError
-from pretrain.model.split import is_split, split_of
+from pretrain.model.split import block_of, is_split, split_of
 from pretrain.optim.interface import ModelOptimizer
 from pretrain.optim.names import TENSORS, in_layer, layer_of
 from pretrain.optim.shards import Shard
@@ -28,6 +28,11 @@ class PlacedShard:
     split: Split
     shape: tuple[int, ...]
     """Shape of the whole parameter."""
+
+    @property
+    def key(self) -> str:
+        """What the shard is called among those of its rank, which may have several blocks of a parameter."""
+        return self.shard.name if block_of(self.shard.parameter) is None else f"{self.shard.name}{BLOCK}{self.split.rank}"
 
     @property
     def fragment(self) -> Fragment:
@@ -46,12 +51,12 @@ class ModelState:
         self.optimizer = optimizer
         self.kept = [_placed(shard) for shard in optimizer.shards()]
         self.written = [written for shard in self.kept if (written := _written(shard, writers, writer)) is not None]
-        self.lengths = {f"{kind}/{placed.shard.name}": placed.shard.length for kind in TENSORS for placed in self.written}
+        self.lengths = {f"{kind}/{placed.key}": placed.shard.length for kind in TENSORS for placed in self.written}
         """Lengths of the vectors that this rank writes, in order."""
 
     @property
     def fragments(self) -> dict[str, Fragment]:
-        return {placed.shard.name: placed.fragment for placed in self.written}
+        return {placed.key: placed.fragment for placed in self.written}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -107,8 +112,8 @@ class ModelState:
         Args:
             copies: layers that have become copies of others.
         """
-        counts, sources = manifest.updates_of(len(self.optimizer.updates)), dict(copies)
-        self.optimizer.restored(manifest.step, tuple(counts[sources.get(layer, layer)] for layer in range(len(counts))))
+        counts, sources = manifest.updates_of(len(self.optimizer.updates)), dict(copies)  # who copies cuts no layer
+        self.optimizer.restored(manifest.step, tuple(counts[sources.get(unit, unit)] for unit in range(len(counts))))
 
 
 def _copied(name: str, copies: dict[int, int]) -> str | None:
@@ -119,14 +124,16 @@ def _copied(name: str, copies: dict[int, int]) -> str | None:
 
 def _placed(shard: Shard) -> PlacedShard:
     """Find where a shard is in the whole parameter, from Megatron-Core's marks on the part that this tensor rank holds."""
-    parameter, shape = shard.parameter, list(shard.shape)
-    ranks = parallel_state.get_tensor_model_parallel_world_size()
-    if not is_split(parameter) or ranks == 1:
+    parameter, block = shard.parameter, block_of(shard.parameter)
+    shape = list(parameter.shape if block is None else block.shape)
+    ranks, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
+    if block is None and (not is_split(parameter) or ranks == 1):
         return PlacedShard(shard, Split.whole(shape), tuple(shape))
     dim, matrices = split_of(parameter)
     shape[dim] *= ranks
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    return PlacedShard(shard, Split.of(shape, dim, matrices, ranks, rank), tuple(shape))
+    # Blocks of a rank's part are to the whole what the parts of more ranks would be.
+    parts, part = (ranks, rank) if block is None else (ranks * block.of, rank * block.of + block.number)
+    return PlacedShard(shard, Split.of(shape, dim, matrices, parts, part), tuple(shape))
 
 
 def _written(placed: PlacedShard, writers: int, writer: int) -> PlacedShard | None:

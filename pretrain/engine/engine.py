@@ -35,6 +35,7 @@ from pretrain.ranges import named
 from pretrain.ranks.process import Ranks
 from pretrain.results import Evaluation, StepResult
 from pretrain.subnetwork import LayerPath
+from pretrain.subnetwork.units import Units
 
 
 def build_engine(run: Run, ranks: Ranks) -> "Engine":
@@ -44,13 +45,15 @@ def build_engine(run: Run, ranks: Ranks) -> "Engine":
     chunks = build_chunks(run.recipe, config)
     initialize(chunks, run.recipe)
     for chunk in chunks:
+        for layer in chunk.decoder.layers:
+            layer.cut(run.method.units)
         chunk.to(ranks.device)
         chunk.ddp_config = DistributedDataParallelConfig()  # Megatron's gradient helpers ask it for FSDP
     model = ChunkedModel(chunks)
-    optimizer = _optimizer_of(run)(model, config, run.ds, run.recipe.model.num_layers)
+    optimizer = _optimizer_of(run)(model, config, run.ds, run.method.units)
     stopwatch = Stopwatch(ranks.device)
     schedule = Schedule(chunks, run.recipe, ranks.device, config.params_dtype, stopwatch)
-    return Engine(run.recipe, run.ds, run.batching, ranks, model, optimizer, schedule, stopwatch)
+    return Engine(run.recipe, run.ds, run.batching, run.method.units, ranks, model, optimizer, schedule, stopwatch)
 
 
 def _optimizer_of(run: Run) -> type[DeepSpeedOptimizer | LayerwiseOptimizer]:
@@ -68,13 +71,14 @@ class Engine:
         recipe: Recipe,
         ds: DeepSpeedConfig,
         batching: Batching,
+        units: Units,
         ranks: Ranks,
         model: ChunkedModel,
         optimizer: ModelOptimizer,
         schedule: Schedule,
         stopwatch: Stopwatch,
     ) -> None:
-        self.recipe, self.ds, self.batching, self.ranks = recipe, ds, batching, ranks
+        self.recipe, self.ds, self.batching, self.units, self.ranks = recipe, ds, batching, units, ranks
         self.model, self.optimizer, self.schedule, self.stopwatch = model, optimizer, schedule, stopwatch
 
     def step(self, step: int, batches: Sequence[Batch], paths: Sequence[LayerPath]) -> StepResult:
@@ -98,7 +102,7 @@ class Engine:
         # Before the schedule, because ranks on different paths would wait for each other for ever in it.
         targets = agreement.targets_and_paths(self.ranks, step, batches, paths, self.optimizer.fingerprint())
         self.model.train()
-        self.optimizer.begin(Ran.of(paths, self.batching, self.ranks.data_parallel_rank))
+        self.optimizer.begin(Ran.of(paths, self.units, self.batching, self.ranks.data_parallel_rank))
         # Gradients are averaged over replicas, so each replica's part is scaled up by their number.
         entries = self.forward_backward(self._micro_batches(batches, paths), scale=self.batching.replicas / targets)
         losses = [entry["sums"].sum() for entry in entries]

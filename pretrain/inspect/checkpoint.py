@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pretrain.checkpoint.find import checkpoints_of
-from pretrain.checkpoint.manifest import MANIFEST, Manifest, problem_of, read_manifest
+from pretrain.checkpoint.manifest import MANIFEST, Manifest, parameter_of, problem_of, read_manifest
 from pretrain.optim.names import TENSORS
 
 FILE_WIDTH = 160
@@ -54,7 +54,7 @@ def inspect_checkpoints(path: Path, short: bool = False) -> None:
         title_justify="left",
     )
     for name, shape in newest.parameters.items():
-        stretches = sum(name in facts.fragments for facts in newest.files.values())
+        stretches = sum(parameter_of(key) == name for facts in newest.files.values() for key in facts.fragments)
         parameters.add_row(Text(name), " x ".join(map(str, shape)), f"{prod(shape):,}", str(stretches))
     parameters.add_section()
     parameters.add_row("all", "", f"{sum(map(prod, newest.parameters.values())):,}")

@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from pretrain.data.batch import BRANCH
 from pretrain.model.blocks import SIZE
+from pretrain.model.linear import Weights
 from pretrain.model.rotary import rotate
 
 
@@ -89,7 +90,7 @@ class SelfAttention(MegatronSelfAttention):
         attention_mask: Tensor | BlockMask,
         rotary_pos_emb: Tensor | None = None,
         inference_context: StaticInferenceContext | None = None,
-        groups: Tensor | None = None,
+        groups: tuple[Weights, Weights] | None = None,
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """
@@ -98,7 +99,7 @@ class SelfAttention(MegatronSelfAttention):
             attention_mask: of dense_mask or block_mask.
             rotary_pos_emb: of RotaryTables.
             inference_context: keys and values of the positions before these, which are added.
-            groups: numbers of the groups of heads that run, of those that this rank holds; all if None.
+            groups: of the groups of heads that run, the weights of both projections; all if None.
 
         Returns:
             As hidden_states, and the bias that is not yet added.
@@ -106,7 +107,7 @@ class SelfAttention(MegatronSelfAttention):
         if groups is None:
             query, key, value = self.get_query_key_value_tensors(hidden_states, None)
         else:
-            query, key, value = self._of_groups(hidden_states, groups)
+            query, key, value = self._of_groups(hidden_states, groups[0])
         if rotary_pos_emb is not None:
             if inference_context is not None:
                 begin = inference_context.sequence_len_offset
@@ -115,17 +116,15 @@ class SelfAttention(MegatronSelfAttention):
         if inference_context is not None:
             key, value = remembered(inference_context, self.layer_number, key, value)
         mixed = self.core_attention(query, key, value, attention_mask)
-        if groups is None:
-            return self.linear_proj(mixed)
-        return self.linear_proj.of_blocks(mixed, groups, self.num_query_groups_per_partition)
+        return self.linear_proj(mixed) if groups is None else self.linear_proj(mixed, groups[1])
 
-    def _of_groups(self, hidden_states: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_groups(self, hidden_states: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of some groups, as Megatron-Core makes them of all: [s, b, heads, d] and twice [s, b, groups,
         d]."""
         d = self.hidden_size_per_attention_head
         share = self.num_attention_heads_per_partition // self.num_query_groups_per_partition
-        mixed, _ = self.linear_qkv.of_blocks(hidden_states, groups, self.num_query_groups_per_partition)
-        query, key, value = mixed.view(*mixed.shape[:2], len(groups), (share + 2) * d).split([share * d, d, d], dim=3)
+        mixed, _ = self.linear_qkv(hidden_states, weights)
+        query, key, value = mixed.view(*mixed.shape[:2], -1, (share + 2) * d).split([share * d, d, d], dim=3)
         return self.q_layernorm(query.reshape(*query.shape[:2], -1, d)), self.k_layernorm(key), value
 
 

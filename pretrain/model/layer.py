@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,9 +14,11 @@ from torch.nn import Module
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from pretrain.model.linear import ColumnLinear, RowLinear, Weights
 from pretrain.ranges import named
 from pretrain.subnetwork import LayerPath
-from pretrain.subnetwork.width import Chosen, Width
+from pretrain.subnetwork.units import Units
+from pretrain.subnetwork.width import COLUMNS, GROUPS, Chosen, Width
 
 Recompute = Literal["none", "layer", "selective"]
 
@@ -97,7 +99,7 @@ class SkippableLayer(TransformerLayer):
             function = selective if self._selects else SkippableLayer.compute
         compute = partial(function, self, mask=mask, scale=scale, attention=attention)
         if path.width is not None:
-            compute = partial(compute, part=self._part(path.width[layer], hidden_states.device))
+            compute = partial(compute, part=self._part(path.width[layer]))
         with named(f"layer {layer}"):
             if self.recompute == "layer" and self.training:
                 return tensor_parallel.checkpoint(compute, False, hidden_states), context
@@ -107,14 +109,32 @@ class SkippableLayer(TransformerLayer):
     def _selects(self) -> bool:
         return self.recompute == "selective" and self.training
 
-    def _part(self, width: Width, device: torch.device) -> "LayerPart":
+    def cut(self, units: Units) -> None:
+        """Cut the width into the blocks that run or sleep by themselves, where there are any."""
+        ranks = self.self_attention.linear_qkv.tp_group.size()
+        for kind, count, linears in ((GROUPS, units.groups, self._of_groups), (COLUMNS, units.columns, self._of_columns)):
+            for linear in linears if count else ():
+                linear.cut(kind, count // ranks)
+
+    @property
+    def _of_groups(self) -> tuple[ColumnLinear, RowLinear]:
+        return self.self_attention.linear_qkv, self.self_attention.linear_proj
+
+    @property
+    def _of_columns(self) -> tuple[ColumnLinear, RowLinear]:
+        return self.mlp.linear_fc1, self.mlp.linear_fc2
+
+    def _part(self, width: Width) -> "LayerPart":
         """What of a width this tensor rank runs."""
         group = self.self_attention.linear_qkv.tp_group
-        groups, columns = (
-            None if chosen is None else own_blocks(chosen, group.rank(), group.size(), device)
-            for chosen in (width.groups, width.columns)
-        )
-        return LayerPart(groups, columns, 0 if width.columns is None else width.columns.of // group.size())
+
+        def weights(chosen: Chosen | None, linears: tuple[ColumnLinear, RowLinear]) -> tuple[Weights, Weights] | None:
+            if chosen is None:
+                return None
+            own = chosen.of_rank(group.rank(), group.size())
+            return linears[0].weights(own), linears[1].weights(own)
+
+        return LayerPart(weights(width.groups, self._of_groups), weights(width.columns, self._of_columns))
 
     def compute(
         self,
@@ -135,34 +155,24 @@ class SkippableLayer(TransformerLayer):
         output, bias = self.self_attention(normed, attention_mask=mask, groups=part.groups, **attention)
         hidden_states = add_scaled(hidden_states, self.post_self_attn_layernorm(_sum(output, bias)), scale)
         normed = self.pre_mlp_layernorm(hidden_states)
-        output, bias = self.mlp(normed) if part.columns is None else self._feed_forward(normed, part.columns, part.of)
+        output, bias = self.mlp(normed) if part.columns is None else self._feed_forward(normed, *part.columns)
         return add_scaled(hidden_states, self.post_mlp_layernorm(_sum(output, bias)), scale)
 
-    def _feed_forward(self, normed: Tensor, columns: Tensor, of: int) -> tuple[Tensor, Tensor | None]:
+    def _feed_forward(self, normed: Tensor, first: Weights, second: Weights) -> tuple[Tensor, Tensor | None]:
         """Megatron-Core's feed-forward block with some blocks of its columns alone."""
-        gated = self.config.gated_linear_unit
-        inner = _sum(*self.mlp.linear_fc1.of_blocks(normed, columns, of, 2 if gated else 1))
-        gate, up = inner.chunk(2, -1) if gated else (inner, None)
+        inner = _sum(*self.mlp.linear_fc1(normed, first))
+        gate, up = inner.chunk(2, -1) if self.config.gated_linear_unit else (inner, None)
         activated = self.config.activation_func(gate)
-        return self.mlp.linear_fc2.of_blocks(activated if up is None else activated * up, columns, of)
+        return self.mlp.linear_fc2(activated if up is None else activated * up, second)
 
 
 class LayerPart(NamedTuple):
-    """What a tensor rank runs of a layer's width."""
+    """What a tensor rank runs of a layer's width: weights rather than their numbers, which would be constants of a graph."""
 
-    groups: Tensor | None = None
-    """Numbers of groups of heads, of those that it holds; all if None."""
-    columns: Tensor | None = None
-    """Numbers of blocks of feed-forward columns, of those that it holds; all if None."""
-    of: int = 0
-    """Blocks of columns that it holds."""
-
-
-@lru_cache(maxsize=4096)
-def own_blocks(chosen: Chosen, rank: int, ranks: int, device: torch.device) -> Tensor:
-    """Return the numbers of the blocks that a tensor rank runs, on its device: once for all micro-batches of a path."""
-    numbers = torch.tensor(chosen.of_rank(rank, ranks))
-    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+    groups: tuple[Weights, Weights] | None = None
+    """Weights of the groups of heads that run, of both projections; all if None."""
+    columns: tuple[Weights, Weights] | None = None
+    """Weights of the feed-forward columns that run, of both linears; all if None."""
 
 
 def _sum(output: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,72 +1,127 @@
-"""Megatron-Core's two linears with a product that a compiler can trace through its collectives.
+"""Megatron-Core's two linears with a product that a compiler can trace through its collectives, and with weights that may be cut.
 
 Its own are started with `async_op=True`, which Dynamo refuses (PyTorch issue 145574). PyTorch's functional collectives do the
 same: they run from where they are called to where they are waited for, beside the products between, compiled or not.
+
+A weight that is cut is one parameter a block, so that a block which does not run has no gradient and can sleep. What runs is
+joined for a product and again for its gradient: no joined weight is kept from one to the other.
 """
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    set_tensor_model_parallel_attributes,
+)
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.nn import Parameter, ParameterList
+
+from pretrain.model.split import Block, split_of
 
 _collectives = torch.ops._c10d_functional
 _wait = _collectives.wait_tensor
 
 
-class ColumnLinear(ColumnParallelLinear):
+class Weights(NamedTuple):
+    """What of a linear multiplies: all blocks, some, or its weight in one piece."""
+
+    blocks: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    """The same blocks of the bias; none where it is not cut, or there is none."""
+
+
+class _Cuttable:
+    """What linears have whose weight may be cut into equal blocks of rows or of columns."""
+
+    weight: Parameter | None
+    weight_blocks: ParameterList
+    bias_blocks: ParameterList | None
+    matrices = 1
+    """How many stand side by side in a weight that is cut by rows, each with its own blocks."""
+
+    @torch.no_grad()
+    def _cut(self, name: str, kind: int, of: int, dim: int) -> None:
+        """Replace a parameter by its blocks, in a list that is called after it."""
+        whole = getattr(self, name)
+        blocks = []
+        for number, numbers in enumerate(parted(whole, of, dim, self.matrices)):
+            block = Parameter(numbers.clone())  # memory of its own
+            set_tensor_model_parallel_attributes(block, is_parallel=whole.tensor_model_parallel, dim=dim, stride=self.matrices)
+            block.block = Block(kind, number, of, tuple(whole.shape))  # type: ignore[attr-defined]
+            blocks.append(block)
+        setattr(self, name, None)
+        setattr(self, f"{name}_blocks", ParameterList(blocks))
+
+    def weights(self, numbers: Sequence[int] | None = None) -> Weights:
+        """Return the blocks with these numbers, of those that this rank holds; all of the weight if None."""
+        if self.weight is not None:
+            assert numbers is None, "the weight is not cut"
+            return Weights((self.weight,), ())
+        weights, biases = self.weight_blocks, self.bias_blocks
+        numbers = range(len(weights)) if numbers is None else numbers
+        return Weights(tuple(weights[n] for n in numbers), () if biases is None else tuple(biases[n] for n in numbers))
+
+
+class ColumnLinear(_Cuttable, ColumnParallelLinear):
     """Each tensor rank has rows of the weight, and makes columns of the output."""
 
-    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+    def cut(self, kind: int, of: int) -> None:
+        """Cut the weight, and the bias if there is one, into blocks of rows.
+
+        Args:
+            kind: GROUPS or COLUMNS of subnetwork/width.py.
+            of: how many blocks this rank holds.
+        """
+        assert self.weight is not None, "a weight is cut once"
+        _, self.matrices = split_of(self.weight)
+        self._cut("weight", kind, of, 0)
+        if self.bias is None:
+            self.bias_blocks = None
+        else:
+            self._cut("bias", kind, of, 0)
+
+    def forward(self, input_: Tensor, weights: Weights | None = None) -> tuple[Tensor, Tensor | None]:
         """Multiply; returns the output and, where it is added later, the bias.
 
         Args:
             input_: [s, b, h], or [s / tensor ranks, b, h] under sequence parallelism.
+            weights: of the blocks that run, in a narrower product; all of them if None.
         """
-        return self._product(input_, self.weight, self.bias)
-
-    def of_blocks(self, input_: Tensor, blocks: Tensor, of: int, matrices: int = 1) -> tuple[Tensor, Tensor | None]:
-        """Multiply with some blocks of rows alone, in a narrower product.
-
-        Args:
-            blocks: numbers of those that this rank runs, of the `of` that it holds.
-            matrices: how many matrices stand side by side, each with its own blocks.
-        """
-        chosen = [
-            None if part is None else part.view(matrices, of, -1, *part.shape[1:]).index_select(1, blocks).flatten(0, 2)
-            for part in (self.weight, self.bias)
-        ]
-        assert chosen[0] is not None, "a linear has a weight"
-        return self._product(input_, chosen[0], chosen[1])
-
-    def _product(self, input_: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weights = weights or self.weights()
+        bias = joined(weights.biases, 0, self.matrices) if weights.biases else self.bias
         size, name = self.tp_group.size(), self.tp_group.group_name
-        output = _ColumnProduct.apply(input_, weight, None if self.skip_bias_add else bias, size, name, self.sequence_parallel)
+        now = None if self.skip_bias_add else bias
+        output = _ColumnProduct.apply(input_, now, size, name, self.sequence_parallel, self.matrices, *weights.blocks)
         return output, bias if self.skip_bias_add else None
 
 
-class RowLinear(RowParallelLinear):
+class RowLinear(_Cuttable, RowParallelLinear):
     """Each tensor rank has columns of the weight and of the input; outputs are summed."""
 
-    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+    def cut(self, kind: int, of: int) -> None:
+        """Cut the weight into blocks of columns; the bias is added to the sum and stays whole.
+
+        Args:
+            kind: GROUPS or COLUMNS of subnetwork/width.py.
+            of: how many blocks this rank holds.
+        """
+        self._cut("weight", kind, of, 1)
+        self.bias_blocks = None
+
+    def forward(self, input_: Tensor, weights: Weights | None = None) -> tuple[Tensor, Tensor | None]:
         """Multiply; returns the output and, where it is added later, the bias.
 
         Args:
-            input_: [s, b, h / tensor ranks].
+            input_: [s, b, columns of the blocks that run].
+            weights: of these blocks; all of them if None.
         """
-        return self._product(input_, self.weight)
-
-    def of_blocks(self, input_: Tensor, blocks: Tensor, of: int) -> tuple[Tensor, Tensor | None]:
-        """Multiply with some blocks of columns alone, of which the input has the numbers.
-
-        Args:
-            blocks: numbers of those that this rank runs, of the `of` that it holds.
-        """
-        rows = self.weight.shape[0]
-        return self._product(input_, self.weight.view(rows, of, -1).index_select(1, blocks).flatten(1))
-
-    def _product(self, input_: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        output, size = F.linear(input_, weight), self.tp_group.size()
+        blocks, size = (weights or self.weights()).blocks, self.tp_group.size()
+        output = F.linear(input_, blocks[0]) if len(blocks) == 1 else _RowProduct.apply(input_, *blocks)
         if size > 1:
             output = _Sum.apply(output, size, self.tp_group.group_name, self.sequence_parallel)
         if self.bias is not None and not self.skip_bias_add:
@@ -74,30 +129,55 @@ class RowLinear(RowParallelLinear):
         return output, self.bias if self.skip_bias_add else None
 
 
+def joined(blocks: Sequence[Tensor], dim: int, matrices: int = 1) -> Tensor:
+    """Return blocks side by side in a dimension, where each has its part of so many matrices, which stay apart."""
+    if len(blocks) == 1:
+        return blocks[0]
+    if matrices == 1:
+        return torch.cat(tuple(blocks), dim)
+    assert dim == 0
+    return torch.cat([block.view(matrices, -1, *block.shape[1:]) for block in blocks], 1).flatten(0, 1)
+
+
+def parted(whole: Tensor, of: int, dim: int, matrices: int = 1) -> tuple[Tensor, ...]:
+    """Return so many equal blocks; what `joined` makes whole."""
+    if of == 1 or matrices == 1:
+        return whole.chunk(of, dim)
+    assert dim == 0
+    return tuple(block.flatten(0, 1) for block in whole.view(matrices, of, -1, *whole.shape[1:]).unbind(1))
+
+
 class _Context(FunctionCtx):
     size: int
     name: str
     splits: bool
     """Whether the input's positions are split over the ranks."""
+    matrices: int
     has_bias: bool
-    saved_tensors: tuple[Tensor, Tensor]
+    saved_tensors: tuple[Tensor, ...]
 
 
 class _ColumnProduct(torch.autograd.Function):
-    """input weight^T + bias. The input's gradient is summed over ranks while the weight's is worked out."""
+    """input weight^T + bias, the weight being blocks of rows. The input's gradient is summed over ranks while the weight's is
+    worked out."""
 
     @staticmethod
-    def forward(ctx: _Context, input_: Tensor, weight: Tensor, bias: Tensor | None, size: int, name: str, splits: bool) -> Tensor:
-        ctx.save_for_backward(input_, weight)
-        ctx.size, ctx.name, ctx.splits, ctx.has_bias = size, name, splits, bias is not None
+    def forward(ctx: _Context, *inputs: Any) -> Tensor:
+        """inputs: the linear's, bias, tensor ranks, their group's name, whether positions are split, matrices, blocks.
+
+        Not one by one: without gradients Dynamo takes as many inputs as there are parameters for a function without a context.
+        """
+        input_, bias, size, name, splits, matrices, *blocks = inputs
+        ctx.save_for_backward(input_, *blocks)
+        ctx.size, ctx.name, ctx.splits, ctx.matrices, ctx.has_bias = size, name, splits, matrices, bias is not None
         whole = _wait(_collectives.all_gather_into_tensor(input_, size, name)) if splits else input_
-        return F.linear(whole, weight, bias)
+        return F.linear(whole, joined(blocks, 0, matrices), bias)
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input_, weight = ctx.saved_tensors
+        input_, *blocks = ctx.saved_tensors
         whole = _collectives.all_gather_into_tensor(input_, ctx.size, ctx.name) if ctx.splits else input_
-        grad_input = grad.matmul(weight)
+        grad_input = grad.matmul(joined(blocks, 0, ctx.matrices))
         if ctx.splits:
             whole = _wait(whole)
             grad_input = _collectives.reduce_scatter_tensor(grad_input, "sum", ctx.size, ctx.name)
@@ -108,7 +188,23 @@ class _ColumnProduct(torch.autograd.Function):
         grad_bias = rows.sum(0) if ctx.has_bias else None
         if ctx.size > 1:
             grad_input = _wait(grad_input)
-        return grad_input, grad_weight, grad_bias, None, None, None
+        return grad_input, grad_bias, None, None, None, None, *parted(grad_weight, len(blocks), 0, ctx.matrices)
+
+
+class _RowProduct(torch.autograd.Function):
+    """input weight^T, the weight being blocks of columns."""
+
+    @staticmethod
+    def forward(ctx: _Context, *inputs: Tensor) -> Tensor:
+        input_, *blocks = inputs
+        ctx.save_for_backward(input_, *blocks)
+        return F.linear(input_, joined(blocks, 1))
+
+    @staticmethod
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input_, *blocks = ctx.saved_tensors
+        grad_weight = grad.flatten(0, -2).t().matmul(input_.flatten(0, -2))
+        return grad.matmul(joined(blocks, 1)), *parted(grad_weight, len(blocks), 1)
 
 
 class _Sum(torch.autograd.Function):

@@ -24,29 +24,31 @@ from torch import Tensor
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.errors import UserError
 from pretrain.optim.adamw import state_of, tensors_of
-from pretrain.optim.groups import FlatGroup, Members, members_by_layer
+from pretrain.optim.groups import FlatGroup, Members, members_by_unit
 from pretrain.optim.interface import Ran
 from pretrain.optim.model import ChunkedModel, gradient_of, sum_over_model_ranks
+from pretrain.optim.names import whole_name
 from pretrain.optim.norms import clip, global_norm
 from pretrain.optim.settings import ModelParallelUnit, deepspeed_json, parameter_groups
 from pretrain.optim.shards import Shard
 from pretrain.subnetwork import LayerPath
+from pretrain.subnetwork.units import Units
 
 
 def _say_nothing(message: str, force: bool = False) -> None:
     """Stand in for DeepSpeed's report on memory, before each of which, two for every group, it collects garbage."""
 
 
-def flat_groups(model: ChunkedModel, ds: DeepSpeedConfig) -> tuple[torch.optim.AdamW, list[FlatGroup]]:
-    """Have DeepSpeed flatten and shard a model, layer by layer; returns AdamW on the masters, and its groups in order.
+def flat_groups(model: ChunkedModel, ds: DeepSpeedConfig, units: Units) -> tuple[torch.optim.AdamW, list[FlatGroup]]:
+    """Have DeepSpeed flatten and shard a model, unit by unit; returns AdamW on the masters, and its groups in order.
 
-    DeepSpeed's bf16 optimizer does this for both precisions; what it would do in a step is done by layerwise.py, for the layers
+    DeepSpeed's bf16 optimizer does this for both precisions; what it would do in a step is done by layerwise.py, for the units
     that the step runs. Each group has one of its own, so that no more than one group's buffers for gradients, which it makes,
     exist at a time.
     """
     deepspeed.init_distributed(dist_init_required=False)
     bf16_optimizer.see_memory_usage = _say_nothing
-    groups = [_flat_group(members) for members in members_by_layer(model)]
+    groups = [_flat_group(members) for members in members_by_unit(model, units)]
     decay = ds.optimizer.params.weight_decay
     return _adamw(ds, [{"params": [g.master], "weight_decay": decay if g.is_matrices else 0.0} for g in groups]), groups
 
@@ -75,8 +77,8 @@ class DeepSpeedOptimizer:
     """A `ModelOptimizer` around DeepSpeed's engine without ZeRO: it reduces and updates all layers when all gradients are there,
     whatever a step runs."""
 
-    def __init__(self, model: ChunkedModel, config: TransformerConfig, ds: DeepSpeedConfig, layers: int) -> None:
-        self.model, self.config, self.clipping, self.layers = model, config, ds.gradient_clipping, layers
+    def __init__(self, model: ChunkedModel, config: TransformerConfig, ds: DeepSpeedConfig, units: Units) -> None:
+        self.model, self.config, self.clipping, self.units = model, config, ds.gradient_clipping, units
         self.step = 0
         self.engine, *_ = deepspeed.initialize(
             model=model,
@@ -111,7 +113,7 @@ class DeepSpeedOptimizer:
 
     @property
     def updates(self) -> tuple[int, ...]:
-        return (self.step,) * self.layers
+        return (self.step,) * self.units.count
 
     def catch_up(self) -> None:
         """No master is ever behind here."""
@@ -120,9 +122,8 @@ class DeepSpeedOptimizer:
         """Without ZeRO every parameter is its own master."""
         return [
             Shard(
-                name,
+                whole_name(name),
                 parameter,
-                tuple(parameter.shape),
                 self.model.is_copy(parameter),
                 start=0,
                 length=parameter.numel(),

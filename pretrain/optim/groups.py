@@ -5,31 +5,52 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from megatron.core import parallel_state
 from torch import Tensor
 
+from pretrain.model.split import block_of
 from pretrain.optim.model import ChunkedModel, is_decayed
 from pretrain.optim.names import layer_of
+from pretrain.subnetwork.units import Units
 
 
 @dataclass(frozen=True)
 class Members:
-    """The parameters of a group: matrices or vectors, of one layer or of all that is outside layers."""
+    """The parameters of a group: matrices or vectors, of one unit or of all that is outside layers."""
 
+    unit: int | None
+    """Number of what runs or sleeps by itself (subnetwork/units.py); None outside layers."""
     layer: int | None
-    """Global number, counted from 0; None outside layers."""
+    """The layer that it belongs to, counted from 0; None outside layers."""
     decays: bool
     """Whether weight decay acts on them: on matrices, not on norms and biases."""
     parameters: dict[str, torch.nn.Parameter]
     """By their names in the whole model."""
 
 
-def members_by_layer(model: ChunkedModel) -> list[Members]:
-    """Group a model's parameters, outside ones first, then layer by layer; matrices and vectors apart."""
+def members_by_unit(model: ChunkedModel, units: Units) -> list[Members]:
+    """Group a model's parameters, outside ones first, then unit by unit; matrices and vectors apart."""
     found: dict[tuple[int, bool], dict[str, torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        layer = layer_of(name)
-        found.setdefault((-1 if layer is None else layer, not is_decayed(parameter)), {})[name] = parameter
-    return [Members(None if key[0] < 0 else key[0], not key[1], found[key]) for key in sorted(found)]
+        unit = unit_of(name, parameter, units)
+        found.setdefault((-1 if unit is None else unit, not is_decayed(parameter)), {})[name] = parameter
+    members = []
+    for unit, is_vector in sorted(found):
+        parameters, outside = found[unit, is_vector], unit < 0
+        layer = None if outside else units.layer_of(unit)
+        members.append(Members(None if outside else unit, layer, not is_vector, parameters))
+    return members
+
+
+def unit_of(name: str, parameter: torch.Tensor, units: Units) -> int | None:
+    """Return the unit that a parameter of this name in the whole model belongs to; None outside layers."""
+    layer, block = layer_of(name), block_of(parameter)
+    if layer is None:
+        return None
+    if block is None:
+        return units.number(layer)
+    first = parallel_state.get_tensor_model_parallel_rank() * block.of
+    return units.number(layer, block.kind, first + block.number)
 
 
 class Stretch(NamedTuple):
@@ -53,7 +74,7 @@ class FlatGroup:
             weights: [replicas * part], which the model computes with; its parameters are views of it.
             master: [part] fp32.
         """
-        self.layer, self.members = members.layer, members.parameters
+        self.unit, self.layer, self.members = members.unit, members.layer, members.parameters
         self.is_matrices = members.decays
         self.weights, self.master, self.replica = weights.detach(), master, replica
         self.part = master.numel()

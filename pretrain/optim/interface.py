@@ -16,38 +16,39 @@ from torch import Tensor
 from pretrain.config.run import Batching
 from pretrain.optim.shards import Shard
 from pretrain.subnetwork import LayerPath
+from pretrain.subnetwork.units import Units
 
 
 @dataclass(frozen=True)
 class Ran:
-    """Which parts of the model a step runs on any replica. Every rank computes it from the step's paths, without a message."""
+    """Which units of the model a step runs on any replica. Every rank computes it from the step's paths, without a message."""
 
     last_micro_batch: tuple[int | None, ...]
-    """For each layer the last micro-batch of a rank in which some replica runs it, counted from 0; None if no replica does."""
+    """For each unit the last micro-batch of a rank in which some replica runs it, counted from 0; None if no replica does."""
     here: tuple[int, ...]
-    """How many of this rank's own micro-batches run each layer."""
+    """How many of this rank's own micro-batches run each unit."""
     by_micro_batch: tuple[frozenset[int], ...]
-    """For each micro-batch of a rank, the layers that some replica runs in it."""
+    """For each micro-batch of a rank, the units that some replica runs in it."""
 
     @classmethod
-    def of(cls, paths: Sequence[LayerPath], batching: Batching, replica: int) -> "Ran":
+    def of(cls, paths: Sequence[LayerPath], units: Units, batching: Batching, replica: int) -> "Ran":
         """Find what a step runs whose micro-batches take `paths` as `Batching.path_index` says, `replica` being this rank's."""
-        last: list[int | None] = [None] * len(paths[0].active)
-        here = [0] * len(last)
+        last: list[int | None] = [None] * units.count
+        here = [0] * units.count
+        used = [units.of_path(path) for path in paths]
         own = _micro_batches_of(batching, replica, len(paths))
-        for path, micro_batch, count in zip(paths, _last_micro_batches(batching, len(paths)), own):
-            for layer, active in enumerate(path.active):
-                if active:
-                    last[layer] = max(last[layer] or 0, micro_batch)
-                    here[layer] += count
+        for run, micro_batch, count in zip(used, _last_micro_batches(batching, len(paths)), own):
+            for unit in run:
+                last[unit] = max(last[unit] or 0, micro_batch)
+                here[unit] += count
         taken = _paths_of_micro_batches(batching, len(paths))
-        together = tuple(frozenset(layer for index in indices for layer in paths[index].layers) for indices in taken)
+        together = tuple(frozenset(unit for index in indices for unit in used[index]) for indices in taken)
         return cls(tuple(last), tuple(here), together)
 
     @property
-    def layers(self) -> tuple[int, ...]:
+    def units(self) -> tuple[int, ...]:
         """Those that any replica runs."""
-        return tuple(layer for layer, micro_batch in enumerate(self.last_micro_batch) if micro_batch is not None)
+        return tuple(unit for unit, micro_batch in enumerate(self.last_micro_batch) if micro_batch is not None)
 
 
 @cache
@@ -90,11 +91,11 @@ class ModelOptimizer(Protocol):
         """
 
     def fingerprint(self) -> int:
-        """Return a 63-bit hash of what all ranks must agree on before a step: the layers' counts of updates."""
+        """Return a 63-bit hash of what all ranks must agree on before a step: the units' counts of updates."""
 
     @property
     def updates(self) -> tuple[int, ...]:
-        """AdamW's updates of each layer so far. What is outside layers is updated in every step."""
+        """AdamW's updates of each unit so far. What is outside layers is updated in every step."""
 
     def catch_up(self) -> None:
         """Bring masters and moments up to date, before shards are read."""

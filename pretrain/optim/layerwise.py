@@ -1,4 +1,5 @@
-"""ZeRO stages 1 and 2 by layer: a layer that a step skips is neither summed, nor updated, nor gathered. fully_sharded.py adds 3.
+"""ZeRO stages 1 and 2 by unit: a layer, or a part of one, that a step leaves out is neither summed, nor updated, nor gathered.
+fully_sharded.py adds stage 3.
 
 The flat groups are DeepSpeed's (deepspeed.py); what goes between replicas is in wire.py, who sleeps in sleep.py.
 docs/communication.md follows one step.
@@ -7,6 +8,7 @@ docs/communication.md follows one step.
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -20,11 +22,13 @@ from pretrain.optim.deepspeed import flat_groups
 from pretrain.optim.groups import FlatGroup, Stretch
 from pretrain.optim.interface import Ran
 from pretrain.optim.model import ChunkedModel, sum_over_model_ranks
+from pretrain.optim.names import whole_name
 from pretrain.optim.norms import GroupNorm, clip
 from pretrain.optim.shards import Shard
 from pretrain.optim.sleep import Sleepers
 from pretrain.optim.wire import Bundle, Transfer, Wire, bundles
 from pretrain.subnetwork import LayerPath
+from pretrain.subnetwork.units import Units
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ON_THE_WAY = 2
@@ -35,8 +39,8 @@ class LayerwiseOptimizer:
     """A `ModelOptimizer`. Gradients of a layer's matrices are summed as soon as its last backward pass is through, all others
     after the schedule; weights are gathered before the next step that runs them."""
 
-    def __init__(self, model: ChunkedModel, config: TransformerConfig, ds: DeepSpeedConfig, layers: int) -> None:
-        zero = ds.zero_optimization
+    def __init__(self, model: ChunkedModel, config: TransformerConfig, ds: DeepSpeedConfig, units: Units) -> None:
+        zero, self.units = ds.zero_optimization, units
         self.model, self.config, self.clipping = model, config, ds.gradient_clipping
         self.keeps_gradients = zero.stage == 1
         # Pipeline ranks of replicas on different paths would wait for each other in a circle if they waited amid the schedule.
@@ -44,15 +48,20 @@ class LayerwiseOptimizer:
         self.sends_early = zero.overlap_comm or waits_early
         self.on_the_way = math.inf if not waits_early else ON_THE_WAY if zero.overlap_comm else 0
         self.reduce_most, self.gather_most = zero.reduce_bucket_size, zero.allgather_bucket_size
-        self.adamw, self.groups = flat_groups(model, ds)
+        self.adamw, self.groups = flat_groups(model, ds, units)
         self.wire = Wire(
             parallel_state.get_data_parallel_group(), DTYPES[ds.communication_data_type], zero.reduce_scatter, zero.stage >= 2
         )
         self.wire.open(self.groups[0].master.device)
-        self.sleepers = Sleepers(layers, ds.progressive_subnetwork.skipped_update == "exact")
+        self.sleepers = Sleepers(units.count, ds.progressive_subnetwork.skipped_update == "exact")
         self.norm = GroupNorm(model, self.groups)
+        self._described: dict[int, list[tuple[FlatGroup, dict[str, Any]]]] = {}
+        """Groups of each unit that this rank has, with what AdamW knows of them."""
+        for group, described in zip(self.groups, self.adamw.param_groups):
+            if group.unit is not None:
+                self._described.setdefault(group.unit, []).append((group, described))
         self._awake: list[FlatGroup] = []
-        self._awake_layers: Collection[int] = ()
+        self._awake_units: Collection[int] = ()
         self._waiting: list[Bundle] = []
         self._left: dict[FlatGroup, int] = {}
         self._sums: list[tuple[Bundle, Transfer]] = []
@@ -77,31 +86,31 @@ class LayerwiseOptimizer:
     # Before the schedule: weights.
 
     def begin(self, ran: Ran) -> None:
-        """Wake the layers that the step runs, and know in which order their gradients will be final."""
-        self._awake_layers = self._woken_by(ran)
-        self._awake = self._wake(self._awake_layers)
+        """Wake what the step runs, and know in which order its gradients will be final."""
+        self._awake_units = self._woken_by(ran)
+        self._awake = self._wake(self._awake_units)
         self._expect(ran)
 
     def _expect(self, ran: Ran) -> None:
         last = [-1 if micro_batch is None else micro_batch for micro_batch in ran.last_micro_batch]
-        own = [(group.layer, group) for group in self._awake if group.layer is not None and group.is_matrices]
+        own = [(group.unit, group) for group in self._awake if group.unit is not None and group.is_matrices]
         ordered = [group for _, group in sorted(own, key=lambda pair: (last[pair[0]], -pair[0]))]
-        self._left = {group: ran.here[layer] * len(group.members) for layer, group in own}
+        self._left = {group: ran.here[unit] * len(group.members) for unit, group in own}
         self._waiting = self._bundles(ordered, self.reduce_most)
 
     def _woken_by(self, ran: Ran) -> Collection[int]:
-        return ran.layers
+        return frozenset(ran.units)
 
     def _bundles(self, groups: Iterable[FlatGroup], most: int) -> list[Bundle]:
         return bundles(groups, most, self.wire.replicas)
 
     @torch.no_grad()
-    def _wake(self, layers: Collection[int]) -> list[FlatGroup]:
-        """Make up for what layers have missed, and start to gather weights that are not up to date. Returns the groups of these
-        layers, and those outside layers."""
-        for layer in layers:
-            self._make_up(layer)
-        awake = [group for group in self.groups if group.layer is None or group.layer in layers]
+    def _wake(self, units: Collection[int]) -> list[FlatGroup]:
+        """Make up for what units have missed, and start to gather weights that are not up to date. Returns the groups of these
+        units, and those outside layers."""
+        for unit in units:
+            self._make_up(unit)
+        awake = [group for group in self.groups if group.unit is None or group.unit in units]
         stale = [group for group in awake if group.stale and not self._is_lent(group)]
         self._gather(sorted(stale, key=lambda group: group.is_matrices))  # vectors share a message
         return awake
@@ -120,13 +129,12 @@ class LayerwiseOptimizer:
                 for piece in bundle:
                     self._gathers.setdefault(piece.group, []).append(transfer)
 
-    def _make_up(self, layer: int) -> None:
-        if rates := self.sleepers.missed(layer):
-            for group, described in zip(self.groups, self.adamw.param_groups):
-                if group.layer == layer:
-                    make_up(self.adamw, described, group.master, rates)
-                    group.stale = True
-            self.sleepers.made_up(layer)
+    def _make_up(self, unit: int) -> None:
+        if rates := self.sleepers.missed(unit):
+            for group, described in self._described.get(unit, ()):
+                make_up(self.adamw, described, group.master, rates)
+                group.stale = True
+            self.sleepers.made_up(unit)
 
     def _arrived(self, groups: Iterable[FlatGroup]) -> None:
         for group in groups:
@@ -143,7 +151,7 @@ class LayerwiseOptimizer:
         parameter.grad = None
         if group in self._left:
             self._left[group] -= 1
-            assert self._left[group] >= 0, "a layer has more backward passes than its paths say"
+            assert self._left[group] >= 0, "a unit has more backward passes than its paths say"
         self._send_what_is_final()
 
     def _send_what_is_final(self) -> None:
@@ -172,8 +180,8 @@ class LayerwiseOptimizer:
     @torch.no_grad()
     def finish(self, lr: float, is_good: Tensor) -> Tensor:
         """Complete the sums, clip, update what is awake."""
-        self._arrived(list(self._gathers))  # of layers that only other replicas ran
-        rest = [group for group in self._awake if group.layer is None or not group.is_matrices]
+        self._arrived(list(self._gathers))  # of what only other replicas ran
+        rest = [group for group in self._awake if group.unit is None or not group.is_matrices]
         self._complete_gradients(rest)
         for bundle in [*self._waiting, *self._bundles(rest, self.reduce_most)]:
             self._send(bundle)
@@ -211,9 +219,9 @@ class LayerwiseOptimizer:
                 group.need_gradients().zero_()
             else:
                 group.gradients = None
-        self.sleepers.stepped(self._awake_layers, lr)
-        for layer in self.sleepers.overslept():
-            self._make_up(layer)
+        self.sleepers.stepped(self._awake_units, lr)
+        for unit in self.sleepers.overslept():
+            self._make_up(unit)
 
     def _complete_gradients(self, groups: Sequence[FlatGroup]) -> None:
         """Sum what tensor and pipeline ranks share of these groups. Megatron-Core passes over parameters without gradients, those
@@ -237,14 +245,14 @@ class LayerwiseOptimizer:
         return self.sleepers.fingerprint()
 
     def catch_up(self) -> None:
-        for layer in range(len(self.sleepers.updates)):
-            self._make_up(layer)
+        for unit in range(self.units.count):
+            self._make_up(unit)
 
     def wake(self, path: LayerPath) -> None:
-        self._wake(path.layers)
+        self._wake(frozenset(self.units.of_path(path)))
 
     def settle(self) -> None:
-        self._arrived(self._wake(range(len(self.sleepers.updates))))
+        self._arrived(self._wake(range(self.units.count)))
 
     def shards(self) -> list[Shard]:
         return [self._shard(group, stretch) for group in self.groups for stretch in group.stretches()]
@@ -252,12 +260,12 @@ class LayerwiseOptimizer:
     def _shard(self, group: FlatGroup, stretch: Stretch) -> Shard:
         name, parameter, start, length, offset = stretch
         tensors: Callable[[], Mapping[str, Tensor]] = partial(tensors_of, self.adamw, group.master)
-        return Shard(name, parameter, tuple(parameter.shape), self.model.is_copy(parameter), start, length, offset, tensors)
+        return Shard(whole_name(name), parameter, self.model.is_copy(parameter), start, length, offset, tensors)
 
     @torch.no_grad()
     def restored(self, step: int, updates: tuple[int, ...]) -> None:
         for group in self.groups:
-            count = step if group.layer is None else updates[group.layer]
+            count = step if group.unit is None else updates[group.unit]
             tensors_of(self.adamw, group.master)
             state_of(self.adamw, group.master)["step"].fill_(count)
             group.stale = True

@@ -11,6 +11,15 @@ TENSORS = (MASTER, *MOMENTS)
 _OF_A_LAYER = re.compile(r"(decoder\.layers\.)(\d+)(\..+)")
 
 
+_BLOCK = re.compile(r"(.+)_blocks\.\d+")
+
+
+def whole_name(name: str) -> str:
+    """Return the name of the weight that a parameter is a block of; its own if it is none."""
+    match = _BLOCK.fullmatch(name)
+    return match[1] if match else name
+
+
 def layer_of(name: str) -> int | None:
     """Return the layer, counted from 0, that a parameter of this name in the whole model belongs to; None outside layers."""
     match = _OF_A_LAYER.fullmatch(name)

@@ -14,8 +14,7 @@ class Shard:
     name: str
     """Name of the parameter in the whole model."""
     parameter: torch.nn.Parameter
-    shape: tuple[int, ...]
-    """Shape of what this tensor rank holds of the parameter, before ZeRO cuts it."""
+    """As this tensor rank holds it, before ZeRO cuts it."""
     is_copy: bool
     """Whether another pipeline rank counts, saves and owns the same weights."""
     start: int

@@ -120,6 +120,17 @@ def layer_parameters(run: Run) -> int:
     return (2 * (m.query_size + m.key_size) * h + (up + f) * h) // run.recipe.parallel.tensor + _layer_vectors(run)
 
 
+def unit_parameters(run: Run) -> tuple[float, float, float]:
+    """Parameters of one layer on each GPU by what runs or sleeps by itself: the layer itself, and, where it is cut, each of its
+    groups of heads and each of its blocks of feed-forward columns; those of all tensor ranks have a share of them each."""
+    m, units, tensor = run.recipe.model, run.method.units, run.recipe.parallel.tensor
+    h, up = m.hidden_size, m.ffn_hidden_size * (2 if m.feed_forward == "swiglu" else 1)
+    fused = m.query_size + 2 * m.key_size
+    heads = (fused * (h + bool(m.biases)) + m.query_size * h) / tensor if units.groups else 0.0
+    columns = (up * (h + (m.biases is True)) + m.ffn_hidden_size * h) / tensor if units.columns else 0.0
+    return layer_parameters(run) - heads - columns, heads / max(1, units.groups), columns / max(1, units.columns)
+
+
 def _layer_vectors(run: Run) -> int:
     """Those of them in norms and biases."""
     m = run.recipe.model

@@ -41,7 +41,7 @@ class Eager:
     ran: set[int] | None = None
 
     def begin(self, ran):
-        self.ran = set(ran.layers)
+        self.ran = set(ran.units)
         super().begin(ran)
 
     def _woken_by(self, ran):
@@ -50,17 +50,17 @@ class Eager:
     def _bundles(self, groups, most):
         """Messages of the layers that ran are as they would be without the others: rounding depends on what is sent together."""
         groups = list(groups)
-        awake = [group for group in groups if self.ran is None or group.layer is None or group.layer in self.ran]
+        awake = [group for group in groups if self.ran is None or group.unit is None or group.unit in self.ran]
         return super()._bundles(awake, most) + super()._bundles([group for group in groups if group not in awake], most)
 
     def _update(self, ratio, lr):
         if not self.sleepers.is_exact:
             for group in self._awake:
-                if group.layer is not None and group.layer not in self.ran:
+                if group.unit is not None and group.unit not in self.ran:
                     assert not group.reduced.any()
                     group.reduced = None
-            self._awake = [group for group in self._awake if group.layer is None or group.layer in self.ran]
-            self._awake_layers = self.ran
+            self._awake = [group for group in self._awake if group.unit is None or group.unit in self.ran]
+            self._awake_units = self.ran
         super()._update(ratio, lr)
 
 
@@ -169,12 +169,12 @@ def bytes_of_steps(run, ranks: Ranks) -> dict:
     rows, alone = [], True
     for step in range(1, 9):
         paths = run.method.paths(step)
-        union = {layer for path in paths for layer in path.layers}
-        awake = [group for group in groups if group.layer is None or group.layer in union]
+        union = {unit for path in paths for unit in run.method.units.of_path(path)}
+        awake = [group for group in groups if group.unit is None or group.unit in union]
         asleep = [group for group in groups if group not in awake]
         before = [kept(engine, group) for group in asleep]
         updates, exact = engine.optimizer.updates, engine.optimizer.sleepers.is_exact
-        changed = [g for g in awake if step > 1 and (g.layer is None or exact or updates[g.layer]) and not lent(g)]
+        changed = [g for g in awake if step > 1 and (g.unit is None or exact or updates[g.unit]) and not lent(g)]
         weights = []
         with counted(lambda: weights.append(sum(group.weights.untyped_storage().nbytes() for group in groups))) as sizes:
             engine.step(step, data.batch(step), paths)
@@ -219,7 +219,8 @@ def compared(run, ranks: Ranks, case: dict) -> dict:
     except (TrainingStopped, AssertionError, KeyError) as error:
         return {"different": [f"{type(error).__name__}: {error}"]}
     steps = [run.method.paths(step) for step in range(1, STEPS + 1)]
-    asleep = sum(not any(path.active[layer] for path in paths) for paths in steps for layer in range(len(steps[0][0].active)))
+    units = run.method.units
+    asleep = sum(units.count - len({unit for path in paths for unit in units.of_path(path)}) for paths in steps)
     return {"different": differences(ours, theirs), "asleep": asleep, "updates": ours["updates"], "rows": ours["rows"]}
 
 

@@ -16,13 +16,13 @@ def read_parameter(folder: Path, name: str, kind: str = "weight") -> np.ndarray:
     shape = manifest["parameters"][name]
     whole = np.full(int(np.prod(shape)), np.nan, dtype=np.float32)
     for file, facts in manifest["files"].items():
-        if name not in facts["fragments"]:
-            continue
-        ranks, rank, block, start, length = facts["fragments"][name]
-        with safe_open(folder / file, framework="numpy") as tensors:
-            numbers = tensors.get_tensor(f"{kind}/{name}")
-        here = np.arange(start, start + length)  # in what the tensor-parallel rank holds
-        whole[(here // block * ranks + rank) * block + here % block] = numbers
+        for key, (ranks, rank, block, start, length) in facts["fragments"].items():
+            if key.partition("#")[0] != name:
+                continue
+            with safe_open(folder / file, framework="numpy") as tensors:
+                numbers = tensors.get_tensor(f"{kind}/{key}")
+            here = np.arange(start, start + length)  # in what the tensor-parallel rank holds
+            whole[(here // block * ranks + rank) * block + here % block] = numbers
     assert not np.isnan(whole).any(), f"{name} is not complete"
     return whole.reshape(shape)
 

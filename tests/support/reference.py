@@ -36,8 +36,9 @@ class Reference:
     weight_decay: float = 0.1
     clipping: float = 0.4
     stand_still: bool = False
-    """Whether AdamW passes over layers that no path of a step runs, rather than update them with a gradient of 0."""
-    updates: dict[str, int] = field(default_factory=dict)
+    """Whether AdamW passes over what no path of a step runs, rather than update it with a gradient of 0."""
+    updates: dict[str, Tensor] = field(default_factory=dict)
+    """Of each number of each weight."""
     moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,11 +54,30 @@ class Reference:
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients if g is not None))
         factor = min(1.0, self.clipping / norm)
         for (name, weight), gradient in zip(self.weights.items(), gradients):
-            if gradient is not None:
-                self._adamw(name, weight, gradient * factor, lr)
-            elif not self.stand_still:
-                self._adamw(name, weight, torch.zeros_like(weight), lr)
+            gradient = torch.zeros_like(weight) if gradient is None else gradient * factor
+            self._adamw(name, weight, gradient, lr, self._ran(name, weight, paths_of_batches) if self.stand_still else None)
         return loss.item(), norm
+
+    def _ran(self, name: str, weight: Tensor, paths) -> Tensor:
+        """Which numbers of a weight some path runs."""
+        ran = torch.zeros(weight.shape, dtype=torch.bool)
+        if "layers" not in name:
+            return ~ran
+        layer, part = int(name.split(".")[2]), name.split(".", 3)[3]
+        for path in paths:
+            if not path.active[layer]:
+                continue
+            width = None if path.width is None else path.width[layer]
+            groups, columns = (None, None) if width is None else (width.groups, width.columns)
+            chosen = groups if "linear_qkv" in part or "linear_proj.weight" in part else None
+            chosen = columns if "linear_fc1" in part or "linear_fc2.weight" in part else chosen
+            if chosen is None:
+                ran[:] = True
+                continue
+            by_columns = "proj" in part or "fc2" in part
+            matrices = len(weight) if by_columns else 1 if self.gelu or "qkv" in part else 2
+            ran.view(matrices, chosen.of, -1)[:, list(chosen.blocks)] = True
+        return ran
 
     def sums(self, batch, path) -> tuple[Tensor, Tensor]:
         """Cross entropy and z-loss summed over the targets of a batch."""
@@ -159,16 +179,17 @@ class Reference:
         return may
 
     @torch.no_grad()
-    def _adamw(self, name: str, weight: Tensor, gradient: Tensor, lr: float) -> None:
-        self.updates[name] = updates = self.updates.get(name, 0) + 1
+    def _adamw(self, name: str, weight: Tensor, gradient: Tensor, lr: float, ran: Tensor | None) -> None:
+        """Update all numbers, or those that ran."""
+        ran = torch.ones(weight.shape, dtype=torch.bool) if ran is None else ran
+        self.updates[name] = updates = self.updates.get(name, torch.zeros_like(weight)) + ran
         first, second = self.moments[name]
         b1, b2 = self.betas
-        first.mul_(b1).add_((1 - b1) * gradient)
-        second.mul_(b2).add_((1 - b2) * gradient**2)
+        first.copy_(torch.where(ran, b1 * first + (1 - b1) * gradient, first))
+        second.copy_(torch.where(ran, b2 * second + (1 - b2) * gradient**2, second))
         decay = self.weight_decay if weight.dim() >= 2 else 0.0
-        weight.mul_(1 - lr * decay)
         corrected = (first / (1 - b1**updates)) / ((second / (1 - b2**updates)).sqrt() + 1e-8)
-        weight.sub_(lr * corrected)
+        weight.copy_(torch.where(ran, weight * (1 - lr * decay) - lr * corrected, weight))
 
 
 def cosine(step: int, steps: int, warmup: int, top: float, floor: float) -> float:

@@ -22,6 +22,7 @@ prepare_libraries("cpu")  # before Megatron-Core is imported
 from pretrain.ranks.groups import destroy_groups, make_groups  # noqa: E402
 from pretrain.ranks.process import Ranks  # noqa: E402
 from tests.support.requests import agreements, scores, written  # noqa: E402
+from tests.support.weights import weights_of  # noqa: E402
 
 STEPS = 20
 
@@ -247,8 +248,8 @@ def whole_weights(engine) -> dict[str, torch.Tensor]:
     tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
     engine.optimizer.settle()
     mine = {}
-    for name, parameter in engine.model.named_parameters():
-        part = parameter.detach().float().clone()
+    for name, parameter in weights_of(engine.model).items():
+        part = parameter.float()
         if getattr(parameter, "tensor_model_parallel", False) and tensor_ranks > 1:
             parts = [torch.empty_like(part) for _ in range(tensor_ranks)]
             dist.all_gather(parts, part, group=parallel_state.get_tensor_model_parallel_group())

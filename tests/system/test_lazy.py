@@ -19,6 +19,8 @@ METHODS = {
     "pld": {"method": "pld", "theta": 0.3, "gamma": 0.1},
     "stacking": {"method": "stacking", "path_lengths": "4-6-8"},
     "midas": {"method": "midas", "path_lengths": "4-8"},
+    "parts": {"method": "raptr_parts", "path_lengths": "5-8", "group_lengths": "2-4", "ffn_lengths": "3-6", "paths_per_step": 2},
+    "columns": {"method": "raptr_ffn", "ffn_lengths": "1-3"},
 }
 
 
@@ -26,12 +28,14 @@ def case(seed: int, replicas: int, method: str | None = None, events: bool = Tru
     """A random case: what is trained, and what happens in between."""
     draw = random.Random(seed)
     method = method or draw.choice(["raptr", "raptr on 8 paths"])
-    seed_of_paths = {"path_seed": seed} if "raptr" in method else {}
+    seed_of_paths = {"path_seed": seed} if method in ("parts", "columns") or "raptr" in method else {}
     settings = {
         "ds.progressive_subnetwork": json.dumps(METHODS[method] | seed_of_paths),
         "steps": 24,
         "ds.train_batch_size": 16,
-        "ds.train_micro_batch_size_per_gpu": 2 if "paths" in method else 16 // replicas // draw.choice([1, 2]),
+        "ds.train_micro_batch_size_per_gpu": 2
+        if "paths" in method or method == "parts"
+        else 16 // replicas // draw.choice([1, 2]),
         "ds.gradient_clipping": draw.choice([0.4, 0.0]),
         "ds.bf16.enabled": draw.random() < 0.3,
         "ds.zero_optimization.stage": draw.choice([1, 2, 3]),
@@ -84,10 +88,14 @@ def test_two_replicas(project, tmp_path):
         6, 2, "raptr on 8 paths", **stages[2], **{"ds.progressive_subnetwork.skipped_update": "exact"}
     )
     cases["apart, exact, stage 3"]["settings"]["ds.progressive_subnetwork"] = json.dumps(apart)
+    for n, (update, method) in enumerate((("exact", "parts"), ("none", "parts"), ("none", "columns"))):
+        kind = {"ds.progressive_subnetwork.skipped_update": update, "ds.zero_optimization.stage": n + 1}
+        cases[f"{update}, {method}"] = case(20 + n, 2, method, **kind)
     results = launch(project, tmp_path, 2, cases)
     require_equal(results)
     for name, ranks in results.items():
         assert (min(ranks[0]["updates"]) == 24) == ("exact" in name)
+    assert len(results["none, parts"][0]["updates"]) == 8 * (1 + 4 + 6), "parts of layers have counts of their own"
 
 
 def test_losses_and_norms_are_those_from_before_layers_slept(tmp_path):

@@ -69,6 +69,14 @@ def test_a_run_has_one_graph_of_a_layer_and_the_losses_of_an_eager_one(project, 
     assert graphs == {"layers": 2, "loss": 2}, "a layer with gradients and without; two passes over logits"
 
 
+def test_parts_of_layers_have_a_graph_for_each_number_of_them(project, ranks, graphs):
+    """Which blocks run is no constant of a graph: what changes from stage to stage is how many."""
+    parts = "ds.progressive_subnetwork={method: raptr_parts, path_lengths: 6-7-8, group_lengths: 1-2-4, ffn_lengths: 2-4-6}"
+    expected = losses(project.run("steps=9", parts, "compile=none"), ranks, 9)
+    assert losses(project.run("steps=9", parts, "compile=layers"), ranks, 9) == pytest.approx(expected, rel=1e-6)
+    assert graphs["layers"] == 3 + 1, "three stages with gradients, and all without"
+
+
 def test_a_scale_that_were_a_number_would_be_a_constant_of_the_graph(project, ranks, graphs, monkeypatch):
     """The break: without the tensor each scale has a graph."""
     run = project.run("compile=layers")

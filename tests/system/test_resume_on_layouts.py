@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from tests.support.layouts import BF16, BF16_LOSS, BF16_NORM, OVERLAP, REPLICAS, TOLERANCE, layout, train
+from tests.support.layouts import BF16, BF16_LOSS, BF16_NORM, OVERLAP, PARTS, REPLICAS, TOLERANCE, layout, train
 
 pytestmark = pytest.mark.dist
 HALF, LAST = 10, 20
@@ -37,7 +37,13 @@ ASLEEP_LAYOUTS = {
     "asleep PP2 with ZeRO-2": (2, layout(pipeline=2, zero=2, **ASLEEP)),
     "asleep TP2 x DP2": (4, layout(tensor=2, **REPLICAS, **ASLEEP)),
 }
-FAMILIES = (LAYOUTS, BF16_LAYOUTS, ASLEEP_LAYOUTS)
+PARTS_LAYOUTS = {
+    "parts one": (1, layout(**PARTS, **ASLEEP)),
+    "parts TP2 x DP2": (4, layout(tensor=2, **REPLICAS, **PARTS, **ASLEEP)),
+    "parts DP2 with ZeRO-3": (2, layout(zero=3, **REPLICAS, **PARTS, **ASLEEP)),
+}
+"""So do parts of layers, of which a rank keeps one behind the other."""
+FAMILIES = (LAYOUTS, BF16_LAYOUTS, ASLEEP_LAYOUTS, PARTS_LAYOUTS)
 EVERYTHING = {name: case for family in FAMILIES for name, case in family.items()}
 SAMPLE = {
     ("one", "TP2 x PP2"),
@@ -53,6 +59,9 @@ SAMPLE = {
     ("bf16 TP2 x PP2", "bf16 DP2 with ZeRO-3"),
     ("asleep DP2 with ZeRO-3", "asleep PP2 with ZeRO-2"),
     ("asleep PP2 with ZeRO-2", "asleep TP2 x DP2"),
+    ("parts one", "parts TP2 x DP2"),
+    ("parts TP2 x DP2", "parts DP2 with ZeRO-3"),
+    ("parts DP2 with ZeRO-3", "parts one"),
 }
 """A tour of all layouts, to fewer ranks and to more. The others are for `make test-all`; test_layouts.py has some of the
 diagonal."""

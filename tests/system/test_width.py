@@ -48,7 +48,6 @@ def test_plan_says_what_runs_of_a_layer(project):
             "width_parts 1 is no multiple of parallel.tensor 2",
         ),
         (["{method: raptr_heads, group_lengths: 1-2-4}", "--model.qk_norm", "whole"], 'model.qk_norm "whole" norms all of them'),
-        (["{method: raptr_heads, group_lengths: 1-2-4, skipped_update: none}"], '"skipped_update" must be "exact"'),
         (["{method: raptr_heads}"], 'needs "group_lengths"'),
     ],
 )

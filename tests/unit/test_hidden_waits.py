@@ -26,7 +26,6 @@ KNOWN = {
     "engine/micro_batch.py in_one_copy": "the one copy of a micro-batch, from pinned memory",
     "model/decoder.py Decoder._losses": "which positions are targets, in evaluations alone",
     "model/decoder.py Decoder.global_name": "a name",
-    "model/layer.py own_blocks": "numbers of heads or columns, from pinned memory, where parts of layers run",
     "model/layer.py SkippableLayer.forward": "the residual scale, which stays on the CPU",
     "model/split.py is_split": "an attribute",
     "observe/observer.py Observer._eta": "a fraction",

@@ -11,6 +11,7 @@ from pretrain.schema import Count, Number, Positive, Strict
 from pretrain.subnetwork import path
 from pretrain.subnetwork.path import LayerPath
 from pretrain.subnetwork.schedule import Stage
+from pretrain.subnetwork.units import Units
 
 Copies = tuple[tuple[int, int], ...]
 """Pairs of a layer and the one that it becomes a copy of."""
@@ -37,6 +38,11 @@ class Method(ABC):
         """Return the shares of an active layer's groups of heads and feed-forward columns that run, mean over steps of one
         stage."""
         return 1.0, 1.0
+
+    @property
+    def units(self) -> Units:
+        """What a step may leave out."""
+        return Units(self.layers)
 
     def stage(self, step: int) -> Stage:
         """Return the stage that a step belongs to."""

@@ -15,6 +15,7 @@ from pretrain.schema import Count, Positive
 from pretrain.subnetwork.methods.base import Method, MethodKeys, PathLengths, PathSeed, PathsPerStep, StageFractions, dashed
 from pretrain.subnetwork.path import LayerPath, Scheme, draw
 from pretrain.subnetwork.schedule import make_stages
+from pretrain.subnetwork.units import Units
 from pretrain.subnetwork.width import COLUMNS, GROUPS, Blocks, Width, lengths_problem
 
 GroupLengths = Annotated[
@@ -53,6 +54,10 @@ class Parts(Method):
         index = self.stage(first).index
         return tuple(1.0 if blocks is None else blocks.count / blocks.of for blocks in (self.groups[index], self.columns[index]))  # type: ignore[return-value]
 
+    @property
+    def units(self) -> Units:
+        return Units(self.layers, *(max((b.of for b in kind.values() if b), default=0) for kind in (self.groups, self.columns)))
+
     def paths(self, step: int) -> tuple[LayerPath, ...]:
         stage = self.stage(step).index
         scheme, groups, columns = self.schemes[stage], self.groups[stage], self.columns[stage]
@@ -88,8 +93,6 @@ class _PartsKeys(MethodKeys):
         for name in self.needed:
             if not getattr(self, name):
                 raise ValueError(f'method "{self.method}" needs "{name}", as in "4-6-8"')
-        if self.skipped_update == "none":
-            raise ValueError(f'method "{self.method}" updates whole layers: "skipped_update" must be "exact"')
         return self
 
     def build(self, layers: int, steps: int, seed: int) -> Parts:

@@ -1,5 +1,7 @@
 """Each layer's count of updates goes into a checkpoint and comes back, also to another way of skipping."""
 
+from math import prod
+
 import pytest
 import torch
 
@@ -7,11 +9,14 @@ from pretrain.checkpoint.directory import RunDirectory
 from pretrain.checkpoint.manifest import Manifest, read_manifest
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.saver import Saver
+from pretrain.checkpoint.state import ModelState
 from pretrain.config.run import Position
 from pretrain.data.loader import open_data
 from pretrain.engine import build_engine
 from pretrain.errors import UserError
 from pretrain.optim.adamw import state_of
+from pretrain.optim.names import TENSORS
+from tests.support.weights import weights_of
 
 NONE = ("ds.progressive_subnetwork.skipped_update=none", "ds.progressive_subnetwork.paths_per_step=1")
 EXACT = NONE[1:]
@@ -81,5 +86,43 @@ def test_counts_that_cannot_be_are_refused(project, ranks, tmp_path):
     train(project, ranks, tmp_path, 4, *NONE, saves=4)
     facts = read_manifest(tmp_path / "checkpoints" / "step_00000004").model_dump()
     for wrong in (facts["updates"][:-1], (5, *facts["updates"][1:])):
-        with pytest.raises(ValueError, match="it tells the updates of"):
+        with pytest.raises(ValueError, match="counts of updates in 4 steps, and has 8 layers"):
             Manifest.model_validate({**facts, "updates": wrong})
+
+
+PARTS = ("ds.progressive_subnetwork={method: raptr_parts, path_lengths: 6-8, group_lengths: 2-4, ffn_lengths: 2-6}",)
+STANDING = (*PARTS, "ds.progressive_subnetwork.skipped_update=none")
+
+
+def state(engine) -> dict[str, torch.Tensor]:
+    """All masters and moments, in full, by the places that a checkpoint gives them."""
+    found = {}
+    for placed in ModelState(engine.optimizer, 1, 0).kept:
+        for kind in TENSORS:
+            whole = found.setdefault(f"{placed.shard.name}/{kind}", torch.full((prod(placed.shape),), torch.nan))
+            for begin, length, here in zip(*(n.tolist() for n in placed.fragment.runs())):
+                whole[begin : begin + length] = placed.shard.numbers(kind)[here : here + length]
+    assert not any(numbers.isnan().any() for numbers in found.values())
+    return found
+
+
+def test_parts_of_layers_go_on_bit_for_bit(project, ranks, tmp_path):
+    unbroken, whole, run = train(project, ranks, tmp_path, 8, *STANDING, saves=4)
+    units, counts = run.method.units, read_manifest(tmp_path / "checkpoints" / "step_00000004").updates
+    steps = [set(units.of_path(path)) for step in range(1, 5) for path in run.method.paths(step)]
+    assert counts == tuple(sum(unit in used for used in steps) for unit in range(units.count))
+    again, engine, _ = train(project, ranks, tmp_path, 8, *STANDING)
+    assert again == unbroken[4:] and engine.optimizer.updates == whole.optimizer.updates
+    assert all(torch.equal(numbers, state(engine)[name]) for name, numbers in state(whole).items())
+
+
+@pytest.mark.parametrize(("one", "other"), [(PARTS, EXACT), (EXACT, PARTS), (STANDING, NONE)])
+def test_whoever_cuts_layers_otherwise_takes_over_the_same_numbers(project, ranks, tmp_path, one, other):
+    _, before, run = train(project, ranks, tmp_path, 4, *one, saves=4)
+    _, after, _ = train(project, ranks, tmp_path, 4, *other, changing=("progressive_subnetwork",))
+    assert all(torch.equal(numbers, state(after)[name]) for name, numbers in state(before).items())
+    was, now = before.optimizer.updates, after.optimizer.updates
+    assert now == tuple(max(was[n : n + len(was) // 8]) for n in range(0, len(was), len(was) // 8) for _ in range(len(now) // 8))
+    assert weights_of(before.model).keys() == weights_of(after.model).keys()
+    for name, weight in weights_of(before.model).items():
+        assert torch.equal(weight, weights_of(after.model)[name])

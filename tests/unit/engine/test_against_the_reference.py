@@ -9,6 +9,7 @@ from pretrain.model.layer import SkippableLayer
 from pretrain.subnetwork import path_of_sample
 from tests.support.project import BERT, CLIPPING
 from tests.support.reference import Reference, cosine
+from tests.support.weights import weights_of
 
 STEPS = 10
 TOLERANCE = 1e-4
@@ -20,7 +21,7 @@ def train_both(run, ranks, shift_path: int = 0):
     engine = build_engine(run, ranks)
     model = run.recipe.model
     reference = Reference(
-        dict(engine.model.named_parameters()), model.num_layers, model.num_attention_heads, model.vocab_size, model.norm_epsilon,
+        weights_of(engine.model), model.num_layers, model.num_attention_heads, model.vocab_size, model.norm_epsilon,
         groups=model.groups, head_size=model.head_size, embedding_scale=model.embedding_scale, softcap=model.logit_softcap,
         z_loss=model.z_loss, gelu=model.feed_forward == "gelu", clipping=CLIPPING,
         stand_still=run.ds.progressive_subnetwork.skipped_update == "none",
@@ -39,7 +40,7 @@ def train_both(run, ranks, shift_path: int = 0):
     data.close()
     engine.optimizer.settle()
     assert uneven, "target counts must differ between micro-batches, or the test shows nothing"
-    weights = max(float((p.detach().double() - reference.weights[n]).abs().max()) for n, p in engine.model.named_parameters())
+    weights = max(float((w - reference.weights[name].detach()).abs().max()) for name, w in weights_of(engine.model).items())
     return torch.tensor(ours), torch.tensor(theirs), weights
 
 
@@ -76,6 +77,9 @@ PARTS = (
         ("model.num_query_groups=2", "model.qk_norm=true", "model.biases=qkv", *HEADS),
         ("model.biases=true", "model.recompute=layer", *PARTS),
         ("model.feed_forward=gelu", "model.recompute=selective", *FFN),
+        ("model.biases=true", *PARTS, "ds.progressive_subnetwork.skipped_update=none"),
+        ("model.feed_forward=gelu", *FFN, "ds.progressive_subnetwork.skipped_update=none"),
+        ("ds.zero_optimization.stage=0", "model.num_query_groups=2", *HEADS),
         ("model.z_loss=0.01", "model.logit_softcap=1.5", "model.embedding_scale=4.0"),
         ("model.num_query_groups=1", "model.biases=qkv", "ds.zero_optimization.stage=0"),
         tuple(f"{key}={value}" for key, value in BERT.items()),

@@ -118,6 +118,7 @@ def test_evaluation_does_not_depend_on_the_micro_batch(project, ranks):
 
 LAYERS = 8
 SIZES = ("model.hidden_size=64", "model.ffn_hidden_size=96", "model.num_attention_heads=4", "model.head_dim=24")
+CUT = "ds.progressive_subnetwork={method: raptr_parts, path_lengths: 6-8, group_lengths: 2-4, ffn_lengths: 3-6}"
 MATRICES = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
 
 
@@ -134,7 +135,7 @@ def operations(engine, batch, width: Width | None) -> int:
 @pytest.mark.parametrize(("groups", "columns"), [((0, 3), None), (None, (1, 2, 5)), ((2,), (0, 4))])
 @pytest.mark.parametrize("feed_forward", ["swiglu", "gelu"])
 def test_products_are_exactly_the_promised_share(project, ranks, groups, columns, feed_forward):
-    run = project.run(*SIZES, f"model.feed_forward={feed_forward}")
+    run = project.run(*SIZES, CUT, f"model.feed_forward={feed_forward}")
     engine, data = build_engine(run, ranks), open_data(run)
     batch = data.batch(1)[0]
     data.close()
@@ -147,19 +148,16 @@ def test_products_are_exactly_the_promised_share(project, ranks, groups, columns
     assert whole - part == pytest.approx(skipped, rel=1e-12) and skipped > 0
 
 
-def test_gradients_of_what_does_not_run_are_zero(project, ranks):
-    run = project.run(*SIZES)
+def test_what_does_not_run_has_no_gradient(project, ranks):
+    run = project.run(*SIZES, CUT)
     engine, data = build_engine(run, ranks), open_data(run)
     batch = data.batch(1)[0]
     data.close()
     engine.model.train()
     path = LayerPath((True,) * LAYERS, (1.0,) * LAYERS, (Width(Chosen((1,), 4), Chosen((0, 5), 6)),) * LAYERS)
     engine.forward_backward([MicroBatch(batch, path)], scale=1.0)
-    found = {}
+    used = set(run.method.units.of_path(path))
     for group in engine.optimizer.groups:
-        for (name, parameter), (_, begin) in zip(group.members.items(), group.views()):
-            found[name] = group.need_gradients().narrow(0, begin, parameter.numel()).view_as(parameter)
-    layer = "decoder.layers.3."
-    of_groups = found[layer + "self_attention.linear_qkv.weight"].view(4, -1).abs().sum(1) > 0
-    of_columns = found[layer + "mlp.linear_fc1.weight"].view(2, 6, -1).abs().sum((0, 2)) > 0
-    assert of_groups.tolist() == [False, True, False, False] and of_columns.tolist() == [True, False, False, False, False, True]
+        assert (group.gradients is not None) == (group.unit is None or group.unit in used)
+        assert group.gradients is None or group.gradients.any()
+    assert len(used) == LAYERS * (1 + 1 + 2) and run.method.units.count == LAYERS * (1 + 4 + 6)

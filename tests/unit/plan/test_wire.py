@@ -1,8 +1,11 @@
 """What `plan` says a step sends; tests/system/test_lazy.py counts what is sent."""
 
+from collections import Counter
+
 import pytest
 
-from pretrain.plan.memory import layer_parameters, parameters
+from pretrain.engine import build_engine
+from pretrain.plan.memory import layer_parameters, parameters, unit_parameters
 from pretrain.plan.wire import active_in_micro_batch, active_layers, traffic
 
 BLOCK = "ds.progressive_subnetwork"
@@ -71,3 +74,28 @@ def test_micro_batches_that_take_the_same_paths_count_each(project):
     run = project.run(*settings, "ds.zero_optimization.stage=3", world_size=2)
     stage = run.method.stages[0]
     assert active_in_micro_batch(run, stage) == pytest.approx((4 * 4 + active_layers(run, stage)) / 5)
+
+
+PARTS = f"{BLOCK}={{method: raptr_parts, path_lengths: 4-8, group_lengths: 1-4, ffn_lengths: 2-6}}"
+
+
+@pytest.mark.parametrize(
+    "settings", [(), ("model.biases=true", "model.feed_forward=gelu"), ("model.biases=qkv", "model.qk_norm=true")]
+)
+def test_parts_of_layers_have_the_parameters_that_the_optimizer_has_of_them(project, ranks, settings):
+    run = project.run(PARTS, *settings)
+    found = Counter()
+    for group in build_engine(run, ranks).optimizer.groups:
+        if group.unit is not None:
+            found[group.unit] += sum(parameter.numel() for parameter in group.members.values())
+    own, of_heads, of_columns = unit_parameters(run)
+    assert [found[unit] for unit in range(1 + 4 + 6)] == [own, *[of_heads] * 4, *[of_columns] * 6]
+
+
+def test_what_parts_send_follows_the_parts_that_run(project):
+    """A quarter of the heads and a third of the columns of half the layers, and all of the last stage."""
+    run = project.run(PARTS, world_size=2)
+    own, of_heads, of_columns = unit_parameters(run)
+    first, last = (traffic(run, stage).sums for stage in run.method.stages)
+    assert first == pytest.approx(4 * (own + of_heads + 2 * of_columns) * 4 / 2)
+    assert last == pytest.approx(8 * layer_parameters(run) * 4 / 2)

@@ -43,7 +43,6 @@ def test_costs_are_those_of_what_runs():
     [
         ("raptr_heads", {}, '"raptr_heads" needs "group_lengths"'),
         ("raptr_heads", {"group_lengths": "4-2"}, "may only grow"),
-        ("raptr_ffn", {"ffn_lengths": "2-4", "skipped_update": "none"}, '"skipped_update" must be "exact"'),
         ("raptr_ffn", {"ffn_lengths": "2-4", "group_lengths": "2-4"}, "group_lengths"),
         ("raptr_ffn", {"ffn_lengths": "3-4", "width_parts": 2}, "width_parts 2 does not divide 3 of 4 blocks"),
         ("raptr_parts", {"path_lengths": "2-4"}, 'needs "group_lengths" or "ffn_lengths"'),
