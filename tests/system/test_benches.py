@@ -29,7 +29,8 @@ SMALL = [
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("processes, layout", [(1, "one"), pytest.param(2, "PP2", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("processes, layout", [(1, "one"), (2, "PP2")])
 def test_path_speed(tmp_path, processes, layout):
     process = torchrun(
         processes,
@@ -60,6 +61,7 @@ def test_width_speed(tmp_path):
 
 
 @pytest.mark.dist
+@pytest.mark.long
 def test_collectives(tmp_path):
     process = torchrun(2, "bench.collectives", "--out", tmp_path / "found.json", "--device", "cpu")
     out, errors = process.communicate(timeout=400)

@@ -144,6 +144,7 @@ def one_missing(finished, tmp_path):
     return copy, tmp_path / "runs"
 
 
+@pytest.mark.long
 def test_a_run_that_ended_before_its_last_evaluation_makes_up_for_it(finished, tmp_path):
     """Killed between the checkpoint of the last step and the evaluation after it: the run is resumed, not refused."""
     study, runs, _ = finished

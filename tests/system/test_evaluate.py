@@ -33,6 +33,7 @@ def rows_of(file) -> dict[str, dict]:
 
 
 @pytest.mark.dist
+@pytest.mark.long
 def test_tasks_are_scored_the_same_alone_and_on_layouts(run_dir, tmp_path):
     done = evaluate(run_dir, "--limit", 60, "--out", tmp_path / "one.jsonl", "--tasks", *GENERATED, "held_out")
     assert done.returncode == 0, done.stderr
@@ -98,6 +99,7 @@ def test_a_signal_ends_it(run_dir, number):
         process.kill()
 
 
+@pytest.mark.long
 def test_a_later_evaluation_never_takes_the_place_of_a_whole_one_by_a_part(run_dir, tmp_path):
     """What is compared with stays, and an evaluation that fails leaves its rows beside."""
     out, words = tmp_path / "one.jsonl", (run_dir, "--limit", 30, "--tasks", "induction_copying")

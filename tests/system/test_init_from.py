@@ -122,7 +122,8 @@ def test_it_goes_on_with_ul2_and_resumes_without_the_folder(folders, project, tm
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.long), "qwen3"])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_layouts_begin_alike(kind, folders, project, tmp_path):
     words, layout = options(kind, folders), ["--parallel.tensor", "2", "--parallel.pipeline", "2", "--device", "cpu"]
     assert train(project, tmp_path / "one", *words).returncode == 0

@@ -134,6 +134,7 @@ def test_inspect_verify_and_export_from_the_command_line(project, run_dir, tmp_p
     assert pretrain("verify", tmp_path).returncode == 2 and pretrain("verify", run_dir, "--deep").returncode == 2
 
 
+@pytest.mark.long
 def test_other_data_under_the_same_name_is_noticed(project, tmp_path):
     """Half of the documents first, then all of them under the same name: samples would come twice, and others never."""
     home = tmp_path / "data"

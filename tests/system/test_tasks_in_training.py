@@ -38,6 +38,7 @@ def test_tasks_change_nothing_and_their_rows_are_there_once(project, tmp_path):
 
 
 @pytest.mark.dist
+@pytest.mark.long
 def test_a_growing_model_on_a_pipeline_is_scored_with_the_layers_it_has(project, tmp_path):
     growing = ("--ds.progressive_subnetwork", '{"method": "stacking", "path_lengths": "4-8"}', "--parallel.pipeline", "2")
     words = command(project, tmp_path / "run", "--data.sequence_length", "96", *TASKS, *growing)[2:]

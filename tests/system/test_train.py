@@ -118,6 +118,7 @@ def test_a_directory_with_another_run_is_refused(project, unbroken):
     assert (unbroken / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_full_disk_while_saving_leaves_the_last_good_checkpoint(project, unbroken, tmp_path):
     """No file may grow beyond the limit: the kernel refuses the write, as it does on a full disk."""
     run_dir = tmp_path / "run"
