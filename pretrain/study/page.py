@@ -46,14 +46,13 @@ def write_page(rows: Sequence[Row], out: Path, baseline: str | None, evals: Sequ
     methods = list(dict.fromkeys(row.method for row in rows))
     if baseline is not None and baseline not in methods:
         raise UserError(f'{COMMAND_LINE}: --baseline: no method is called "{baseline}"{did_you_mean(baseline, methods)}')
-    chosen = baseline or ("full" if "full" in methods else methods[0])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{COMMAND_LINE}: --out {out}: cannot be made: {reason(error)}") from None
     parts = [f"<h1>{len(rows)} runs compared</h1>", _facts(rows), *_warnings(rows)]
     for size, groups in sizes.items():
-        base = next((group for group in groups if group.method == chosen), groups[0])
+        base = baseline_of(groups, baseline)
         if len(sizes) > 1:
             parts.append(f"<h2>{text(size)}</h2>")
         parts += [_main_table(groups, base), _settings(groups), _pairs_table(groups), _kinds_table(groups)]
@@ -68,6 +67,11 @@ def write_page(rows: Sequence[Row], out: Path, baseline: str | None, evals: Sequ
     )
     write_whole(out / "index.html", page)
     return out / "index.html"
+
+
+def baseline_of(groups: Sequence[Group], name: str | None) -> Group:
+    """Return the method that others are compared with: the one called so, or else "full", or the first."""
+    return next((group for wanted in (name, "full") for group in groups if group.method == wanted), groups[0])
 
 
 def _facts(rows: Sequence[Row]) -> str:
