@@ -79,6 +79,8 @@ class FlatGroup:
         self.weights, self.master, self.replica = weights.detach(), master, replica
         self.part = master.numel()
         self.gradients: Tensor | None = None
+        self._written: set[int] = set()
+        """Where parameters begin that have a sum in `gradients`."""
         self.reduced: Tensor | None = None
         """[part], own part of the gradient's mean over replicas, once it is there."""
         self.stale = False
@@ -92,10 +94,41 @@ class FlatGroup:
     def own_weights(self) -> Tensor:
         return self.weights.narrow(0, self.replica * self.part, self.part)
 
+    def add_gradient(self, begin: int, gradient: Tensor) -> None:
+        """Add a parameter's gradient to its sum. The first of a step takes the place of whatever is there, so that nobody has to
+        write zeros first.
+
+        Args:
+            begin: where the parameter begins in the group.
+            gradient: [elements], in any type.
+        """
+        place = self._buffer().narrow(0, begin, gradient.numel())
+        if begin in self._written:
+            place.add_(gradient)
+        else:
+            place.copy_(gradient)
+            self._written.add(begin)
+
     def need_gradients(self) -> Tensor:
-        """Return the buffer in which gradients are summed, [replicas * part]; zeros if there was none."""
+        """Return the sums of gradients, [replicas * part]; zeros of parameters without any."""
+        gradients = self._buffer()
+        for parameter, begin in self.views():
+            if begin not in self._written:
+                gradients.narrow(0, begin, parameter.numel()).zero_()
+                self._written.add(begin)
+        return gradients
+
+    def forget_gradients(self, keep_room: bool) -> None:
+        """Begin new sums, in the same memory or, where that is not kept, in other."""
+        self._written.clear()
+        if not keep_room:
+            self.gradients = None
+
+    def _buffer(self) -> Tensor:
+        """Return memory for sums, of which only what `_written` names has a meaning, and the padding is zero."""
         if self.gradients is None:
-            self.gradients = torch.zeros(self.size, dtype=torch.float32, device=self.weights.device)
+            self.gradients = torch.empty(self.size, dtype=torch.float32, device=self.weights.device)
+            self.gradients[sum(parameter.numel() for parameter in self.members.values()) :].zero_()
         return self.gradients
 
     def need_weights(self) -> Tensor:

@@ -147,7 +147,7 @@ class LayerwiseOptimizer:
     def _accumulate(self, group: FlatGroup, begin: int, parameter: torch.nn.Parameter) -> None:
         """Add a gradient that autograd has just made to the group's sum."""
         assert parameter.grad is not None
-        group.need_gradients().narrow(0, begin, parameter.numel()).add_(parameter.grad.view(-1))
+        group.add_gradient(begin, parameter.grad.view(-1))
         parameter.grad = None
         if group in self._left:
             self._left[group] -= 1
@@ -173,7 +173,7 @@ class LayerwiseOptimizer:
         if not self.keeps_gradients:
             for piece in bundle:
                 if piece.end == piece.group.part:
-                    piece.group.gradients = None
+                    piece.group.forget_gradients(keep_room=False)
 
     # After the schedule: norm, update.
 
@@ -215,10 +215,7 @@ class LayerwiseOptimizer:
         for group in self._awake:
             group.master.grad = group.reduced = None
             group.stale = True
-            if self.keeps_gradients:
-                group.need_gradients().zero_()
-            else:
-                group.gradients = None
+            group.forget_gradients(self.keeps_gradients)
         self.sleepers.stepped(self._awake_units, lr)
         for unit in self.sleepers.overslept():
             self._make_up(unit)
