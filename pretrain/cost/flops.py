@@ -47,11 +47,15 @@ class Shape:
         heads = 2 * self.layer_weights() - feed_forward + self.attention()
         return 1 - ((1 - groups) * heads + (1 - columns) * feed_forward) / self.layer()
 
+    def shares(self, path: LayerPath) -> tuple[float, ...]:
+        """Operations of each layer in a path, over those of the whole layer."""
+        if path.width is None:
+            return tuple(float(active) for active in path.active)
+        return tuple(self.part_of_layer(*width.shares) * active for active, width in zip(path.active, path.width))
+
     def layers_of(self, path: LayerPath) -> float:
         """Operations of a path's layers, in whole layers."""
-        if path.width is None:
-            return path.length
-        return sum(self.part_of_layer(*path.width[layer].shares) for layer in path.layers)
+        return sum(self.shares(path))
 
     def layer_weights(self) -> int:
         """Weights in the matrices of one layer."""

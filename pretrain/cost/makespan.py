@@ -77,8 +77,12 @@ def _needs(op: Operation, part: int, parts: int) -> tuple[bool, int, int] | None
     return (False, op.micro_batch, part + 1) if part < parts - 1 else (True, op.micro_batch, part)
 
 
-def active_by_part(active: Sequence[bool], parts: int) -> tuple[int, ...]:
-    """Active layers of each part of the model, in order, when it is cut into `parts` of equally many layers."""
+def active_by_part(active: Sequence[float], parts: int) -> tuple[float, ...]:
+    """Active layers of each part of the model, in order, when it is cut into `parts` of equally many layers.
+
+    Args:
+        active: of each layer whether it is active, or which share of its operations runs.
+    """
     size = len(active) // parts
     return tuple(sum(active[part * size : (part + 1) * size]) for part in range(parts))
 

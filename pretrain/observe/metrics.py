@@ -28,6 +28,12 @@ def training_rows(rows: list[MetricsRow]) -> list[MetricsRow]:
     return [row for row in rows if "loss" in row]
 
 
+def layers_run(row: MetricsRow, layers: int) -> float:
+    """Return how many of a model's layers a run has taken its batches through up to a row; where parts of layers run, in whole
+    layers' operations."""
+    return round((1 - row["layer_flops_saved"]) * row["step"] * layers, 6)
+
+
 def evaluation_rows(rows: list[MetricsRow]) -> list[MetricsRow]:
     return [row for row in rows if "eval_loss" in row]
 

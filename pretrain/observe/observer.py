@@ -67,7 +67,6 @@ class Observer:
         if not self.is_main:
             return
         run, layers = self.run, self.run.recipe.model.num_layers
-        active = sum(path.length for path in paths) / len(paths)
         ran = sum(self.shape.layers_of(path) for path in paths)
         self.layers_run += ran
         operations = self.shape.training(ran / len(paths), run.tokens_per_step)
@@ -81,7 +80,7 @@ class Observer:
             "tokens": run.position(self.start, step).samples * run.recipe.data.sequence_length,
             "target_tokens": result.targets,
             "stage": run.method.stage(step).index,
-            "active_layers": active,
+            "active_layers": round(ran / len(paths), 6),
             "layer_flops_saved": 1 - self.layers_run / (step * len(paths) * layers),
             "step_seconds": round(seconds, 6),
             "data_seconds": round(data_seconds, 6),

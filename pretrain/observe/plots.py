@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pretrain.config import Run
-from pretrain.observe.metrics import MetricsRow, evaluation_rows, training_rows
+from pretrain.observe.metrics import MetricsRow, evaluation_rows, layers_run, training_rows
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
 SUBNETWORK = "The training loss is a subnetwork's: each step runs only the layers of its path. Held-out loss runs all layers."
@@ -51,7 +50,7 @@ def _loss_by_step(axes: Axes, run: Run, rows: Rows) -> str:
 def _loss_by_flops(axes: Axes, run: Run, rows: Rows) -> str:
     steps = training_rows(rows)
     unit = 3 * run.recipe.shape.layer() * run.tokens_per_step / 1e15
-    done = dict(zip((row["step"] for row in steps), accumulate(row["active_layers"] * unit for row in steps)))
+    done = {row["step"]: layers_run(row, run.recipe.model.num_layers) * unit for row in steps}
     _losses(axes, rows, done)
     _stages(axes, run, done.get)
     axes.set_xlabel("layer operations so far (PFLOP)")

@@ -87,7 +87,8 @@ def _ideal_ratios(run: Run, rows: list[MetricsRow]) -> Iterator[float]:
     layout = run.recipe.parallel
     parts, known = layout.pipeline * layout.virtual, {}
     for row in rows:
-        active = row["active_layers"] if parts == 1 else active_by_part(run.method.paths(row["step"])[0].active, parts)
+        path = run.method.paths(row["step"])[0]
+        active = row["active_layers"] if parts == 1 else active_by_part(run.recipe.shape.shares(path), parts)
         if active not in known:
             known[active] = ideal_pipeline_ratio(
                 run.recipe.shape, active, layout.pipeline, layout.virtual, run.micro_batches, run.backward_cost

@@ -17,9 +17,9 @@ STEPS = 24
 class Spread:
     """Active layers in some steps of a stage: for each looked-at path, of every part of the model in order."""
 
-    parts: tuple[tuple[int, ...], ...]
+    parts: tuple[tuple[float, ...], ...]
 
-    def of_rank(self, rank: int, ranks: int) -> list[int]:
+    def of_rank(self, rank: int, ranks: int) -> list[float]:
         """Active layers of a pipeline rank, for each path."""
         return [sum(parts[rank::ranks]) for parts in self.parts]
 
@@ -45,8 +45,9 @@ def some_steps(stage: Stage) -> Iterator[int]:
 
 def stage_time(run: Run, stage: Stage) -> float:
     """Mean time of the schedule of a step of `stage`, in operations a token of one rank, communication free."""
-    paths = spread(run, stage).parts
-    return sum(_time(run, active) for active in paths) / len(paths)
+    p, shape = run.recipe.parallel, run.recipe.shape
+    paths = [run.method.paths(step)[0] for step in some_steps(stage)]
+    return sum(_time(run, active_by_part(shape.shares(path), p.pipeline * p.virtual)) for path in paths) / len(paths)
 
 
 def full_time(run: Run) -> float:
@@ -56,11 +57,11 @@ def full_time(run: Run) -> float:
     return _time(run, (run.recipe.model.num_layers // parts,) * parts)
 
 
-def _time(run: Run, active: tuple[int, ...]) -> float:
+def _time(run: Run, active: tuple[float, ...]) -> float:
     p = run.recipe.parallel
     return _makespan(run.recipe.shape, p.pipeline, p.virtual, active, run.micro_batches, run.backward_cost)
 
 
 @lru_cache(maxsize=10_000)
-def _makespan(shape: Shape, ranks: int, chunks: int, active: tuple[int, ...], micro_batches: int, backward: float) -> float:
+def _makespan(shape: Shape, ranks: int, chunks: int, active: tuple[float, ...], micro_batches: int, backward: float) -> float:
     return makespan(chunk_costs(shape, ranks, chunks, active), micro_batches, backward)

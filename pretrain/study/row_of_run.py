@@ -14,7 +14,7 @@ from pretrain.checkpoint.manifest import Manifest
 from pretrain.config.run import Run
 from pretrain.cost.flops import TRAINING
 from pretrain.errors import UserError
-from pretrain.observe.metrics import MetricsRow, evaluation_rows, parts_rows, read_rows, training_rows
+from pretrain.observe.metrics import MetricsRow, evaluation_rows, layers_run, parts_rows, read_rows, training_rows
 from pretrain.study.identity import settings_of
 from pretrain.study.row import Evaluated, Row, StageBoundary
 
@@ -52,7 +52,7 @@ def _row_of(directory: Path, size: str, method: str, data: dict[str, str], step:
             " copy"
         )
     shape, tokens = run.recipe.shape, run.tokens_per_step
-    layers = list(accumulate(row["active_layers"] for row in steps))
+    layers = [layers_run(row, run.recipe.model.num_layers) for row in steps]
     by_length = tuple(_step_seconds(steps))
     typical = {length: median_seconds for length, _, median_seconds in by_length}
     seconds = list(accumulate(typical[row["active_layers"]] for row in steps))

@@ -169,6 +169,31 @@ def test_parts(study):
         assert cells == [f"{mean_and_error(losses)[0]:.3f}" for losses in (*parts, more)], name
 
 
+def test_width_against_depth():
+    study = rows("width")
+    assert {tuple(sorted(runs)) for runs in study.values()} == {(1, 2, 3)}
+    assert len({json.dumps(row["data"], sort_keys=True) for runs in study.values() for row in runs.values()}) == 1
+    head = ("method, 12 layers", "layer FLOPs, times fewer", "model FLOPs, times fewer", "held-out loss", "standard error")
+    assert [line[0] for line in table(*head)] == ["full", "raptr", "raptr_parts", "raptr_ffn"]
+    for name, fewer_layer, fewer_model, loss, error in table(*head):
+        runs = study[name].values()
+        mean, standard_error = mean_and_error([row["losses"]["all"] for row in runs])
+        assert {(row["settings"][RATE], row["step"]) for row in runs} == {(4e-3, 900)}, name
+        assert (loss, error) == (f"{mean:.4f}", f"{standard_error:.4f}"), name
+        for fewer, kind in ((fewer_layer, "layer_flops"), (fewer_model, "model_flops")):
+            theirs = sum(row["evaluations"][-1][kind] for row in study["full"].values())
+            assert fewer == f"{theirs / sum(row['evaluations'][-1][kind] for row in runs):.2f}", name
+    for pair, mean, error, interval, verdict in table("width and depth, first minus second", *PAIRS[1:]):
+        first, second = pair.split(" − ")
+        difference, standard_error = mean_and_error(
+            [study[first][seed]["losses"]["all"] - study[second][seed]["losses"]["all"] for seed in (1, 2, 3)]
+        )
+        assert (mean, error) == (f"{difference:+.4f}", f"{standard_error:.4f}"), pair
+        assert interval == interval_of(difference, standard_error), pair
+        low, high = map(float, interval.split(" to "))
+        assert verdict == (f"{first} is better" if high < 0 else f"{first} is worse" if low > 0 else "not shown"), pair
+
+
 def test_no_text_of_the_corpus_or_place_of_a_machine_is_committed():
     for file in STUDIES.glob("*.rows.jsonl"):
         assert not re.search(r'"/[a-z]', file.read_text()), f"{file}: holds a path"
