@@ -31,6 +31,10 @@ class Split:
         """
         return cls(ranks, rank, shape[dim] // (matrices * ranks) * prod(shape[dim + 1 :]))
 
+    def apart(self, other: "Split") -> bool:
+        """Whether both are parts of the same cut, and not the same one, so that they have nothing in common."""
+        return (self.ranks, self.block) == (other.ranks, other.block) and self.rank != other.rank
+
     @classmethod
     def whole(cls, shape: Sequence[int]) -> "Split":
         """Return the split of a parameter that every tensor-parallel rank holds in full."""
@@ -70,8 +74,13 @@ class Overlap:
         return int(self.length.sum())
 
 
+NOTHING = Overlap(*(np.array([], dtype=np.int64) for _ in range(3)))
+
+
 def common(source: Fragment, target: Fragment) -> Overlap:
     """The elements of a parameter that both fragments hold; positions count from each fragment's beginning."""
+    if source.split.apart(target.split):
+        return NOTHING
     if source.split == target.split:  # on the layout that wrote it, and between zero stages: one stretch, however many blocks
         first, end = max(source.start, target.start), min(source.start + source.length, target.start + target.length)
         one = [np.array([n], dtype=np.int64) for n in (first - source.start, first - target.start, end - first)]

@@ -15,6 +15,7 @@ from pretrain.errors import one_line, reason
 from pretrain.files import sha256
 from pretrain.optim.names import TENSORS, layer_of
 from pretrain.progress import BYTES, bar
+from pretrain.subnetwork.units import Units
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -79,6 +80,8 @@ class Manifest(_Part):
     """Checksums of the token files, by the setting that names them; None in a checkpoint of a program that took none."""
     updates: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
     """AdamW's updates of each layer, or, where layers are cut, of each unit in them; None where there are as many as steps."""
+    cut: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
+    """Into how many groups of heads and blocks of columns layers are cut of which `updates` tells; None if they are not."""
     parameters: dict[str, Annotated[tuple[Positive, ...], Field(strict=False)]]
     """Shapes."""
     files: dict[str, TensorFileFacts]
@@ -90,37 +93,43 @@ class Manifest(_Part):
         return self.model_copy(update={"sha256": self._digest()})
 
     def text(self) -> str:
-        """Return it as it is written: without `updates` where programs before that key could read it."""
-        return self.model_dump_json(exclude={"updates"} if self.updates is None else None)
+        """Return it as it is written: without keys that programs before them would not read, where they say nothing."""
+        return self.model_dump_json(exclude={name for name in ("updates", "cut") if getattr(self, name) is None})
 
     def _digest(self) -> str:
-        left_out = {"sha256", *(name for name in ("data", "updates") if getattr(self, name) is None)}
+        left_out = {"sha256", *(name for name in ("data", "updates", "cut") if getattr(self, name) is None)}
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()
 
-    def updates_of(self, units: int) -> tuple[int, ...]:
-        """Return AdamW's updates of each of so many units, as many in each layer.
+    def updates_of(self, units: Units) -> tuple[int, ...]:
+        """Return AdamW's updates of each unit.
 
-        Parts of a layer that is cut otherwise than it was have the count of the part that had most.
+        What is cut otherwise than it was has, in each layer, the count of the part that had most.
         """
-        if self.updates is None or len(self.updates) == units:
-            return self.updates or (self.step,) * units
-        layers = len(self._layers)
-        was, now = len(self.updates) // layers, units // layers
-        return tuple(max(self.updates[layer * was : (layer + 1) * was]) for layer in range(layers) for _ in range(now))
+        if self.updates is None:
+            return (self.step,) * units.count
+        was, found = self._units, []
+        for layer in range(units.layers):
+            counts = self.updates[layer * was.in_layer : (layer + 1) * was.in_layer]
+            groups, columns = counts[1 : 1 + was.groups], counts[1 + was.groups :]
+            found.append(counts[0] if was == units else max(counts))
+            found += groups if was.groups == units.groups else (max(counts),) * units.groups
+            found += columns if was.columns == units.columns else (max(counts),) * units.columns
+        return tuple(found)
 
     @property
-    def _layers(self) -> set[int]:
-        return {layer for name in self.parameters if (layer := layer_of(name)) is not None}
+    def _units(self) -> Units:
+        layers = {layer for name in self.parameters if (layer := layer_of(name)) is not None}
+        return Units(len(layers), *(self.cut or (0, 0)))
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Manifest":
         if self.format != FORMAT:
             raise ValueError(f"format {self.format}; this program reads {FORMAT}")
-        layers = len(self._layers)
-        if self.updates is not None and (
-            not self.updates or not layers or len(self.updates) % layers or max(self.updates) > self.step
-        ):
-            raise ValueError(f"it tells {len(self.updates)} counts of updates in {self.step} steps, and has {layers} layers")
+        units = self._units
+        if self.updates is not None and (len(self.updates) != units.count or max(self.updates, default=0) > self.step):
+            raise ValueError(
+                f"it tells {len(self.updates)} counts of updates in {self.step} steps, and has {units.count} of layers and parts"
+            )
         for file, facts in self.files.items():
             if file != Path(file).name or not file.endswith(".safetensors"):
                 raise ValueError(f"{file!r} is not the name of a file in the checkpoint")

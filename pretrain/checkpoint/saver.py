@@ -176,7 +176,7 @@ class Saver:
         self._warned.update(problems)
 
     def _manifest(self, save: "_Save", parts: Sequence[RankPart]) -> Manifest:
-        run = self.run
+        run, units, even = self.run, self.run.method.units, set(save.updates) <= {save.position.step}
         shapes = {name: shape for part in parts for name, shape in part.shapes.items()}
         return Manifest(
             format=FORMAT,
@@ -188,7 +188,8 @@ class Saver:
             ds_config=run.ds.model_dump(mode="json", exclude_none=True),
             versions=provenance(self.ranks.device.type),
             tokenizer_sha256=self.data[TOKENIZER],
-            updates=None if set(save.updates) <= {save.position.step} else save.updates,
+            updates=None if even else save.updates,
+            cut=None if even or units.in_layer == 1 else (units.groups, units.columns),
             data={name: checksum for name, checksum in self.data.items() if name != TOKENIZER},
             parameters=dict(sorted(shapes.items())),
             files={_file_of(rank): part.file for rank, part in enumerate(parts) if part.file is not None},

@@ -112,7 +112,7 @@ class ModelState:
         Args:
             copies: layers that have become copies of others.
         """
-        counts, sources = manifest.updates_of(len(self.optimizer.updates)), dict(copies)  # who copies cuts no layer
+        counts, sources = manifest.updates_of(self.optimizer.units), dict(copies)  # who copies cuts no layer
         self.optimizer.restored(manifest.step, tuple(counts[sources.get(unit, unit)] for unit in range(len(counts))))
 
 

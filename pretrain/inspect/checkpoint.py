@@ -1,5 +1,6 @@
 """Looking at checkpoints: what there is, on which layout it was written, what is in it, and whether it is whole."""
 
+from collections import Counter
 from datetime import datetime
 from math import prod
 from pathlib import Path
@@ -53,9 +54,9 @@ def inspect_checkpoints(path: Path, short: bool = False) -> None:
         title=f"step {newest.step:,}: {', '.join(TENSORS)} of each",
         title_justify="left",
     )
+    stretches = Counter(parameter_of(key) for facts in newest.files.values() for key in facts.fragments)
     for name, shape in newest.parameters.items():
-        stretches = sum(parameter_of(key) == name for facts in newest.files.values() for key in facts.fragments)
-        parameters.add_row(Text(name), " x ".join(map(str, shape)), f"{prod(shape):,}", str(stretches))
+        parameters.add_row(Text(name), " x ".join(map(str, shape)), f"{prod(shape):,}", str(stretches[name]))
     parameters.add_section()
     parameters.add_row("all", "", f"{sum(map(prod, newest.parameters.values())):,}")
     console.print(parameters)

@@ -38,6 +38,11 @@ KEPT = [
 """Results that selective recomputation keeps: matrix products, attention, and what came from other ranks."""
 
 
+GRAPHS = 128
+"""Graphs of a layer's function that may be compiled: two for each stage that runs other parts of layers. PyTorch's own limit, 8,
+tells of graphs that nobody meant to have."""
+
+
 @dataclass(frozen=True)
 class LayerInputs:
     """What every layer of a micro-batch reads beside the residual stream. Travels as Megatron-Core's `attention_mask`, which its
@@ -196,5 +201,7 @@ def selective(layer: SkippableLayer, hidden_states: Tensor, **inputs: Any) -> Te
 
 @cache
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a layer's function compiled: one graph, which all layers share and which no break divides."""
+    """Return a layer's function compiled: one graph, which all layers share and which no break divides; where stages run parts of
+    layers, one for each number of them."""
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     return torch.compile(function, fullgraph=True, dynamic=False)

@@ -4,7 +4,8 @@ Its own are started with `async_op=True`, which Dynamo refuses (PyTorch issue 14
 same: they run from where they are called to where they are waited for, beside the products between, compiled or not.
 
 A weight that is cut is one parameter a block, so that a block which does not run has no gradient and can sleep. What runs is
-joined for a product and again for its gradient: no joined weight is kept from one to the other.
+joined for a product and again, in another way, for its gradient: a compiler that found the same work twice would do it once, and
+keep every layer's joined weights from the forward pass to the backward one.
 """
 
 from collections.abc import Sequence
@@ -139,6 +140,15 @@ def joined(blocks: Sequence[Tensor], dim: int, matrices: int = 1) -> Tensor:
     return torch.cat([block.view(matrices, -1, *block.shape[1:]) for block in blocks], 1).flatten(0, 1)
 
 
+def joined_again(blocks: Sequence[Tensor], dim: int, matrices: int = 1) -> Tensor:
+    """Return what `joined` returns, by an operation that no compiler takes for the same."""
+    if len(blocks) == 1:
+        return blocks[0]
+    if matrices == 1:
+        return torch.cat([block.t() for block in blocks], 1 - dim).t()
+    return torch.cat([block.view(matrices, -1, block.shape[1]).permute(2, 0, 1) for block in blocks], 2).flatten(1, 2).t()
+
+
 def parted(whole: Tensor, of: int, dim: int, matrices: int = 1) -> tuple[Tensor, ...]:
     """Return so many equal blocks; what `joined` makes whole."""
     if of == 1 or matrices == 1:
@@ -177,7 +187,7 @@ class _ColumnProduct(torch.autograd.Function):
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         input_, *blocks = ctx.saved_tensors
         whole = _collectives.all_gather_into_tensor(input_, ctx.size, ctx.name) if ctx.splits else input_
-        grad_input = grad.matmul(joined(blocks, 0, ctx.matrices))
+        grad_input = grad.matmul(joined_again(blocks, 0, ctx.matrices))
         if ctx.splits:
             whole = _wait(whole)
             grad_input = _collectives.reduce_scatter_tensor(grad_input, "sum", ctx.size, ctx.name)
@@ -204,7 +214,7 @@ class _RowProduct(torch.autograd.Function):
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         input_, *blocks = ctx.saved_tensors
         grad_weight = grad.flatten(0, -2).t().matmul(input_.flatten(0, -2))
-        return grad.matmul(joined(blocks, 1)), *parted(grad_weight, len(blocks), 1)
+        return grad.matmul(joined_again(blocks, 1)), *parted(grad_weight, len(blocks), 1)
 
 
 class _Sum(torch.autograd.Function):

@@ -49,13 +49,13 @@ def flat_groups(model: ChunkedModel, ds: DeepSpeedConfig, units: Units) -> tuple
     deepspeed.init_distributed(dist_init_required=False)
     bf16_optimizer.see_memory_usage = _say_nothing
     groups = [_flat_group(members) for members in members_by_unit(model, units)]
-    decay = ds.optimizer.params.weight_decay
-    return _adamw(ds, [{"params": [g.master], "weight_decay": decay if g.is_matrices else 0.0} for g in groups]), groups
-
-
-def _adamw(ds: DeepSpeedConfig, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     params = ds.optimizer.params
-    return torch.optim.AdamW(groups, lr=params.lr, betas=params.betas, eps=params.eps, fused=params.fused)
+    # Two groups of many masters each: a fused kernel updates all of a group that have a gradient at once.
+    masters: list[dict[str, Any]] = [
+        {"params": [g.master for g in groups if g.is_matrices], "weight_decay": params.weight_decay},
+        {"params": [g.master for g in groups if not g.is_matrices], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(masters, lr=params.lr, betas=params.betas, eps=params.eps, fused=params.fused), groups
 
 
 def _flat_group(members: Members) -> FlatGroup:
@@ -138,8 +138,8 @@ class DeepSpeedOptimizer:
         """Take over AdamW's count of updates."""
         if set(updates) != {step}:
             raise UserError(
-                f"the layers of this checkpoint have been updated {min(updates)} to {max(updates)} times in {step} steps"
-                ' (skipped_update "none"), and "zero_optimization.stage" 0 keeps one count for all; use 1, 2 or 3'
+                f"layers of this checkpoint, or parts of them, have been updated {min(updates)} to {max(updates)} times in {step}"
+                ' steps (skipped_update "none"), and "zero_optimization.stage" 0 keeps one count for all; use 1, 2 or 3'
             )
         for parameter in self.model.parameters():
             state_of(self.engine.basic_optimizer, parameter)["step"].fill_(step)

@@ -79,6 +79,9 @@ def _last_micro_batches(batching: Batching, paths: int) -> tuple[int, ...]:
 class ModelOptimizer(Protocol):
     """Reduces, clips, updates and shards; the same calls on every rank."""
 
+    units: Units
+    """What may sleep."""
+
     def begin(self, ran: Ran) -> None:
         """Get ready for a step that runs these parts."""
 

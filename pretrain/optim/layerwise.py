@@ -8,7 +8,6 @@ docs/communication.md follows one step.
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -55,11 +54,10 @@ class LayerwiseOptimizer:
         self.wire.open(self.groups[0].master.device)
         self.sleepers = Sleepers(units.count, ds.progressive_subnetwork.skipped_update == "exact")
         self.norm = GroupNorm(model, self.groups)
-        self._described: dict[int, list[tuple[FlatGroup, dict[str, Any]]]] = {}
-        """Groups of each unit that this rank has, with what AdamW knows of them."""
-        for group, described in zip(self.groups, self.adamw.param_groups):
+        self._of_unit: dict[int, list[FlatGroup]] = {}
+        for group in self.groups:
             if group.unit is not None:
-                self._described.setdefault(group.unit, []).append((group, described))
+                self._of_unit.setdefault(group.unit, []).append(group)
         self._awake: list[FlatGroup] = []
         self._awake_units: Collection[int] = ()
         self._waiting: list[Bundle] = []
@@ -131,8 +129,9 @@ class LayerwiseOptimizer:
 
     def _make_up(self, unit: int) -> None:
         if rates := self.sleepers.missed(unit):
-            for group, described in self._described.get(unit, ()):
-                make_up(self.adamw, described, group.master, rates)
+            for group in self._of_unit.get(unit, ()):
+                matrices, vectors = self.adamw.param_groups
+                make_up(self.adamw, matrices if group.is_matrices else vectors, group.master, rates)
                 group.stale = True
             self.sleepers.made_up(unit)
 
@@ -205,8 +204,9 @@ class LayerwiseOptimizer:
             self.adamw.found_inf = (~is_good).float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler sets it
         elif not is_good:
             return
-        for group, described in zip(self.groups, self.adamw.param_groups):
+        for described in self.adamw.param_groups:
             described["lr"] = lr
+        for group in self.groups:
             group.master.grad = None  # AdamW passes over what has no gradient
         for group in self._awake:
             tensors_of(self.adamw, group.master)

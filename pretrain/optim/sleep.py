@@ -36,7 +36,9 @@ class Sleepers:
 
     def overslept(self) -> list[int]:
         """Return the units that have missed so many updates that they are to be made up for."""
-        return [unit for unit in range(len(self.updates)) if len(self.missed(unit)) >= LONGEST_SLEEP]
+        if not self.is_exact:
+            return []
+        return [unit for unit, since in enumerate(self._missed_since) if self.step - since >= LONGEST_SLEEP]
 
     def stepped(self, awake: Iterable[int], rate: float) -> None:
         """Note that a step has updated these units."""

@@ -58,7 +58,7 @@ def unused_layers_do_not_send_zeros():
     def filled(self, ran):
         begin(self, ran)
         for group in self._awake:
-            if group.layer is not None and ran.here[group.layer] == 0:
+            if group.unit is not None and ran.here[group.unit] == 0:
                 group.need_gradients().fill_(1e-3)
 
     return patch.object(LayerwiseOptimizer, "begin", filled)

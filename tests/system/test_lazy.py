@@ -88,8 +88,9 @@ def test_two_replicas(project, tmp_path):
         6, 2, "raptr on 8 paths", **stages[2], **{"ds.progressive_subnetwork.skipped_update": "exact"}
     )
     cases["apart, exact, stage 3"]["settings"]["ds.progressive_subnetwork"] = json.dumps(apart)
-    standing = {"ds.progressive_subnetwork.skipped_update": "none"}
-    cases["none, parts, stage 3"] = case(20, 2, "parts", **standing, **stages[2])
+    for update, stage in (("exact", 1), ("none", 3)):
+        more = {"ds.progressive_subnetwork.skipped_update": update, "ds.zero_optimization.stage": stage}
+        cases[f"{update}, parts, stage {stage}"] = case(20 + stage, 2, "parts", **more)
     results = launch(project, tmp_path, 2, cases)
     require_equal(results)
     for name, ranks in results.items():
@@ -157,6 +158,9 @@ def test_every_break_is_noticed(project, tmp_path):
         assert "step 4: the ranks updated different layers: 0 against 1" in found["different"][0]
 
 
+PARTS_OF_HALF = '{"method": "raptr_parts", "path_lengths": "4-8", "group_lengths": "1-4", "ffn_lengths": "3-6"}'
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 def test_bytes_follow_the_layers_that_run(project, tmp_path, bf16):
     """Each collective is given what is active once; nothing large is summed to all, nothing of a sleeping layer is touched."""
@@ -169,6 +173,8 @@ def test_bytes_follow_the_layers_that_run(project, tmp_path, bf16):
             "full": {"ds.progressive_subnetwork.method": "full"},
             "stage 3": {"ds.zero_optimization.stage": "3"},
             "full in stage 3": {"ds.zero_optimization.stage": "3", "ds.progressive_subnetwork.method": "full"},
+            "parts": {},
+            "parts in stage 3": {"ds.zero_optimization.stage": "3"},
         }.items()
     }
     for name, one in cases.items():
@@ -179,17 +185,23 @@ def test_bytes_follow_the_layers_that_run(project, tmp_path, bf16):
             "ds.zero_optimization.stage": "3" if "stage 3" in name else "1",
             "ds.communication_data_type": "fp32",
         }
+        if "parts" in name:
+            one["settings"]["ds.progressive_subnetwork"] = PARTS_OF_HALF
     micro_batches, weight = 2, 2 if bf16 else 4
     for name, ranks in launch(project, tmp_path, 2, cases).items():
         for found in ranks:
             assert found["alone"]
             for step, row in enumerate(found["rows"], start=1):
-                assert row["union"] == len(row["lent"] or range(row["union"])) == (8 if "full" in name else 4)
+                if "parts" in name:  # a layer itself, a group of heads, three blocks of columns; the first has vectors alone
+                    assert row["union"] == 4 * 5 and len(row["lent"]) in (0, 4 * 4)
+                else:
+                    assert row["union"] == len(row["lent"] or range(row["union"])) == (8 if "full" in name else 4)
                 passes = micro_batches * sum(row["lent"])  # in stage 3, of which only the layers' matrices are lent
                 assert sum(row["reduce_scatter_tensor"]) == 4 * (row["elements"] + passes)
                 assert max(row["all_reduce"]) < 64 * 1024
                 assert sum(row["all_gather_into_tensor"]) == weight * (row["changed"] + 2 * passes), "once, where it has changed"
                 assert (row["changed"] > 0) == (step > 1), "the first has the weights that it began with"
-                assert row["most weights"] <= weight * (found["resident"] + sum(sorted(row["lent"])[-2:])), "of two layers"
+                two = 2 * 4 if "parts" in name else 2
+                assert row["most weights"] <= weight * (found["resident"] + sum(sorted(row["lent"])[-two:])), "of two layers"
                 assert ("stage 3" in name) == (found["resident"] < found["all"])
             assert (found["rows"][-1]["elements"] + sum(found["rows"][-1]["lent"]) == found["all"]) == ("full" in name)

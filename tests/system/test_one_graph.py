@@ -2,7 +2,7 @@
 test_compiled.py has.
 """
 
-from functools import cache
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ import torch
 from pretrain.data.loader import open_data
 from pretrain.engine import build_engine
 from pretrain.engine.micro_batch import MicroBatch
-from pretrain.model import cross_entropy, decoder, layer
+from pretrain.model import cross_entropy, decoder, layer, linear
 from pretrain.subnetwork import LayerPath
 
 METHODS = {
@@ -32,18 +32,18 @@ def graphs(monkeypatch):
 
         return backend
 
-    @cache
-    def compiled(function):
-        return torch.compile(function, fullgraph=True, dynamic=False, backend=counting("layers"))
+    compile_with = torch.compile
 
     def compiled_kernels():
         return cross_entropy.Kernels(
-            *(torch.compile(f, fullgraph=True, backend=counting("loss")) for f in vars(cross_entropy.Kernels()).values())
+            *(compile_with(f, fullgraph=True, backend=counting("loss")) for f in vars(cross_entropy.Kernels()).values())
         )
 
-    monkeypatch.setattr(layer, "compiled", compiled)
+    monkeypatch.setattr(torch, "compile", partial(compile_with, backend=counting("layers")))
     monkeypatch.setattr(decoder, "compiled_kernels", compiled_kernels)
+    layer.compiled.cache_clear()
     yield counted
+    layer.compiled.cache_clear()
     torch._dynamo.reset()
 
 
@@ -75,6 +75,47 @@ def test_parts_of_layers_have_a_graph_for_each_number_of_them(project, ranks, gr
     expected = losses(project.run("steps=9", parts, "compile=none"), ranks, 9)
     assert losses(project.run("steps=9", parts, "compile=layers"), ranks, 9) == pytest.approx(expected, rel=1e-6)
     assert graphs["layers"] == 3 + 1, "three stages with gradients, and all without"
+
+
+def test_more_stages_of_parts_than_pytorch_would_compile(project, ranks, graphs):
+    parts = "ds.progressive_subnetwork={method: raptr_ffn, ffn_lengths: 1-2-3-4-5-6-7-8-9-10-11-12}"
+    assert len(losses(project.run("steps=12", parts, "compile=layers"), ranks, 12)) == 13
+    assert graphs["layers"] == 12 + 1
+
+
+SIZES = ("model.hidden_size=32", "model.head_dim=12", "model.ffn_hidden_size=48", "model.num_attention_heads=4")
+CUT = "ds.progressive_subnetwork={method: raptr_parts, path_lengths: 8-8, group_lengths: 2-4, ffn_lengths: 3-6}"
+
+
+@pytest.mark.parametrize(("broken", "through"), [(False, "part"), (False, "whole"), (True, "part"), (True, "whole")])
+def test_no_joined_weight_waits_for_the_backward_pass(project, ranks, monkeypatch, broken, through):
+    """The break: what is joined for the gradient as it was for the product is joined once, and kept."""
+    torch._dynamo.reset()
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", partial(compile_with, backend="aot_eager_decomp_partition"))
+    layer.compiled.cache_clear()
+    if broken:
+        monkeypatch.setattr(linear, "joined_again", linear.joined)
+    run = project.run(*SIZES, CUT, "compile=layers")
+    data, engine = open_data(run), build_engine(run, ranks)
+    batch, own = data.batch(1)[0], {parameter.data_ptr() for parameter in engine.model.parameters()}
+    data.close()
+    engine.model.train()
+    share = 2 if through == "part" else 1
+    q, f = 48 // share, 48 // share
+    joined = {(3 * q, 32), (32, q), (2 * f, 32), (32, f)}
+    path, kept = (run.method.paths(1)[0] if through == "part" else LayerPath.full(8)), []
+
+    def pack(tensor):
+        if tuple(tensor.shape) in joined | {shape[::-1] for shape in joined} and tensor.data_ptr() not in own:
+            kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        engine.forward_backward([MicroBatch(batch, path)], scale=1.0)
+    layer.compiled.cache_clear()
+    torch._dynamo.reset()
+    assert bool(kept) == broken
 
 
 def test_a_scale_that_were_a_number_would_be_a_constant_of_the_graph(project, ranks, graphs, monkeypatch):

@@ -16,6 +16,9 @@ from pretrain.engine import build_engine
 from pretrain.errors import UserError
 from pretrain.optim.adamw import state_of
 from pretrain.optim.names import TENSORS
+from pretrain.subnetwork.units import Units
+from pretrain.subnetwork.width import COLUMNS as COLUMNS_
+from pretrain.subnetwork.width import GROUPS
 from tests.support.weights import weights_of
 
 NONE = ("ds.progressive_subnetwork.skipped_update=none", "ds.progressive_subnetwork.paths_per_step=1")
@@ -72,7 +75,7 @@ def test_where_all_layers_are_updated_nothing_is_written_of_it(project, ranks, t
     train(project, ranks, tmp_path, 3, *EXACT, saves=3)
     folder = tmp_path / "checkpoints" / "step_00000003"
     manifest = read_manifest(folder)
-    assert manifest.updates is None and manifest.updates_of(8) == (3,) * 8
+    assert manifest.updates is None and manifest.updates_of(Units(8)) == (3,) * 8
     assert "updates" not in (folder / "manifest.json").read_text(), "so that programs that know of no counts can read it"
 
 
@@ -86,7 +89,7 @@ def test_counts_that_cannot_be_are_refused(project, ranks, tmp_path):
     train(project, ranks, tmp_path, 4, *NONE, saves=4)
     facts = read_manifest(tmp_path / "checkpoints" / "step_00000004").model_dump()
     for wrong in (facts["updates"][:-1], (5, *facts["updates"][1:])):
-        with pytest.raises(ValueError, match="counts of updates in 4 steps, and has 8 layers"):
+        with pytest.raises(ValueError, match="counts of updates in 4 steps, and has 8 of layers and parts"):
             Manifest.model_validate({**facts, "updates": wrong})
 
 
@@ -116,13 +119,25 @@ def test_parts_of_layers_go_on_bit_for_bit(project, ranks, tmp_path):
     assert all(torch.equal(numbers, state(engine)[name]) for name, numbers in state(whole).items())
 
 
-@pytest.mark.parametrize(("one", "other"), [(PARTS, EXACT), (EXACT, PARTS), (STANDING, NONE)])
+HEADS = ("ds.progressive_subnetwork={method: raptr_heads, group_lengths: 1-4, skipped_update: none}",)
+COLUMNS = ("ds.progressive_subnetwork={method: raptr_ffn, ffn_lengths: 1-4, skipped_update: none}",)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(PARTS, EXACT), (EXACT, PARTS), (STANDING, NONE), (NONE, STANDING), (HEADS, COLUMNS), (HEADS, STANDING)]
+)
 def test_whoever_cuts_layers_otherwise_takes_over_the_same_numbers(project, ranks, tmp_path, one, other):
     _, before, run = train(project, ranks, tmp_path, 4, *one, saves=4)
     _, after, _ = train(project, ranks, tmp_path, 4, *other, changing=("progressive_subnetwork",))
     assert all(torch.equal(numbers, state(after)[name]) for name, numbers in state(before).items())
-    was, now = before.optimizer.updates, after.optimizer.updates
-    assert now == tuple(max(was[n : n + len(was) // 8]) for n in range(0, len(was), len(was) // 8) for _ in range(len(now) // 8))
+    was, now = before.optimizer, after.optimizer
+    for layer in range(8):
+        begin, end = was.units.number(layer), was.units.number(layer + 1)
+        for kind, old, new in ((GROUPS, was.units.groups, now.units.groups), (COLUMNS_, was.units.columns, now.units.columns)):
+            for block in range(new):
+                expected = was.updates[was.units.number(layer, kind, block)] if old == new else max(was.updates[begin:end])
+                assert now.updates[now.units.number(layer, kind, block)] == expected
+        assert now.updates[now.units.number(layer)] == max(was.updates[begin:end])
     assert weights_of(before.model).keys() == weights_of(after.model).keys()
     for name, weight in weights_of(before.model).items():
         assert torch.equal(weight, weights_of(after.model)[name])
