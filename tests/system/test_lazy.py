@@ -186,7 +186,8 @@ def test_bytes_follow_the_layers_that_run(project, tmp_path, bf16):
             "ds.communication_data_type": "fp32",
         }
         if "parts" in name:
-            one["settings"]["ds.progressive_subnetwork"] = PARTS_OF_HALF
+            kept = {key: value for key, value in one["settings"].items() if not key.startswith("ds.progressive_subnetwork.")}
+            one["settings"] = kept | {"ds.progressive_subnetwork": PARTS_OF_HALF}
     micro_batches, weight = 2, 2 if bf16 else 4
     for name, ranks in launch(project, tmp_path, 2, cases).items():
         for found in ranks:
