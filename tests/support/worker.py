@@ -104,7 +104,8 @@ def last_micro_batch_alone():
     leave = FullyShardedOptimizer._leave_first
 
     def forgetful(self):
-        self._pass[0].reduced = None
+        for group in self._pass[0].groups:
+            group.reduced = None
         leave(self)
 
     return patch.object(FullyShardedOptimizer, "_leave_first", forgetful)
