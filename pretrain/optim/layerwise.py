@@ -224,8 +224,9 @@ class LayerwiseOptimizer:
         """Sum what tensor and pipeline ranks share of these groups. Megatron-Core passes over parameters without gradients, those
         of sleeping layers."""
         for group in groups:
+            gradients = group.need_gradients()
             for parameter, begin in group.views():
-                gradient = group.need_gradients().narrow(0, begin, parameter.numel())
+                gradient = gradients.narrow(0, begin, parameter.numel())
                 parameter.main_grad = gradient.view_as(parameter)  # type: ignore[attr-defined]  # where Megatron-Core looks
         sum_over_model_ranks(self.model, self.config)
         for group in groups:

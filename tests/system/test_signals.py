@@ -110,7 +110,7 @@ def test_the_slowest_rank_is_named(project, tmp_path):
     assert process.wait() == 0
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     slow = [row["slowest_over_median"] for row in rows if row.get("slowest_rank") == 1 and row["step"] > 5]
-    assert len(slow) >= 10 and statistics.median(slow) > 1.2
+    assert len(slow) >= 2 / 3 * (60 - 5) and statistics.median(slow) > 1.2
     assert f"1 on {socket.gethostname()}" in status_of(run_dir)["slowest rank"]
 
 

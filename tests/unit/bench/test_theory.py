@@ -1,5 +1,7 @@
 """The small networks are what they are called, and what is fitted to them is what is there."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -68,3 +70,20 @@ def test_a_network_that_is_lost_is_a_row_like_others():
     row = Row("residual, no norm", 64, 1, 200, WHEN[1], float("nan"), 1.5, float("nan"))
     again = Row.read(row.line())
     assert "NaN" not in row.line() and repr(again) == repr(row)
+
+
+def test_the_page_says_what_the_rows_say():
+    """docs/theory.md, worked out again from the committed rows."""
+    rows = [Row.read(line) for line in Path("bench/results/theory_stability.rows.jsonl").read_text().splitlines()]
+    page = Path("docs/theory.md").read_text()
+
+    def fitted(residual: bool, norm: str, when: str) -> str:
+        own = [row for row in rows if (row.kind, row.when) == (Kind(residual, norm).name, when)]
+        assert len(own) == 12, "4 depths, 3 seeds"
+        slope, half = exponent([row.depth for row in own], [row.size for row in own])
+        return f"{slope:+.2f} ± {half:.2f}"
+
+    before, after = WHEN
+    assert f"trained: {fitted(True, 'pre', after)}, as 1 / L; norms after: {fitted(True, 'post', after)}," in page
+    assert f"| {fitted(True, 'pre', before)} before, {fitted(True, 'post', before)} after:" in page
+    assert f"| {fitted(False, 'pre', after)} and {fitted(False, 'post', after)}, of networks" in page

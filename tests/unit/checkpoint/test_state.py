@@ -17,8 +17,7 @@ from pretrain.errors import UserError
 from pretrain.optim.adamw import state_of
 from pretrain.optim.names import TENSORS
 from pretrain.subnetwork.units import Units
-from pretrain.subnetwork.width import COLUMNS as COLUMNS_
-from pretrain.subnetwork.width import GROUPS
+from pretrain.subnetwork.width import COLUMNS, GROUPS
 from tests.support.weights import weights_of
 
 NONE = ("ds.progressive_subnetwork.skipped_update=none", "ds.progressive_subnetwork.paths_per_step=1")
@@ -119,12 +118,13 @@ def test_parts_of_layers_go_on_bit_for_bit(project, ranks, tmp_path):
     assert all(torch.equal(numbers, state(engine)[name]) for name, numbers in state(whole).items())
 
 
-HEADS = ("ds.progressive_subnetwork={method: raptr_heads, group_lengths: 1-4, skipped_update: none}",)
-COLUMNS = ("ds.progressive_subnetwork={method: raptr_ffn, ffn_lengths: 1-4, skipped_update: none}",)
+HEADS_ALONE = ("ds.progressive_subnetwork={method: raptr_heads, group_lengths: 1-4, skipped_update: none}",)
+COLUMNS_ALONE = ("ds.progressive_subnetwork={method: raptr_ffn, ffn_lengths: 1-4, skipped_update: none}",)
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [(PARTS, EXACT), (EXACT, PARTS), (STANDING, NONE), (NONE, STANDING), (HEADS, COLUMNS), (HEADS, STANDING)]
+    ("one", "other"),
+    [(PARTS, EXACT), (EXACT, PARTS), (STANDING, NONE), (NONE, STANDING), (HEADS_ALONE, COLUMNS_ALONE), (HEADS_ALONE, STANDING)],
 )
 def test_whoever_cuts_layers_otherwise_takes_over_the_same_numbers(project, ranks, tmp_path, one, other):
     _, before, run = train(project, ranks, tmp_path, 4, *one, saves=4)
@@ -133,7 +133,7 @@ def test_whoever_cuts_layers_otherwise_takes_over_the_same_numbers(project, rank
     was, now = before.optimizer, after.optimizer
     for layer in range(8):
         begin, end = was.units.number(layer), was.units.number(layer + 1)
-        for kind, old, new in ((GROUPS, was.units.groups, now.units.groups), (COLUMNS_, was.units.columns, now.units.columns)):
+        for kind, old, new in ((GROUPS, was.units.groups, now.units.groups), (COLUMNS, was.units.columns, now.units.columns)):
             for block in range(new):
                 expected = was.updates[was.units.number(layer, kind, block)] if old == new else max(was.updates[begin:end])
                 assert now.updates[now.units.number(layer, kind, block)] == expected
