@@ -133,7 +133,7 @@ def test_a_mistake_on_the_command_line_is_told_of_there(project, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in sorted(Path("bench/studies").rglob("*.yaml")) if "\nmethods:" in file.read_text()], ids=str
+    "file", [file for file in sorted(Path("bench/studies").rglob("*.yaml")) if file.name != "recipe.yaml"], ids=str
 )
 def test_shipped_studies_can_be_read(file):
     study = read_study(file)
