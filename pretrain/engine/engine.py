@@ -21,7 +21,6 @@ from pretrain.engine.decoding import Decoding
 from pretrain.engine.loss import agreeing, best_tokens, by_position
 from pretrain.engine.micro_batch import MicroBatch
 from pretrain.engine.schedule import Entry, Schedule
-from pretrain.engine.stopwatch import Stopwatch
 from pretrain.errors import UserError
 from pretrain.model.decoder import build_chunks, transformer_config
 from pretrain.model.weights import initialize
@@ -34,6 +33,7 @@ from pretrain.optim.rates import learning_rate
 from pretrain.ranges import named
 from pretrain.ranks.process import Ranks
 from pretrain.results import Evaluation, StepResult
+from pretrain.stopwatch import Stopwatch
 from pretrain.subnetwork import LayerPath
 from pretrain.subnetwork.units import Units
 
@@ -49,11 +49,10 @@ def build_engine(run: Run, ranks: Ranks) -> "Engine":
             layer.cut(run.method.units)
         chunk.to(ranks.device)
         chunk.ddp_config = DistributedDataParallelConfig()  # Megatron's gradient helpers ask it for FSDP
-    model = ChunkedModel(chunks)
+    model = ChunkedModel(chunks, Stopwatch(ranks.device))
     optimizer = _optimizer_of(run)(model, config, run.ds, run.method.units)
-    stopwatch = Stopwatch(ranks.device)
-    schedule = Schedule(chunks, run.recipe, ranks.device, config.params_dtype, stopwatch)
-    return Engine(run.recipe, run.ds, run.batching, run.method.units, ranks, model, optimizer, schedule, stopwatch)
+    schedule = Schedule(chunks, run.recipe, ranks.device, config.params_dtype, model.stopwatch)
+    return Engine(run.recipe, run.ds, run.batching, run.method.units, ranks, model, optimizer, schedule)
 
 
 def _optimizer_of(run: Run) -> type[DeepSpeedOptimizer | LayerwiseOptimizer]:
@@ -76,10 +75,9 @@ class Engine:
         model: ChunkedModel,
         optimizer: ModelOptimizer,
         schedule: Schedule,
-        stopwatch: Stopwatch,
     ) -> None:
         self.recipe, self.ds, self.batching, self.units, self.ranks = recipe, ds, batching, units, ranks
-        self.model, self.optimizer, self.schedule, self.stopwatch = model, optimizer, schedule, stopwatch
+        self.model, self.optimizer, self.schedule, self.stopwatch = model, optimizer, schedule, model.stopwatch
 
     def step(self, step: int, batches: Sequence[Batch], paths: Sequence[LayerPath]) -> StepResult:
         """Train on this rank's micro-batches of a step, each through its path, and wait for the result.

@@ -9,11 +9,11 @@ from torch import Tensor
 from pretrain.config.recipe import Recipe
 from pretrain.engine.loss import Entry, Made, Reduce, by_kind
 from pretrain.engine.micro_batch import MicroBatch
-from pretrain.engine.stopwatch import Stopwatch
 from pretrain.model.attention import block_mask, dense_mask
 from pretrain.model.decoder import Decoder
 from pretrain.model.layer import LayerInputs
 from pretrain.ranges import named
+from pretrain.stopwatch import Stopwatch
 
 ReduceMade = Callable[[Made], tuple[Tensor, Tensor, Entry]]
 Output = Tensor | Made

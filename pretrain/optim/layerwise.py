@@ -136,9 +136,11 @@ class LayerwiseOptimizer:
             self.sleepers.made_up(unit)
 
     def _arrived(self, groups: Iterable[FlatGroup]) -> None:
-        for group in groups:
-            for transfer in self._gathers.pop(group, ()):
-                transfer.wait()
+        transfers = [transfer for group in groups for transfer in self._gathers.pop(group, ())]
+        if transfers:
+            with self.model.stopwatch.paused():
+                for transfer in transfers:
+                    transfer.wait()
 
     # During the schedule: gradients.
 

@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from pretrain.model.decoder import Decoder
+from pretrain.stopwatch import Stopwatch
 
 TIED = "embedding.word_embeddings.weight"
 
@@ -20,8 +21,13 @@ TIED = "embedding.word_embeddings.weight"
 class ChunkedModel(torch.nn.Module):
     """This rank's chunks under global parameter names; local ones collide between pipeline ranks in a checkpoint."""
 
-    def __init__(self, chunks: list[Decoder]) -> None:
+    def __init__(self, chunks: list[Decoder], stopwatch: Stopwatch) -> None:
+        """
+        Args:
+            stopwatch: runs while the chunks compute in forward passes; whoever has to wait for another rank amid one pauses it.
+        """
         super().__init__()
+        self.stopwatch = stopwatch
         self.chunks = torch.nn.ModuleList(chunks)
         mark_copies(self)
 

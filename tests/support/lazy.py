@@ -5,6 +5,7 @@ torchrun --standalone --nproc-per-node N -m tests.support.lazy RECIPE.yaml DS.js
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -32,6 +33,8 @@ from tests.support.lazy_breaks import BREAKS  # noqa: E402
 from tests.support.worker import end_groups, forget_deepspeed_groups  # noqa: E402
 
 STEPS = 24
+LATE = 2.0
+"""Seconds."""
 
 
 class Eager:
@@ -189,9 +192,23 @@ def bytes_of_steps(run, ranks: Ranks) -> dict:
                 **sizes,
             }
         )
+    late = engine.step(9, data.batch(9), run.method.paths(9)) if ranks.rank == 0 else late_step(run, engine, data)
     data.close()
     resident = sum(group.size for group in groups if not lent(group))
-    return {"rows": rows, "alone": alone, "resident": resident, "all": sum(group.size for group in groups)}
+    sizes = {"resident": resident, "all": sum(group.size for group in groups)}
+    return {"rows": rows, "alone": alone, **sizes, "waiting is not own time": max(late.forward_seconds) < LATE / 2}
+
+
+def late_step(run, engine, data):
+    """A step whose weights this rank begins to gather late."""
+    begin = engine.optimizer.begin
+
+    def begin_late(ran):
+        time.sleep(LATE)
+        begin(ran)
+
+    with patch.object(engine.optimizer, "begin", begin_late):
+        return engine.step(9, data.batch(9), run.method.paths(9))
 
 
 def kept(engine, group) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ import pytest
 ORDER = [
     "errors",
     "files schema hashing streams",
-    "place versions ranges progress",
+    "place versions ranges progress stopwatch",
     "subnetwork",
     "cost",
     "data.batch data.draws",
