@@ -6,8 +6,9 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from pretrain.config import Run
+from pretrain.engine.micro_batch import MicroBatch
 from pretrain.model.attention import dense_mask
-from pretrain.model.decoder import Decoder, build_chunks, transformer_config
+from pretrain.model.decoder import Decoder, Targets, build_chunks, transformer_config
 from pretrain.model.layer import LayerInputs
 from pretrain.model.weights import initialize
 from pretrain.ranks.process import Ranks
@@ -28,14 +29,12 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
     optimizer = torch.optim.AdamW(masters, lr=params.lr, betas=params.betas, weight_decay=params.weight_decay, fused=params.fused)
 
     def forward(iterator: Iterator, model: Decoder) -> tuple[torch.Tensor, Callable]:
-        batch = next(iterator)
-        tokens, labels, targets, segments, prefix = (
-            torch.from_numpy(a).to(ranks.device)
-            for a in (batch.tokens, batch.labels, batch.targets, batch.segments, batch.prefix)
-        )
-        inputs = LayerInputs(dense_mask(segments, prefix, dtype), whole)
-        output = model(tokens, None, inputs, labels=labels, loss_mask=targets / 1e6)
-        return output, lambda losses: (losses[0], targets.sum(dtype=torch.int), {})
+        batch = MicroBatch(next(iterator), whole).on(ranks.device)
+        labels = batch["labels"]
+        inputs = LayerInputs(dense_mask(batch["segments"], batch["prefix"], dtype), whole)
+        targets = Targets(batch["places"], labels, torch.full_like(labels, 1e-6, dtype=torch.float32))
+        output = model(batch["tokens"], None, inputs, labels=targets)
+        return output, lambda losses: (losses[0], torch.tensor(len(labels), dtype=torch.int), {})
 
     def update() -> None:
         if masters is not weights:

@@ -1,6 +1,7 @@
 """The recipe: what is trained, on what data, over which ranks, for how long. Read from YAML."""
 
 import difflib
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -180,12 +181,13 @@ class Recipe(Strict):
         """Whether layers and the loss are compiled."""
         return self.compile == "layers" or (self.compile == "auto" and on_gpu)
 
-    @property
+    @cached_property
     def shape(self) -> Shape:
         m = self.model
         return Shape(
             m.num_layers, m.hidden_size, m.ffn_hidden_size, self.data.sequence_length, m.padded_vocab_size,
             gated=m.feed_forward == "swiglu", transform=m.head == "transform", queries=m.query_size, keys=m.key_size,
+            targets=self.data.made_as.target_share(self.data, self.data.sequence_length),
         )  # fmt: skip
 
 

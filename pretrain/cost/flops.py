@@ -35,6 +35,8 @@ class Shape:
     """Width of the queries of all heads; hidden if None."""
     keys: int | None = None
     """Width of the keys of all heads, and of the values; as queries if None."""
+    targets: float = 1.0
+    """Share of the positions that are targets: head and projection run at these alone."""
 
     def layer(self) -> int:
         """Forward operations a token in one transformer layer."""
@@ -66,10 +68,10 @@ class Shape:
         """Forward operations a token between queries, keys and values of one layer."""
         return 2 * 2 * self.sequence * (self.queries or self.hidden)
 
-    def outside(self) -> int:
-        """Forward operations a token outside the layers: embedding, final norm, output projection."""
+    def outside(self) -> float:
+        """Forward operations a token outside the layers: embedding, final norm, and at targets head and output projection."""
         head = 2 * self.hidden**2 if self.transform else 0
-        return self.hidden + 4 * self.hidden + head + 2 * self.hidden * self.vocab
+        return self.hidden + 4 * self.hidden + self.targets * (head + 2 * self.hidden * self.vocab)
 
     def training(self, active: float, tokens: int = 1) -> float:
         """Training operations of `tokens` tokens through `active` layers: those of a step with the tokens of a global batch."""

@@ -28,14 +28,18 @@ class MicroBatch:
         return bool((self.batch.segments >= BRANCH).any())
 
     def on(self, device: torch.device, with_blocks: bool = False) -> dict[str, Tensor]:
-        """Copy the arrays of the batch to the device, [b, s] each, by their names in `Batch`.
+        """Copy to the device what the model reads: [b, s] each `tokens`, `segments`, `positions` and `prefix`, and of n targets,
+        sample after sample at each position, [n] each `places` within [s, b], `labels` and `kinds`.
 
         Args:
             with_blocks: whether flex attention's tables are wanted, too.
         """
-        arrays = dict(vars(self.batch))
+        batch = self.batch
+        places = np.flatnonzero(batch.targets.T)
+        arrays = {name: getattr(batch, name) for name in ("tokens", "segments", "positions", "prefix")}
+        arrays |= {"places": places, "labels": batch.labels.T.flat[places], "kinds": batch.kinds.T.flat[places]}
         if with_blocks:
-            arrays |= block_tables(self.batch.segments, self.batch.prefix)
+            arrays |= block_tables(batch.segments, batch.prefix)
         return in_one_copy(arrays, device)
 
 

@@ -10,7 +10,7 @@ from pretrain.config.recipe import Recipe
 from pretrain.engine.loss import Entry, Made, Reduce, by_kind
 from pretrain.engine.micro_batch import MicroBatch
 from pretrain.model.attention import block_mask, dense_mask
-from pretrain.model.decoder import Decoder
+from pretrain.model.decoder import Decoder, Targets
 from pretrain.model.layer import LayerInputs
 from pretrain.ranges import named
 from pretrain.stopwatch import Stopwatch
@@ -70,7 +70,8 @@ class Schedule:
         segments, prefix = batch["segments"], batch["prefix"]
         mask = block_mask(segments, prefix, batch) if flex else dense_mask(segments, prefix, self.dtype, branches)
         inputs = LayerInputs(mask, micro_batch.path, chunk.rotary_of(batch["positions"]) if branches else None)
-        factors = batch["targets"] * scale
+        labels = batch["labels"]
+        targets = Targets(batch["places"], labels, torch.full_like(labels, scale, dtype=torch.float32))
         with self.stopwatch.running(), named("micro-batch"):
-            output = chunk(batch["tokens"], batch["positions"], inputs, labels=batch["labels"], loss_mask=factors)
+            output = chunk(batch["tokens"], batch["positions"], inputs, labels=targets)
         return output, lambda made: reduce(made, batch, self.kinds)

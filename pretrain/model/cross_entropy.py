@@ -38,8 +38,21 @@ class Kernels:
 
 @cache
 def compiled_kernels() -> Kernels:
-    """Return the same, compiled."""
-    return Kernels(torch.compile(sum_of_exponentials, fullgraph=True), torch.compile(scaled_exponentials, fullgraph=True))
+    """Return the same, compiled once for any number of positions."""
+    return Kernels(_compiled(sum_of_exponentials), _compiled(scaled_exponentials))
+
+
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    compiled = torch.compile(function, fullgraph=True)
+
+    def call(*by_position: Tensor) -> Tensor:
+        if len(by_position[0]) < 2:  # Dynamo takes such a length for a constant
+            return function(*by_position)
+        for tensor in by_position:
+            torch._dynamo.mark_dynamic(tensor, 0)
+        return compiled(*by_position)
+
+    return call
 
 
 def linear_cross_entropy(

@@ -1,6 +1,6 @@
 """Megatron-Core's GPTModel as chunks of skippable layers, from a recipe."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,17 @@ def layer_spec(model: Model, compiles: bool) -> ModuleSpec:
     )
 
 
+class Targets(NamedTuple):
+    """The positions of a micro-batch whose losses are wanted, [n] each."""
+
+    places: Tensor
+    """int64: their numbers within [s, b], each once."""
+    labels: Tensor
+    """int64."""
+    factors: Tensor
+    """float32: what each loss is multiplied with in the sum that is differentiated."""
+
+
 class Decoder(GPTModel):
     """One chunk of the model: all of it in a single process, some of its layers on a pipeline rank."""
 
@@ -150,29 +161,22 @@ class Decoder(GPTModel):
         self,
         hidden_states: Tensor,
         *args: Any,
-        labels: Tensor | None = None,
-        loss_mask: Tensor | None = None,
+        labels: Targets | None = None,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Do what comes after the last layer: the head, then logits, [b, s, padded vocabulary of this rank], or, where there are
-        labels, the losses.
-
-        Args:
-            labels: [b, s].
-            loss_mask: [b, s] float32, factors of the losses in the sum that is differentiated.
+        """Do what comes after the last layer: the head, then logits, [b, s, padded vocabulary of this rank], or, where targets
+        are given, their losses. Logits of other positions are not computed then.
 
         Returns:
-            With labels, the sum of losses times factors, and [b, s] each losses, whether no token is likelier than the label, and
-            the likeliest token, -1 in training. In an evaluation all are 0 where the factor is.
+            With targets, the sum of losses times factors, and [n] each losses, whether no token is likelier than the label, and
+            the likeliest token, -1 in training.
         """
         if not self.post_process:
             return hidden_states
-        if self.head is not None:
-            hidden_states = self.head(hidden_states)
         if labels is None:
-            return capped(super()._postprocess(hidden_states, *args, labels=None, loss_mask=None, **kwargs), self._softcap)
-        assert loss_mask is not None, "losses are summed here"
-        return self._losses(hidden_states, labels, loss_mask)
+            hidden_states = hidden_states if self.head is None else self.head(hidden_states)
+            return capped(super()._postprocess(hidden_states, *args, labels=None, **kwargs), self._softcap)
+        return self._losses(hidden_states, labels)
 
     def rotary_of(self, positions: Tensor) -> Tensor | None:
         """Return the rotary tables of given positions, [b, s], as [s, b, 1, 2 d]; None for a model with learned positions."""
@@ -180,40 +184,34 @@ class Decoder(GPTModel):
             return None
         return self.rotary_pos_emb(positions.shape[1])[:, 0, 0][positions.T][:, :, None]
 
-    def _losses(self, hidden_states: Tensor, labels: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _losses(self, hidden_states: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Cross entropy over the tokenizer's pieces; rows that only pad the vocabulary are left out, so that they get no
         probability."""
-        group = self.pg_collection.tp
-        if self.config.sequence_parallel:
-            hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True, group=group)
+        group, split = self.pg_collection.tp, self.config.sequence_parallel
+        hidden = hidden_states if split else hidden_states.flatten(0, 1).index_select(0, targets.places)
+        if self.head is not None:
+            hidden = self.head(hidden)
+        if split:  # each rank has a stretch of every sample, and the head's weights gather what all of them add
+            everything = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=group)
+            hidden = everything.flatten(0, 1).index_select(0, targets.places)
         else:
-            hidden_states = copy_to_tensor_model_parallel_region(hidden_states, group=group)
-        hidden, label, factor = hidden_states.flatten(0, 1), labels.T.flatten(), factors.T.flatten()
-        chosen, kernels = None, self._kernels
-        if not self.training:  # then most positions may be no targets, as contexts of tasks are
-            chosen = factor.nonzero()[:, 0]
-            hidden, label, factor = hidden[chosen], label[chosen], factor[chosen]
-            kernels = Kernels()  # of another number of positions each time, for which others would be compiled
+            hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
         shared = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
         first = group.rank() * weight.shape[0]
         real = slice(0, max(0, self._pieces - first))
-        loss, *by_position = linear_cross_entropy(
+        return linear_cross_entropy(
             hidden,
             weight[real],
             None if self.head is None else self.head.bias[real],
-            label - first,
-            factor,
+            targets.labels - first,
+            targets.factors,
             group,
-            kernels,
+            self._kernels,
             columns=weight.shape[0],
             softcap=self._softcap,
             z_loss=self._z_loss,
         )
-        if chosen is not None:
-            by_position = [values.new_zeros(labels.numel()).index_put((chosen,), values) for values in by_position]
-        losses, is_best, best = (values.view_as(labels.T).T for values in by_position)
-        return loss, losses, is_best, best
 
     def _mark_splits(self) -> None:
         """Say how each weight is split over tensor ranks; Megatron-Core says it only where it initialises them itself."""

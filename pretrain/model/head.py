@@ -23,5 +23,5 @@ class Transform(torch.nn.Module):
         set_tensor_model_parallel_attributes(self.bias, is_parallel=True, dim=0, stride=1)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """hidden_states: [s, b, h], or [s / tensor ranks, b, h] under sequence parallelism."""
+        """hidden_states: [s, b, h], those of chosen positions, [n, h], or [s / tensor ranks, b, h] under sequence parallelism."""
         return self.norm(torch.nn.functional.gelu(self.dense(hidden_states)))

@@ -99,7 +99,7 @@ def roofline(run: Run, gpu: Gpu) -> Roofline:
     weights = layers * shape.layer_weights() / ranks.tensor + shape.hidden * shape.vocab / ranks.tensor / ranks.pipeline
     replicas = run.data_parallel if run.ds.zero_optimization.stage > 0 else 1
     of_layers = layers * run.micro_batches
-    loss = _loss(shape, ranks.tensor, size, speed, bandwidth) / ranks.pipeline * micro
+    loss = _loss(shape, ranks.tensor, size, speed, bandwidth) / ranks.pipeline * micro * shape.targets
     return Roofline(
         products=of_layers * products,
         attention=of_layers * attention,
@@ -122,7 +122,7 @@ def layer_count(run: Run) -> LayerCount:
 
 
 def _loss(shape: Shape, tensor: int, size: int, speed: float, bandwidth: float) -> float:
-    """Seconds a token: matrix products, passes over logits, and the projection's fp32 gradient, to which each piece adds."""
+    """Seconds a target: matrix products, passes over logits, and the projection's fp32 gradient, to which each piece adds."""
     columns = shape.vocab / tensor
     through_memory = LOGIT_PASSES * size * columns + 12 * columns * shape.hidden / positions_in_piece(int(columns), on_gpu=True)
     return 3 * 2 * shape.hidden * columns / speed + through_memory / bandwidth

@@ -10,7 +10,7 @@ import torch
 from pretrain.data.loader import open_data
 from pretrain.engine import build_engine
 from pretrain.engine.micro_batch import MicroBatch
-from pretrain.model import cross_entropy, decoder, layer, linear
+from pretrain.model import cross_entropy, layer, linear
 from pretrain.subnetwork import LayerPath
 
 METHODS = {
@@ -32,18 +32,17 @@ def graphs(monkeypatch):
 
         return backend
 
-    compile_with = torch.compile
+    compile_with, of_loss = torch.compile, set(vars(cross_entropy.Kernels()).values())
 
-    def compiled_kernels():
-        return cross_entropy.Kernels(
-            *(compile_with(f, fullgraph=True, backend=counting("loss")) for f in vars(cross_entropy.Kernels()).values())
-        )
+    def compiled(function, **options):
+        return compile_with(function, backend=counting("loss" if function in of_loss else "layers"), **options)
 
-    monkeypatch.setattr(torch, "compile", partial(compile_with, backend=counting("layers")))
-    monkeypatch.setattr(decoder, "compiled_kernels", compiled_kernels)
-    layer.compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", compiled)
+    for made_once in (layer.compiled, cross_entropy.compiled_kernels):
+        made_once.cache_clear()
     yield counted
-    layer.compiled.cache_clear()
+    for made_once in (layer.compiled, cross_entropy.compiled_kernels):
+        made_once.cache_clear()
     torch._dynamo.reset()
 
 

@@ -46,6 +46,10 @@ class Objective(Protocol):
     def kinds(keys: "ObjectiveKeys") -> list[tuple[str, str | None]]:
         """Return name and mode token of every kind of example that it makes: held-out losses are reported by them."""
 
+    @staticmethod
+    def target_share(keys: "ObjectiveKeys", length: int) -> float:
+        """Return which share of the positions of long documents' samples is expected to be targets."""
+
     @property
     def pad(self) -> int:
         """What empty positions hold."""

@@ -36,6 +36,10 @@ class Causal:
     def kinds(keys: Strict) -> list[tuple[str, str | None]]:
         return [("causal", None)]
 
+    @staticmethod
+    def target_share(keys: Strict, length: int) -> float:
+        return 1.0
+
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Causal":
         return cls(tokenizer.id(PAD), tokenizer.id(EOS))

@@ -62,6 +62,11 @@ class MaskedWords:
     def kinds(keys: MaskedWordsKeys) -> list[tuple[str, str | None]]:
         return [("mlm", None)]
 
+    @staticmethod
+    def target_share(keys: MaskedWordsKeys, length: int) -> float:
+        text = min(keys.max_example_tokens, length - AROUND)
+        return keys.mask_rate * text / (text + AROUND)
+
     @classmethod
     def of(cls, tokenizer: Tokenizer, rate: float, longest: int, whole_words: bool) -> "MaskedWords":
         pad, first, last, mask = (tokenizer.id(piece) for piece in (PAD, CLS, SEP, MASK))

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import ClassVar
 
 import numpy as np
@@ -25,6 +25,8 @@ from tokenizer.pieces import EOS, PAD, Tokenizer, sentinel
 
 SHORTEST = 2
 """Tokens; a text of one token has no room for a prefix and a target. Such tails are skipped."""
+TURNS = 32
+"""Places of an example's draw at which expectations are taken."""
 JUST_BELOW_1 = 1 - 2**-53
 
 
@@ -81,6 +83,18 @@ class Mixture:
     @staticmethod
     def kinds(keys: Ul2Keys) -> list[tuple[str, str | None]]:
         return [(denoiser.name, denoiser.mode) for denoiser in keys.denoisers]
+
+    @staticmethod
+    def target_share(keys: Ul2Keys, length: int) -> float:
+        """See `Objective`: targets over positions, in examples of each denoiser by its weight."""
+        targets = everything = 0.0
+        for denoiser, turn in product(keys.denoisers, np.arange(0.5, TURNS) / TURNS):
+            take = min(keys.max_example_tokens, longest_text(denoiser, length, turn))
+            size = positions(denoiser, take, turn)
+            prefix = (denoiser.mode is not None) + take - hidden(denoiser, take, turn) + spans(denoiser, take, turn)
+            targets += denoiser.weight * (size - max(prefix - 1, 0))
+            everything += denoiser.weight * size
+        return targets / everything
 
     @property
     def pad(self) -> int:

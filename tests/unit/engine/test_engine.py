@@ -1,14 +1,19 @@
 """What the engine refuses, and what it does in bf16."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.data.loader import open_data
 from pretrain.engine import build_engine
+from pretrain.engine.micro_batch import MicroBatch
 from pretrain.errors import TrainingStopped, UserError
 from pretrain.place import find_place
 from pretrain.ranks.launch import join, launch
+from tests.support.project import BERT
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_micro_batch(project, ranks):
@@ -35,6 +40,25 @@ def test_a_gradient_that_is_not_finite_stops_the_run(project, ranks, stage):
     with pytest.raises(TrainingStopped, match="step 1: the gradient's norm is not finite"):
         engine.step(1, data.batch(1), run.method.paths(1))
     data.close()
+
+
+@pytest.mark.parametrize("objective", ["ul2", "mlm"])
+def test_head_and_projection_run_at_targets_alone(project, ranks, objective):
+    """Half of the targets less is so many products less, forward and backward."""
+    run = project.run(*(f"{key}={value}" for key, value in BERT.items()) if objective == "mlm" else ())
+    data, engine = open_data(run), build_engine(run, ranks)
+    batch, path, counted = data.batch(1)[0], run.method.paths(1)[0], []
+    data.close()
+    assert 0 < batch.targets.mean() < 0.6
+    fewer = batch.targets & (np.cumsum(batch.targets).reshape(batch.targets.shape) % 2 == 0)
+    for targets in (batch.targets, fewer):
+        with FlopCounterMode(display=False) as counter:
+            engine.forward_backward([MicroBatch(replace(batch, targets=targets), path)], scale=1.0)
+        counted.append(counter.get_total_flops())
+    hidden, pieces = run.recipe.model.hidden_size, run.recipe.model.vocab_size
+    # A product that is added to in place, the projection's gradient, is none that the counter knows.
+    a_target = 2 * hidden * (2 * pieces + (3 * hidden if objective == "mlm" else 0))
+    assert counted[0] - counted[1] == a_target * (batch.targets.sum() - fewer.sum())
 
 
 def test_bf16_follows_fp32_and_keeps_fp32_masters(project, ranks):

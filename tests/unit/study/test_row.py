@@ -44,7 +44,7 @@ def test_losses_and_operations(raptr):
     assert [at.step for at in row.evaluations] == [10, 20]
     hidden, ffn, sequence, vocabulary, tokens = 32, 48, 64, 640, 8 * 64
     layer = 2 * 4 * hidden**2 + 4 * sequence * hidden + 6 * hidden * ffn + 8 * hidden
-    outside = 5 * hidden + 2 * hidden * vocabulary
+    outside = 5 * hidden + 2 * hidden * vocabulary * run.recipe.shape.targets
     for at, line in zip(row.evaluations, evaluations):
         layers = sum(step["active_layers"] for step in steps[: at.step])
         assert at.loss == line["eval_loss"]
