@@ -1,4 +1,4 @@
-"""python -m pretrain new | train | plan | inspect | status | verify | export | evaluate | generate | compare | report ..."""
+"""python -m pretrain train | plan | advise | evaluate | compare ...: every command is in COMMANDS."""
 
 import argparse
 import errno
@@ -11,7 +11,7 @@ from functools import partial
 from types import ModuleType
 
 from pretrain import progress
-from pretrain.cli import compare, evaluate, export, generate, inspect, job, new, plan, report, status, train, verify
+from pretrain.cli import advise, compare, evaluate, export, generate, inspect, job, new, plan, report, status, train, verify
 from pretrain.cli.arguments import Parser
 from pretrain.errors import TrainingStopped, UserError, lost_a_peer, one_line, reason
 from pretrain.place import rank_here
@@ -21,6 +21,7 @@ COMMANDS: dict[str, ModuleType] = {
     "new": new,
     "train": train,
     "plan": plan,
+    "advise": advise,
     "inspect": inspect,
     "verify": verify,
     "export": export,

@@ -35,6 +35,7 @@ ORDER = [
     "generate",
     "evaluate",
     "study",
+    "advise",
     "train",
     "cli",
 ]

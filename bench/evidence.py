@@ -1,0 +1,83 @@
+"""What `advise` knows: methods against all layers, from the committed rows of studies.
+
+    python -m bench.evidence
+
+Writes pretrain/advise/evidence.json. Pairs of runs with one seed are taken from all studies that compared a method, at its best
+learning rate, with all layers at theirs; methods that drop parts of layers are left out, as `advise` scales depth alone.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from pretrain.advise.evidence import FILE, Evidence, Measured
+from pretrain.files import write_whole
+from pretrain.study.row import Row, read_table
+from pretrain.study.statistics import Estimate, grouped
+from pretrain.subnetwork.methods import ProgressiveSubnetwork
+
+HOME = Path(__file__).parent / "studies"
+STUDIES = {
+    "ul2_12_layers/study": "full_4e3",
+    "ul2_12_layers/tasks": "full_4e3",
+    "ul2_12_layers/width": "full",
+}
+"""Rows, and which method in them is all layers at their best learning rate."""
+LEAST = 3
+"""Pairs of runs from which an interval is worth showing."""
+
+
+def main() -> None:
+    write_whole(FILE, evidence().text())
+
+
+def evidence() -> Evidence:
+    """Work it out."""
+    found: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    blocks: dict[str, dict[str, Any]] = {}
+    facts = set()
+    for study, baseline in STUDIES.items():
+        file = HOME / f"{study}.rows.jsonl"
+        for group in (group for groups in grouped(read_table(file)).values() for group in groups):
+            base = next(one for one in grouped(read_table(file))[group.rows[0].size] if one.method == baseline)
+            block = block_of(group.rows[0])
+            if block["method"] == "full" or block["method"].startswith("raptr_"):
+                continue
+            name = repr(sorted(block.items()))
+            blocks[name] = block
+            for mine, its in group.pairs(base):
+                found[name].append((study, mine.loss - its.loss))
+                facts.add(facts_of(mine))
+    (known,) = facts
+    measured = []
+    for name, pairs in found.items():
+        if len(pairs) >= LEAST:
+            estimate = Estimate.of([difference for _, difference in pairs])
+            assert estimate.half_width is not None
+            studies = tuple(dict.fromkeys(study for study, _ in pairs))
+            measured.append(
+                Measured(blocks[name], round(estimate.mean, 5), round(estimate.half_width, 5), estimate.count, studies)
+            )
+    return Evidence(*known, measured=tuple(measured))
+
+
+def facts_of(row: Row) -> tuple[int, int, int, int, str]:
+    """Return what one can tell of a run beside its method: parameters, layers, steps, tokens a step, objective."""
+    layers, objective = row.settings["recipe.model.num_layers"], row.settings["recipe.data.objective"]
+    return row.parameters, layers, row.steps, row.tokens_per_step, objective
+
+
+def block_of(row: Row) -> dict[str, Any]:
+    """Return the method's block, without keys that have their default."""
+    prefix = "ds.progressive_subnetwork."
+    given = {
+        key.removeprefix(prefix): value for key, value in row.settings.items() if key.startswith(prefix) and value is not None
+    }
+    keys = TypeAdapter(ProgressiveSubnetwork).validate_python(given)
+    return {"method": keys.method, **keys.model_dump(mode="json", exclude_defaults=True)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Advice: hours are plan's, losses are those of the committed rows, and nothing is said beyond them."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from bench.evidence import evidence
+from pretrain.advise.advice import advise
+from pretrain.advise.evidence import FILE, Evidence, Measured, read_evidence
+from pretrain.advise.show import sentences
+from pretrain.config import read_run
+from pretrain.errors import UserError
+from pretrain.plan.cost import Cluster, hours
+from pretrain.plan.link import Links, forecast
+
+CLUSTER = Cluster(1, 8)
+
+
+def measured(method: str, difference: float, half_width: float, **keys) -> Measured:
+    return Measured({"method": method, **keys}, difference, half_width, 5, ("a",))
+
+
+def known(*ones: Measured) -> Evidence:
+    return Evidence(1_700_000, 12, 900, 2048, "ul2", ones)
+
+
+RAPTR = {"path_lengths": [6, 8, 10, 12], "paths_per_step": 2}
+
+
+def test_what_is_known_is_what_the_committed_rows_say():
+    assert FILE.read_text() == evidence().text() and read_evidence() == evidence()
+
+
+def test_path_lengths_are_the_same_shares_of_other_layers_and_what_falls_has_fallen_as_far():
+    keys = measured("raptr", 0, 0, **RAPTR).keys(24, 200_000, 12, 900)
+    assert keys.given["path_lengths"] == (12, 16, 20, 24)
+    fallen = measured("pld", 0, 0, theta=0.5, gamma=0.1).keys(24, 9000, 12, 900)
+    assert fallen.given["gamma"] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("links", [None, Links(100, 3600)])
+def test_hours_are_those_of_plan(links):
+    run = read_run("ul2_1.6b", [], None, 8)
+    found = advise(run, CLUSTER, links, known(measured("raptr", 0.01, 0.01, **RAPTR)), 0.03)
+    (option,) = found.options
+    own = replace(run, ds=run.ds.model_copy(update={"progressive_subnetwork": option.keys}))
+    if links is None:
+        assert (found.full_hours, option.hours) == pytest.approx(hours(own, CLUSTER))
+    else:
+        assert option.hours == pytest.approx(forecast(own, CLUSTER, links).seconds * run.steps / 3600)
+        assert found.full_hours == pytest.approx(forecast(own, CLUSTER, links).full.whole * run.steps / 3600)
+    assert option.saved == pytest.approx(found.full_hours - option.hours) and option.layer_factor == pytest.approx(4 / 3)
+
+
+def test_the_fastest_that_is_shown_to_lose_little_is_advised_and_else_all_layers():
+    run = read_run("ul2_124m", [], None, 8)
+    fast, sure = measured("raptr", 0.0, 0.2, **RAPTR | {"path_lengths": [4]}), measured("raptr", 0.01, 0.01, **RAPTR)
+    found = advise(run, CLUSTER, None, known(sure, fast), 0.03)
+    assert [option.measured for option in found.options] == [fast, sure] and found.best.measured is sure
+    assert "try raptr 6-8-10-12, 2 paths a step" in " ".join(sentences(found, known(sure, fast), 123_000_000, None))
+    none = advise(run, CLUSTER, None, known(fast), 0.03)
+    said = " ".join(sentences(none, known(fast), 123_000_000, none.full_hours / 2))
+    assert none.best is None and "advice: all layers in every step" in said and "72 times as many" in said
+    assert "1.7 M parameters" in said and "all layers do not get through; raptr 4, 2 paths a step would" in said
+
+
+def test_a_method_that_cannot_run_here_is_told():
+    run = read_run("ul2_124m", [("--parallel.pipeline", "2")], None, 8)
+    found = advise(run, CLUSTER, None, known(measured("raptr", 0, 0, path_lengths=[6, 12], paths_per_step=7)), 0.03)
+    ((name, why),) = found.refused
+    assert name == "raptr" and "paths_per_step" in why and not found.options
+
+
+@pytest.mark.parametrize(
+    "recipe, settings, what",
+    [
+        ("bert_base", [], "data.objective mlm"),
+        ("ul2_124m", [("--model.num_layers", "32")], "model.num_layers 32"),
+        ("ul2_124m", [("--model.num_layers", "4"), ("--ds.progressive_subnetwork.path_lengths", "2-4")], "model.num_layers 4"),
+    ],
+)
+def test_beyond_what_was_measured_nothing_is_said(recipe, settings, what):
+    run = read_run(recipe, [*settings, ("--ds.progressive_subnetwork.balance_groups", "1")], None, 8)
+    with pytest.raises(UserError, match=what):
+        advise(run, CLUSTER, None, known(measured("raptr", 0, 0, **RAPTR)), 0.03)
+
+
+def test_the_command(tmp_path):
+    def call(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "pretrain", "advise", *words], capture_output=True, text=True, timeout=300)
+
+    done = call("ul2_1.6b", "--nodes", "4", "--link-gbps", "100", "--budget", "70")
+    assert done.returncode == 0, done.stderr
+    assert "all layers" in done.stdout and "advice: " in done.stdout and "steps in 70 hours" in done.stdout
+    for words, said in (
+        (("ul2_1.6b", "--budget", "0"), "--budget 0 must be at least 0.001"),
+        (("ul2_1.6b", "--intra-node-gbps", "5"), "--intra-node-gbps needs --link-gbps"),
+        (("bert_base", "--nodes", "1"), "data.objective mlm"),
+    ):
+        refused = call(*words)
+        assert refused.returncode == 2 and said in refused.stderr and "Traceback" not in refused.stderr
