@@ -78,12 +78,21 @@ class Row:
         return found
 
 
+def distinct(draw: np.random.Generator, degree: int) -> list[np.ndarray]:
+    """Draw the signs of each product of a degree, no product twice."""
+    found: dict[frozenset[int], np.ndarray] = {}
+    while len(found) < PRODUCTS:
+        chosen = draw.choice(SIGNS, degree, replace=False)
+        found.setdefault(frozenset(chosen.tolist()), chosen)
+    return list(found.values())
+
+
 class Polynomial:
     """A sum of products of signs."""
 
     def __init__(self, seed: int) -> None:
         draw = np.random.default_rng(seed)
-        self.sets = [[draw.choice(SIGNS, degree, replace=False) for _ in range(PRODUCTS)] for degree in DEGREES]
+        self.sets = [distinct(draw, degree) for degree in DEGREES]
 
     def products(self, x: Tensor) -> Tensor:
         """Return [n, degrees, products] from [n, signs]."""

@@ -7,8 +7,8 @@ y_L. The loss is half the squared distance to a teacher's direction, which anoth
 the bound. What d is to be expected at initialisation follows from squared norms, as branches of random weights are orthogonal to
 what they are added to (`expected`):
 
-- with norms before branches, |y_l|^2 = 1 + l, and leaving out layer l of L moves y_L by |y_L| / sqrt(l + 1): 2 / sqrt(L) as a
-  mean over layers
+- with norms before branches, |y_l|^2 = 1 + l; leaving out layer l of L takes a branch of squared norm 1 from there on, and every
+  later layer adds the cosine of both streams to their product: about 1 / sqrt(l), 2 / sqrt(L) as a mean over layers
 - without norms |y_l|^2 = 2^l, and any layer left out moves the direction by sqrt(2 - sqrt(2)), whatever the depth
 - without norms and with weights over sqrt(L), 1 / sqrt(L)
 - without residual connections sqrt(2): two directions that have nothing to do with each other
@@ -57,7 +57,7 @@ class Row:
     gap: float
     """Size of the loss's change."""
     expected: float
-    """Of the first, at initialisation."""
+    """What `change` should be at initialisation."""
 
 
 class Linear(nn.Module):
@@ -82,7 +82,10 @@ class Linear(nn.Module):
 def expected(kind: str, depth: int, layer: int) -> float:
     """Return the distance between the directions with all layers and without layer 1 .. depth, at initialisation."""
     if kind == KINDS[0]:
-        cosine = (2 * depth + 1 - (depth + 1) / (layer + 1)) / (2 * math.sqrt(depth * (depth + 1)))
+        product = float(layer)  # of both streams behind the layer, of squared norms layer + 1 and layer
+        for at in range(layer, depth):
+            product += product / math.sqrt(at * (at + 1))  # a later layer adds the directions' cosine
+        cosine = product / math.sqrt(depth * (depth + 1))
     elif kind == KINDS[3]:
         cosine = 0.0
     else:

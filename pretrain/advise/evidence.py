@@ -20,7 +20,7 @@ class Measured:
     """The block `progressive_subnetwork`, keys with their defaults left out."""
     difference: float
     half_width: float
-    """Of the 95 % interval."""
+    """Half of the 95 % interval."""
     pairs: int
     studies: tuple[str, ...]
 
