@@ -2,17 +2,20 @@
 
     python -m bench.evidence
 
-Writes pretrain/advise/evidence.json. Pairs of runs with one seed are taken from all studies that compared a method, at its best
-learning rate, with all layers at theirs; methods that drop parts of layers are left out, as `advise` scales depth alone.
+Writes pretrain/advise/evidence.json. Runs are paired with those of all layers by study and seed, at the rates that the studies
+have; where several studies compared a method, a seed's differences are averaged first, since they begin with the same weights and
+draw the same paths, and the interval is over seeds. Methods that drop parts of layers are left out: `advise` scales depth alone.
 """
 
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from pretrain.advise.evidence import FILE, Evidence, Measured
+from pretrain.data.objectives import OBJECTIVES, ObjectiveKeys
 from pretrain.files import write_whole
 from pretrain.study.row import Row, read_table
 from pretrain.study.statistics import Estimate, grouped
@@ -23,10 +26,11 @@ STUDIES = {
     "ul2_12_layers/study": "full_4e3",
     "ul2_12_layers/tasks": "full_4e3",
     "ul2_12_layers/width": "full",
+    "ul2_12_layers/sleeping": "full",
 }
 """Rows, and which method in them is all layers at their best learning rate."""
 LEAST = 3
-"""Pairs of runs from which an interval is worth showing."""
+"""Seeds from which an interval is worth showing."""
 
 
 def main() -> None:
@@ -35,7 +39,7 @@ def main() -> None:
 
 def evidence() -> Evidence:
     """Work it out."""
-    found: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    found: dict[str, list[tuple[str, int, float]]] = defaultdict(list)
     blocks: dict[str, dict[str, Any]] = {}
     facts = set()
     for study, baseline in STUDIES.items():
@@ -48,25 +52,31 @@ def evidence() -> Evidence:
             name = repr(sorted(block.items()))
             blocks[name] = block
             for mine, its in group.pairs(base):
-                found[name].append((study, mine.loss - its.loss))
+                found[name].append((study, mine.seed, mine.loss - its.loss))
                 facts.add(facts_of(mine))
     (known,) = facts
     measured = []
     for name, pairs in found.items():
-        if len(pairs) >= LEAST:
-            estimate = Estimate.of([difference for _, difference in pairs])
+        seeds = sorted({seed for _, seed, _ in pairs})
+        if len(seeds) >= LEAST:
+            estimate = Estimate.of([fmean(difference for _, own, difference in pairs if own == seed) for seed in seeds])
             assert estimate.half_width is not None
-            studies = tuple(dict.fromkeys(study for study, _ in pairs))
+            studies = tuple(dict.fromkeys(study for study, *_ in pairs))
             measured.append(
-                Measured(blocks[name], round(estimate.mean, 5), round(estimate.half_width, 5), estimate.count, studies)
+                Measured(
+                    blocks[name], round(estimate.mean, 5), round(estimate.half_width, 5), estimate.count, len(pairs), studies
+                )
             )
     return Evidence(*known, measured=tuple(measured))
 
 
-def facts_of(row: Row) -> tuple[int, int, int, int, str]:
-    """Return what one can tell of a run beside its method: parameters, layers, steps, tokens a step, objective."""
-    layers, objective = row.settings["recipe.model.num_layers"], row.settings["recipe.data.objective"]
-    return row.parameters, layers, row.steps, row.tokens_per_step, objective
+def facts_of(row: Row) -> tuple[int, int, int, int, int, str, float]:
+    """Return what one can tell of a run beside its method, in the order of `Evidence`."""
+    given = {key.removeprefix("recipe.data."): value for key, value in row.settings.items() if key.startswith("recipe.data.")}
+    length, objective = given["sequence_length"], given["objective"]
+    keys = ObjectiveKeys(**{key: value for key, value in given.items() if key in ObjectiveKeys.model_fields})
+    share = round(OBJECTIVES[objective].target_share(keys, length), 3)
+    return row.parameters, row.settings["recipe.model.num_layers"], row.steps, row.tokens_per_step, length, objective, share
 
 
 def block_of(row: Row) -> dict[str, Any]:

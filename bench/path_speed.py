@@ -178,8 +178,13 @@ def measure(run: Run, ranks: Ranks, rounds: int) -> Result:
     return Result(facts(run, ranks, half, rounds), seconds, ideal, 1.08 if layout.pipeline > 1 else 1.05, uniform_ideal)
 
 
-def random_batch(run: Run, seed: int) -> Batch:
-    """Random tokens, two examples a sample, the first half of each a prefix."""
+def random_batch(run: Run, seed: int, targets: float | None = None) -> Batch:
+    """Random tokens, two examples a sample, each of a prefix and its continuation.
+
+    Args:
+        targets: share of the positions; the recipe's if None, so that what is counted is what runs.
+    """
+    targets = run.recipe.shape.targets if targets is None else targets
     length = run.recipe.data.sequence_length
     batch = Batch.empty(run.micro_batch, length, 0)
     draws = np.random.default_rng(seed)
@@ -187,7 +192,7 @@ def random_batch(run: Run, seed: int) -> Batch:
     batch.labels[:] = np.roll(batch.tokens, -1, axis=1)
     place = np.arange(length)
     batch.segments[:] = place * 2 // length
-    batch.prefix[:] = place % (length // 2) < length // 4
+    batch.prefix[:] = place % (length // 2) < round(length / 2 * (1 - targets))
     batch.targets[:] = ~batch.prefix
     batch.kinds[:] = 0
     return batch

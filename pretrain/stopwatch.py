@@ -20,8 +20,10 @@ class Stopwatch:
     @contextmanager
     def running(self) -> Iterator[None]:
         self._begin()
-        yield
-        self._end()
+        try:
+            yield
+        finally:
+            self._end()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -29,9 +31,11 @@ class Stopwatch:
         was_running = self._started is not None
         if was_running:
             self._end()
-        yield
-        if was_running:
-            self._begin()
+        try:
+            yield
+        finally:
+            if was_running:
+                self._begin()
 
     def _begin(self) -> None:
         assert self._started is None, "pieces of work come one after the other"

@@ -47,7 +47,11 @@ def main() -> None:
     parser.add_argument("--baseline", default="full_4e3")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     args = parser.parse_args()
-    found = jumps(read_table(args.rows), args.baseline)
+    rows = read_table(args.rows)
+    seeds = {row.seed for row in rows if row.method == args.baseline}
+    if len(seeds) < 2:
+        parser.error(f"--baseline {args.baseline}: {len(seeds)} runs in {args.rows}; intervals need two seeds at least")
+    found = jumps(rows, args.baseline)
     args.out.mkdir(parents=True, exist_ok=True)
     lines = ["# The loss where paths become longer", "", "```", f"python {command('theory.boundaries')}", "```", ""]
     lines += [f"- date: {datetime.now(UTC):%Y-%m-%d}", f"- rows: {args.rows}", f"- baseline: {args.baseline}", ""]
@@ -76,6 +80,7 @@ def jumps(rows: Sequence[Row], baseline: str) -> list[Jump]:
 
 def _trained(row: Row, first: int) -> float:
     """The training loss after a boundary minus that before: means of the stretches of steps on either side."""
+    assert any(last == first - 1 for last, _ in row.training), "a stretch ends where the stage does"
     before = [loss for last, loss in row.training if last < first]
     after = [loss for last, loss in row.training if last >= first]
     return after[0] - before[-1]

@@ -165,6 +165,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=positive, default=2, help="networks at a time, a thread each")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     args = parser.parse_args()
+    if args.seeds < 2:
+        parser.error("--seeds: intervals need two at least")
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "theory_degrees.rows.jsonl"
     rows = [Row(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []

@@ -5,7 +5,7 @@
 The network is y_l = y_(l-1) + W_l y_(l-1), each entry of W_l normal with variance 1 / width; what it says is the direction of
 y_L. The loss is half the squared distance to a teacher's direction, which another direction d away changes by d at most: that is
 the bound. What d is to be expected at initialisation follows from squared norms, as branches of random weights are orthogonal to
-what they are added to (`expected`):
+what they are added to, in matrices that are far wider than the network is deep (`expected`):
 
 - with norms before branches, |y_l|^2 = 1 + l; leaving out layer l of L takes a branch of squared norm 1 from there on, and every
   later layer adds the cosine of both streams to their product: about 1 / sqrt(l), 2 / sqrt(L) as a mean over layers
@@ -34,8 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.arguments import command, positive
-from bench.theory.network import spread
-from bench.theory.stability import LAYERS, WHEN, exponent
+from bench.theory.stability import WHEN, exponent
 from pretrain.files import write_whole
 from pretrain.versions import device_name
 
@@ -115,7 +114,7 @@ def measure(kind: str, depth: int, seed: int, steps: int) -> list[Row]:
     """Return a row of a network before training, and one after."""
     network, teacher = Linear(kind, depth, seed), Teacher(seed)
     held_out = teacher.samples(HELD_OUT)
-    layers = spread(depth, LAYERS)
+    layers = range(depth)
     wanted = fmean(expected(kind, depth, layer + 1) for layer in layers)
     rows = []
     for when in WHEN:
@@ -173,7 +172,7 @@ def write(rows: Sequence[Row], out: Path) -> None:
     depths = sorted({row.depth for row in rows})
     lines = ["# Leaving out one layer of a linear residual network", "", "```", f"python {command('theory.linear')}", "```", ""]
     lines += [f"- date: {datetime.now(UTC):%Y-%m-%d}", f"- device: {device_name('cpu')}", f"- torch: {torch.__version__}"]
-    lines += [f"- width {WIDTH}, {depths[0]} to {depths[-1]} layers, of which up to {LAYERS} are left out, one at a time", ""]
+    lines += [f"- width {WIDTH}, {depths[0]} to {depths[-1]} layers, each left out, one at a time", ""]
     head = [
         "network",
         "",

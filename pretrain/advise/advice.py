@@ -53,19 +53,30 @@ class Advice:
     refused: tuple[tuple[str, str], ...]
     """Those that cannot, by method, and why."""
     tolerance: float
+    budget: float = math.inf
+    """Hours that there are."""
 
     @property
     def best(self) -> Option | None:
-        """The fastest one whose interval ends below the tolerance."""
-        return next((option for option in self.options if option.measured.most <= self.tolerance and option.saved > 0), None)
+        """The fastest one whose interval ends below the tolerance, within the budget; of those that take the same hours to a
+        hundredth the one that has lost least."""
+        good = [option for option in self.options if option.measured.most <= self.tolerance and option.saved > 0]
+        fits = [option for option in good if option.hours <= self.budget]
+        if not fits:
+            return None
+        fastest = min(option.hours for option in fits)
+        return min((one for one in fits if one.hours <= 1.01 * fastest), key=lambda one: one.measured.difference)
 
 
-def advise(run: Run, cluster: Cluster, links: Links | None, evidence: Evidence, tolerance: float) -> Advice:
+def advise(
+    run: Run, cluster: Cluster, links: Links | None, evidence: Evidence, tolerance: float, budget: float = math.inf
+) -> Advice:
     """Look at every method that was measured.
 
     Args:
         links: without any, what replicas send each other is taken to cost nothing.
         tolerance: nats of held-out loss that may be lost.
+        budget: hours that there are.
 
     Raises:
         UserError: nothing like this recipe was measured.
@@ -83,7 +94,7 @@ def advise(run: Run, cluster: Cluster, links: Links | None, evidence: Evidence, 
             continue
         own = hours_of(candidate, cluster, links)
         options.append(Option(keys, measured, savings(candidate.method, run.recipe.shape).layer_factor, own, full - own))
-    return Advice(full, tuple(sorted(options, key=lambda option: option.hours)), tuple(refused), tolerance)
+    return Advice(full, tuple(sorted(options, key=lambda option: option.hours)), tuple(refused), tolerance, budget)
 
 
 def hours_of(run: Run, cluster: Cluster, links: Links | None) -> float:
@@ -94,7 +105,7 @@ def hours_of(run: Run, cluster: Cluster, links: Links | None) -> float:
 
 
 def _with(run: Run, keys: MethodKeys) -> Run:
-    return replace(run, ds=run.ds.model_copy(update={"progressive_subnetwork": keys}))
+    return replace(run, ds=run.ds.model_copy(update={"progressive_subnetwork": keys}), ds_file="what was measured")
 
 
 def _require_measured(run: Run, evidence: Evidence) -> None:

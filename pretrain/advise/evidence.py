@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ class Measured:
     difference: float
     half_width: float
     """Half of the 95 % interval."""
-    pairs: int
+    seeds: int
+    runs: int
+    """Pairs of runs; those of one seed in several studies count as one in the interval."""
     studies: tuple[str, ...]
 
     @property
@@ -31,10 +34,18 @@ class Measured:
 
     def keys(self, layers: int, steps: int, measured_layers: int, measured_steps: int) -> MethodKeys:
         """Return the block for another depth and length: path lengths are the same shares of the layers, and what falls by step
-        has fallen as far after the same share of them."""
+        has fallen as far after the same share of them.
+
+        Raises:
+            ValueError: a path would have half a layer; with another length its loss was not measured.
+        """
         block = dict(self.method)
         if "path_lengths" in block:
-            block["path_lengths"] = [round(length * layers / measured_layers) for length in block["path_lengths"]]
+            exact = [Fraction(length * layers, measured_layers) for length in block["path_lengths"]]
+            if any(length.denominator > 1 for length in exact):
+                shares = ", ".join(f"{length}/{measured_layers}" for length in block["path_lengths"])
+                raise ValueError(f"paths of {shares} of {layers} layers are no whole numbers")
+            block["path_lengths"] = [int(length) for length in exact]
         if "gamma" in block:
             block["gamma"] = block["gamma"] * measured_steps / steps
         return TypeAdapter(ProgressiveSubnetwork).validate_python(block)
@@ -48,7 +59,10 @@ class Evidence:
     layers: int
     steps: int
     tokens_per_step: int
+    sequence_length: int
     objective: str
+    targets: float
+    """Share of the positions."""
     measured: tuple[Measured, ...]
 
     def text(self) -> str:

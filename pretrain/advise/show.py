@@ -1,5 +1,8 @@
 """Advice on the console."""
 
+import math
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.table import Table
 
@@ -8,26 +11,30 @@ from pretrain.advise.evidence import Evidence
 from pretrain.config import Run
 
 
-def print_advice(run: Run, advice: Advice, evidence: Evidence, parameters: int, budget: float | None) -> None:
+def print_advice(run: Run, advice: Advice, evidence: Evidence, parameters: int, warned: Iterable[str] = ()) -> None:
     """Table, then what it comes to.
 
     Args:
         parameters: of the run's model.
-        budget: hours that there are.
+        warned: what `plan` warns of.
     """
     console = Console(highlight=False, width=None if Console().is_terminal else 150)
-    console.print(_table(run, advice, budget))
-    for line in sentences(advice, evidence, parameters, budget):
+    console.print(_table(run, advice))
+    for warning in warned:
+        console.print(f"warning: {warning}")
+    for line in sentences(run, advice, evidence, parameters):
         console.print(line)
 
 
-def sentences(advice: Advice, evidence: Evidence, parameters: int, budget: float | None) -> list[str]:
+def sentences(run: Run, advice: Advice, evidence: Evidence, parameters: int) -> list[str]:
     """Say what is known, and how far it goes."""
+    data, targets = run.recipe.data, run.recipe.shape.targets
     size, own = _millions(evidence.parameters), _millions(parameters)
     found = [
         f"losses are measured on {size} parameters, {evidence.layers} layers, {evidence.steps} steps of"
-        f" {evidence.tokens_per_step:,} tokens; this model has {own}, {parameters / evidence.parameters:,.0f} times as many:"
-        " nothing measured says that a difference is the same there",
+        f" {evidence.tokens_per_step:,} positions, samples of {evidence.sequence_length}, {evidence.targets:.0%} of them targets;"
+        f" this model has {own} parameters, {parameters / evidence.parameters:,.0f} times as many, samples of"
+        f" {data.sequence_length}, {targets:.0%} targets: nothing measured says that a difference is the same there",
         "hours are an estimate (`plan` says of what)",
     ]
     found += [f"{name} cannot run here: {why}" for name, why in advice.refused]
@@ -35,33 +42,32 @@ def sentences(advice: Advice, evidence: Evidence, parameters: int, budget: float
     if best is None:
         found.append(
             f"advice: all layers in every step; no method that saves time is shown to lose at most {advice.tolerance:g} nats (its"
-            " interval would have to end there)"
+            " interval, uncorrected for how many there are, would have to end there)"
+            + (f", and to be done in {advice.budget:g} hours" if advice.budget < advice.full_hours else "")
         )
     else:
         found.append(
             f"advice: try {best.name}; it saves {_hours(best.saved)} of {_hours(advice.full_hours)} hours, and measured lost"
             f" {_difference(best)} nats (below 0: gained)"
         )
-    if budget is not None and advice.full_hours > budget:
-        fits = [option for option in advice.options if option.hours <= budget]
-        names = "; ".join(option.name for option in fits) or "no method"
-        found.append(f"in {budget:g} hours all layers do not get through; {names} would")
+    if advice.full_hours > advice.budget:
+        names = "; ".join(option.name for option in advice.options if option.hours <= advice.budget) or "no method"
+        found.append(f"in {advice.budget:g} hours all layers do not get through the run's steps; {names} would")
     return found
 
 
-def _table(run: Run, advice: Advice, budget: float | None) -> Table:
-    table = Table(
-        "method", "layer FLOPs", "hours", "saved", "held-out loss minus all layers'", "pairs of runs", title_justify="left"
-    )
+def _table(run: Run, advice: Advice) -> Table:
+    table = Table("method", "layer FLOPs", "hours", "saved", "held-out loss minus all layers'", "seeds", title_justify="left")
     table.title = f"{run.recipe.model.num_layers} layers, {run.steps:,} steps, {run.world_size} GPUs"
-    if budget is not None:
-        table.add_column(f"steps in {budget:g} hours")
+    limited = math.isfinite(advice.budget)
+    if limited:
+        table.add_column(f"steps in {advice.budget:g} hours")
     rows: list[tuple[str, float, float, str, str, str]] = [("all layers", 1.0, advice.full_hours, "", "", "")]
     for option in advice.options:
         saved = f"{option.saved / advice.full_hours:.1%}"
-        rows.append((option.name, option.layer_factor, option.hours, saved, _difference(option), str(option.measured.pairs)))
+        rows.append((option.name, option.layer_factor, option.hours, saved, _difference(option), str(option.measured.seeds)))
     for name, factor, hours, *rest in rows:
-        steps = [] if budget is None else [f"{int(run.steps * budget / hours):,}"]
+        steps = [f"{min(run.steps, int(run.steps * advice.budget / hours)):,}"] if limited else []
         table.add_row(name, f"{factor:.2f}x fewer", _hours(hours), *rest, *steps)
     return table
 

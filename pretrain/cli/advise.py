@@ -40,7 +40,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         return 0
     require_recipe(args)
     _require_sensible(args)
-    run = parse_run(args.recipe, option_pairs(rest, OPTIONS), args.ds_config, args.nodes * args.gpus_per_node)
+    # What the recipe's own method is does not matter, nor whether it suits what the words change.
+    own = "ds.progressive_subnetwork"
+    pairs = [pair for pair in option_pairs(rest, OPTIONS) if not pair[0].lstrip("-").startswith(own)]
+    run = parse_run(args.recipe, [*pairs, (f"--{own}", '{"method": "full"}')], args.ds_config, args.nodes * args.gpus_per_node)
     check(run)
     from pretrain.ranks.libraries import prepare_libraries
 
@@ -51,13 +54,14 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     from pretrain.plan.cost import Cluster
     from pretrain.plan.link import Links
     from pretrain.plan.parameters import count_parameters
+    from pretrain.plan.warnings import room_warnings
 
     evidence, cluster = read_evidence(), Cluster(args.nodes, args.gpus_per_node, args.gpu, args.mfu)
     links = None
     if args.link_gbps is not None:
         links = Links(args.link_gbps, args.intra_node_gbps or GPUS[args.gpu].link_gbps)
-    advice = advise(run, cluster, links, evidence, args.tolerance)
-    print_advice(run, advice, evidence, sum(count_parameters(run).values()), args.budget)
+    advice = advise(run, cluster, links, evidence, args.tolerance, math.inf if args.budget is None else args.budget)
+    print_advice(run, advice, evidence, sum(count_parameters(run).values()), room_warnings(run, cluster))
     return 0
 
 
@@ -75,7 +79,7 @@ def _require_sensible(args: argparse.Namespace) -> None:
             raise UserError(f"{COMMAND_LINE}: --{name} {value:g} must be at least {least:g}")
     if args.intra_node_gbps is not None and args.link_gbps is None:
         raise UserError(f"{COMMAND_LINE}: --intra-node-gbps needs --link-gbps")
-    if args.mfu is not None and not 0 < args.mfu <= 1:
-        raise UserError(f"{COMMAND_LINE}: --mfu {args.mfu:g} must be above 0 and at most 1")
+    if args.mfu is not None and not 1e-3 <= args.mfu <= 1:
+        raise UserError(f"{COMMAND_LINE}: --mfu {args.mfu:g} must be at least 0.001 and at most 1")
     if args.gpu not in GPUS:
         raise UserError(f"{COMMAND_LINE}: --gpu {args.gpu}: known are {', '.join(GPUS)}")

@@ -1,7 +1,6 @@
 """The recipe: what is trained, on what data, over which ranks, for how long. Read from YAML."""
 
 import difflib
-from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -181,7 +180,7 @@ class Recipe(Strict):
         """Whether layers and the loss are compiled."""
         return self.compile == "layers" or (self.compile == "auto" and on_gpu)
 
-    @cached_property
+    @property
     def shape(self) -> Shape:
         m = self.model
         return Shape(

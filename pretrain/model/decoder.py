@@ -115,11 +115,17 @@ class Targets(NamedTuple):
     """The positions of a micro-batch whose losses are wanted, [n] each."""
 
     places: Tensor
-    """int64: their numbers within [s, b], each once."""
+    """int64: their numbers within [s, b], each once and in order."""
     labels: Tensor
     """int64."""
     factors: Tensor
     """float32: what each loss is multiplied with in the sum that is differentiated."""
+
+
+def at(places: Tensor, hidden_states: Tensor) -> Tensor:
+    """Return what stands at some places, in order, [n, h], of [s, b, h]."""
+    flat = hidden_states.flatten(0, 1)
+    return flat if len(places) == len(flat) else flat.index_select(0, places)
 
 
 class Decoder(GPTModel):
@@ -188,12 +194,12 @@ class Decoder(GPTModel):
         """Cross entropy over the tokenizer's pieces; rows that only pad the vocabulary are left out, so that they get no
         probability."""
         group, split = self.pg_collection.tp, self.config.sequence_parallel
-        hidden = hidden_states if split else hidden_states.flatten(0, 1).index_select(0, targets.places)
+        hidden = hidden_states if split else at(targets.places, hidden_states)
         if self.head is not None:
             hidden = self.head(hidden)
         if split:  # each rank has a stretch of every sample, and the head's weights gather what all of them add
             everything = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=group)
-            hidden = everything.flatten(0, 1).index_select(0, targets.places)
+            hidden = at(targets.places, everything)
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
         shared = self.share_embeddings_and_output_weights

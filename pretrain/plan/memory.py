@@ -198,10 +198,13 @@ def _activations(run: Run, rank: int, layers: float, element: int) -> float:
 
 def _loss(run: Run, tokens: int, element: int) -> float:
     """Bytes beside the last layer's output: a piece's logits and two passes over them in fp32, the projection's gradient in fp32
-    and as it is handed on, and the gradient of what it read."""
+    and as it is handed on, and the gradient of what it read; where not all positions are targets, what it read of these, too, and
+    its gradient."""
     m, rows = run.recipe.model, run.recipe.model.padded_vocab_size // run.recipe.parallel.tensor
     piece = min(tokens, positions_in_piece(rows, on_gpu=True)) * rows * (element + 2 * FP32)
-    return piece + rows * m.hidden_size * (FP32 + 2 * element) + tokens * m.hidden_size * element
+    share = run.recipe.shape.targets
+    read = tokens * m.hidden_size * element * (1 if share == 1 else 1 + 2 * share)
+    return piece + rows * m.hidden_size * (FP32 + 2 * element) + read
 
 
 def _chunks_in_flight(ranks: int, chunks: int, rank: int) -> int:

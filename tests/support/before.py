@@ -35,7 +35,7 @@ def main() -> None:
         engine, rows = build_engine(run, ranks), []
         for step in range(1, run.steps + 1):
             first = 1000 * step + 10 * ranks.data_parallel_rank
-            batches = [random_batch(run, first + index) for index in range(run.micro_batches)]
+            batches = [random_batch(run, first + index, targets=0.5) for index in range(run.micro_batches)]
             result = engine.step(step, batches, run.method.paths(step))
             rows.append([result.loss, result.grad_norm])
         if ranks.is_main:

@@ -1,5 +1,6 @@
 import time
 
+import pytest
 import torch
 
 from pretrain.stopwatch import Stopwatch
@@ -18,3 +19,12 @@ def test_waiting_is_left_out_and_only_work_counts():
             time.sleep(0.02)
     assert 0.08 <= watch.read_and_reset() < 0.5
     assert watch.read_and_reset() == 0
+
+
+def test_work_that_fails_leaves_a_stopwatch_that_can_go_on():
+    watch = Stopwatch(torch.device("cpu"))
+    with pytest.raises(KeyError), watch.running(), watch.paused():
+        raise KeyError
+    with watch.running():
+        pass
+    assert watch.read_and_reset() >= 0

@@ -64,7 +64,7 @@ class MaskedWords:
 
     @staticmethod
     def target_share(keys: MaskedWordsKeys, length: int) -> float:
-        text = min(keys.max_example_tokens, length - AROUND)
+        text = max(0, min(keys.max_example_tokens, length - AROUND))
         return keys.mask_rate * text / (text + AROUND)
 
     @classmethod

@@ -9,7 +9,7 @@ than it has tokens.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, product
 from typing import ClassVar
 
@@ -86,15 +86,7 @@ class Mixture:
 
     @staticmethod
     def target_share(keys: Ul2Keys, length: int) -> float:
-        """See `Objective`: targets over positions, in examples of each denoiser by its weight."""
-        targets = everything = 0.0
-        for denoiser, turn in product(keys.denoisers, np.arange(0.5, TURNS) / TURNS):
-            take = min(keys.max_example_tokens, longest_text(denoiser, length, turn))
-            size = positions(denoiser, take, turn)
-            prefix = (denoiser.mode is not None) + take - hidden(denoiser, take, turn) + spans(denoiser, take, turn)
-            targets += denoiser.weight * (size - max(prefix - 1, 0))
-            everything += denoiser.weight * size
-        return targets / everything
+        return _target_share(keys.denoisers, keys.max_example_tokens, length)
 
     @property
     def pad(self) -> int:
@@ -153,6 +145,19 @@ class Mixture:
         marks = sentinel & ~stretches.hidden
         out[start[marks] + stretches.size[marks]] = self.special.sentinels[number[marks]]
         predict_next(batch, examples, np.maximum(self.prefix(examples) - 1, 0), np.full(len(examples), self.special.eos))
+
+
+@cache
+def _target_share(denoisers: tuple[Denoiser, ...], longest: int, length: int) -> float:
+    """Return targets over positions, in examples of each denoiser by its weight."""
+    targets = everything = 0.0
+    for denoiser, turn in product(denoisers, np.arange(0.5, TURNS) / TURNS):
+        take = min(longest, longest_text(denoiser, length, turn))
+        size = positions(denoiser, take, turn)
+        prefix = (denoiser.mode is not None) + take - hidden(denoiser, take, turn) + spans(denoiser, take, turn)
+        targets += denoiser.weight * (size - max(prefix - 1, 0))
+        everything += denoiser.weight * size
+    return targets / everything
 
 
 def _places(start: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,13 +20,14 @@ CLUSTER = Cluster(1, 8)
 
 
 def measured(method: str, difference: float, half_width: float, **keys) -> Measured:
-    return Measured({"method": method, **keys}, difference, half_width, 5, ("a",))
+    return Measured({"method": method, **keys}, difference, half_width, 5, 5, ("a",))
 
 
 def known(*ones: Measured) -> Evidence:
-    return Evidence(1_700_000, 12, 900, 2048, "ul2", ones)
+    return Evidence(1_700_000, 12, 900, 2048, 128, "ul2", 0.77, ones)
 
 
+FULL = [("--ds.progressive_subnetwork", '{"method": "full"}')]
 RAPTR = {"path_lengths": [6, 8, 10, 12], "paths_per_step": 2}
 
 
@@ -59,11 +61,22 @@ def test_the_fastest_that_is_shown_to_lose_little_is_advised_and_else_all_layers
     fast, sure = measured("raptr", 0.0, 0.2, **RAPTR | {"path_lengths": [4]}), measured("raptr", 0.01, 0.01, **RAPTR)
     found = advise(run, CLUSTER, None, known(sure, fast), 0.03)
     assert [option.measured for option in found.options] == [fast, sure] and found.best.measured is sure
-    assert "try raptr 6-8-10-12, 2 paths a step" in " ".join(sentences(found, known(sure, fast), 123_000_000, None))
-    none = advise(run, CLUSTER, None, known(fast), 0.03)
-    said = " ".join(sentences(none, known(fast), 123_000_000, none.full_hours / 2))
+    assert "try raptr 6-8-10-12, 2 paths a step" in " ".join(sentences(run, found, known(sure, fast), 123_000_000))
+    none = advise(run, CLUSTER, None, known(fast), 0.03, 0.7 * found.full_hours)
+    said = " ".join(sentences(run, none, known(fast), 123_000_000))
     assert none.best is None and "advice: all layers in every step" in said and "72 times as many" in said
-    assert "1.7 M parameters" in said and "all layers do not get through; raptr 4, 2 paths a step would" in said
+    assert "1.7 M parameters" in said and "77% of them targets" in said and "33% targets" in said
+    assert "all layers do not get through the run's steps; raptr 4, 2 paths a step would" in said
+
+
+def test_of_those_that_are_as_fast_the_one_that_lost_least_is_advised_and_within_the_budget():
+    run = read_run("ul2_124m", [], None, 8)
+    worse, better = measured("raptr", 0.02, 0.005, **RAPTR), measured("stacking", -0.04, 0.01, path_lengths=[6, 8, 10, 12])
+    slower = measured("constant", -0.1, 0.01, path_lengths=[10])
+    found = advise(run, CLUSTER, None, known(worse, better, slower), 0.03)
+    assert found.best.measured is better
+    assert advise(run, CLUSTER, None, known(slower, better), 0.03, found.options[0].hours).best.measured is better
+    assert advise(run, CLUSTER, None, known(slower, better), 0.03, 1e-3).best is None
 
 
 def test_a_method_that_cannot_run_here_is_told():
@@ -71,6 +84,9 @@ def test_a_method_that_cannot_run_here_is_told():
     found = advise(run, CLUSTER, None, known(measured("raptr", 0, 0, path_lengths=[6, 12], paths_per_step=7)), 0.03)
     ((name, why),) = found.refused
     assert name == "raptr" and "paths_per_step" in why and not found.options
+    odd = read_run("ul2_124m", [*FULL, ("--model.num_layers", "9")], None, 8)
+    refused = advise(odd, CLUSTER, None, known(measured("raptr", 0, 0, **RAPTR)), 0.03).refused
+    assert refused == (("raptr", "paths of 6/12, 8/12, 10/12, 12/12 of 9 layers are no whole numbers"),)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +94,11 @@ def test_a_method_that_cannot_run_here_is_told():
     [
         ("bert_base", [], "data.objective mlm"),
         ("ul2_124m", [("--model.num_layers", "32")], "model.num_layers 32"),
-        ("ul2_124m", [("--model.num_layers", "4"), ("--ds.progressive_subnetwork.path_lengths", "2-4")], "model.num_layers 4"),
+        ("ul2_124m", [("--model.num_layers", "4")], "model.num_layers 4"),
     ],
 )
 def test_beyond_what_was_measured_nothing_is_said(recipe, settings, what):
-    run = read_run(recipe, [*settings, ("--ds.progressive_subnetwork.balance_groups", "1")], None, 8)
+    run = read_run(recipe, [*settings, *FULL], None, 8)
     with pytest.raises(UserError, match=what):
         advise(run, CLUSTER, None, known(measured("raptr", 0, 0, **RAPTR)), 0.03)
 
@@ -94,8 +110,13 @@ def test_the_command(tmp_path):
     done = call("ul2_1.6b", "--nodes", "4", "--link-gbps", "100", "--budget", "70")
     assert done.returncode == 0, done.stderr
     assert "all layers" in done.stdout and "advice: " in done.stdout and "steps in 70 hours" in done.stdout
+    shown = call("ul2_1.6b", "--nodes", "4", "--link-gbps", "100").stdout.splitlines()
+    assert "\n".join(line.rstrip() for line in shown) in Path("docs/compare.md").read_text()
+    own = call("ul2_124m", "--model.num_layers", "24", "--ds.progressive_subnetwork.path_lengths", "3-5")
+    assert own.returncode == 0 and "24 layers" in own.stdout, "the recipe's own method is not asked for"
     for words, said in (
         (("ul2_1.6b", "--budget", "0"), "--budget 0 must be at least 0.001"),
+        (("ul2_1.6b", "--mfu", "1e-300"), "--mfu 1e-300 must be at least 0.001"),
         (("ul2_1.6b", "--intra-node-gbps", "5"), "--intra-node-gbps needs --link-gbps"),
         (("bert_base", "--nodes", "1"), "data.objective mlm"),
     ):

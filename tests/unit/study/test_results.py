@@ -42,9 +42,9 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return mean, sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
-def interval_of(mean: float, standard_error: float) -> str:
-    """The 95 % interval of three seeds."""
-    half = float(student.ppf(0.975, 2)) * standard_error
+def interval_of(mean: float, standard_error: float, seeds: int = 3) -> str:
+    """The 95 % interval."""
+    half = float(student.ppf(0.975, seeds - 1)) * standard_error
     return f"{mean - half:+.4f} to {mean + half:+.4f}"
 
 
@@ -192,6 +192,35 @@ def test_width_against_depth():
         assert interval == interval_of(difference, standard_error), pair
         low, high = map(float, interval.split(" to "))
         assert verdict == (f"{first} is better" if high < 0 else f"{first} is worse" if low > 0 else "not shown"), pair
+
+
+def test_sleeping_layers():
+    study = rows("sleeping")
+    seeds = sorted(study["full"])
+    assert {tuple(sorted(runs)) for runs in study.values()} == {tuple(seeds)} and 11 not in seeds
+    for name, fewer, loss, error in table(
+        "sleeping layers, one path a step", "layer FLOPs, times fewer", "held-out loss", "standard error"
+    ):
+        mean, standard_error = mean_and_error([row["losses"]["all"] for row in study[name].values()])
+        assert {(row["settings"][RATE], row["step"]) for row in study[name].values()} == {(4e-3, 900)}, name
+        assert (loss, error) == (f"{mean:.4f}", f"{standard_error:.4f}"), name
+        theirs, own = (sum(row["evaluations"][-1]["layer_flops"] for row in study[one].values()) for one in ("full", name))
+        assert fewer == f"{theirs / own:.2f}", name
+    for pair, mean, error, interval, verdict in table("sleeping layers, first minus second", *PAIRS[1:]):
+        first, second = pair.split(" − ")
+        difference, standard_error = mean_and_error(
+            [study[first][seed]["losses"]["all"] - study[second][seed]["losses"]["all"] for seed in seeds]
+        )
+        assert (mean, error) == (f"{difference:+.4f}", f"{standard_error:.4f}"), pair
+        assert interval == interval_of(difference, standard_error, len(seeds)), pair
+        low, high = map(float, interval.split(" to "))
+        assert verdict == (f"{first} is better" if high < 0 else f"{first} is worse" if low > 0 else "not shown"), pair
+    found = rows("sleeping_rates")
+    for name, *losses in table("rates, seed 11", *RATES[:3]):
+        runs = [found[name + "_" + rate.replace("-", "")][11] for rate in RATES[:3]]
+        assert losses == [f"{row['losses']['all']:.4f}" for row in runs], name
+        best = RATES[losses.index(min(losses))]
+        assert best == ("8e-3" if name == "exact_2" else "4e-3"), "as the page says"
 
 
 def test_no_text_of_the_corpus_or_place_of_a_machine_is_committed():
