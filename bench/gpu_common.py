@@ -54,8 +54,8 @@ def model_sizes(device: str) -> dict[str, tuple[int, int]]:
 
 
 @contextmanager
-def engine_of(recipe: str, device: str, batch: int, micro: int, *options: str) -> Iterator[tuple]:
-    """(engine, run, random batches) of a recipe in one process."""
+def engine_of(recipe: str, device: str, batch: int, micro: int, *options: str, targets: float | None = None) -> Iterator[tuple]:
+    """(engine, run, random batches) of a recipe in one process; `targets` as for `random_batch`."""
     from bench.path_speed import random_batch
     from pretrain.config.command_line import option_pairs
     from pretrain.place import find_place
@@ -70,7 +70,7 @@ def engine_of(recipe: str, device: str, batch: int, micro: int, *options: str) -
     with tempfile.TemporaryDirectory() as folder, join(device, place, Path(folder)) as ranks, launch(run.recipe, ranks):  # type: ignore[arg-type]
         from pretrain.engine import build_engine
 
-        yield build_engine(run, ranks), run, [random_batch(run, index) for index in range(run.micro_batches)]
+        yield build_engine(run, ranks), run, [random_batch(run, index, targets) for index in range(run.micro_batches)]
 
 
 def last_line(text: str) -> str:
