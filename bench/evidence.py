@@ -43,9 +43,9 @@ def evidence() -> Evidence:
     blocks: dict[str, dict[str, Any]] = {}
     facts = set()
     for study, baseline in STUDIES.items():
-        file = HOME / f"{study}.rows.jsonl"
-        for group in (group for groups in grouped(read_table(file)).values() for group in groups):
-            base = next(one for one in grouped(read_table(file))[group.rows[0].size] if one.method == baseline)
+        (groups,) = grouped(read_table(HOME / f"{study}.rows.jsonl")).values()  # models of one size
+        base = next(group for group in groups if group.method == baseline)
+        for group in groups:
             block = block_of(group.rows[0])
             if block["method"] == "full" or block["method"].startswith("raptr_"):
                 continue

@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -32,11 +32,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from pydantic import TypeAdapter
-from scipy.stats import t as student
 from torch import Tensor, nn
 
 from bench.arguments import command, positive
 from pretrain.files import write_whole
+from pretrain.study.statistics import Estimate
 from pretrain.subnetwork.methods import Method, ProgressiveSubnetwork
 from pretrain.versions import device_name
 
@@ -182,7 +182,9 @@ def main() -> None:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and half of its 95 % interval."""
-    return fmean(values), float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    estimate = Estimate.of(values)
+    assert estimate.half_width is not None, "of one value there is none"
+    return estimate.mean, estimate.half_width
 
 
 def last_errors(rows: Sequence[Row], method: str, degree: int) -> list[float]:

@@ -80,3 +80,9 @@ def test_the_page_says_what_the_rows_say():
             assert f"| `{name}` | {' | '.join('{:+.3f} ± {:.3f}'.format(*one) for one in found)} |" in page
             assert all(abs(mean) < half for mean, half in found), "as the page says"
     assert len(last_errors(rows, "full", 1)) == 6
+
+    def layers_until_degree_5(name: str) -> float:
+        there = [(row, at) for row in rows if row.method == name and (at := row.arrival(5)) is not None]
+        return float(np.mean([row.layers[row.looks.index(round(at * row.steps))] for row, at in there]))
+
+    assert layers_until_degree_5("raptr") > layers_until_degree_5("full"), "not earlier in layers' operations"
