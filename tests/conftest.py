@@ -13,7 +13,7 @@ from pretrain.ranks.libraries import prepare_libraries
 
 prepare_libraries("cpu")  # before Megatron-Core is imported, below and by the tests
 
-from pretrain.ranks.groups import make_groups  # noqa: E402
+from pretrain.ranks.groups import destroy_groups, make_groups  # noqa: E402
 from pretrain.ranks.process import Ranks  # noqa: E402
 from tests.support.project import DS, RECIPE, VOCABULARY, Project  # noqa: E402
 from tests.support.shared import shared_folder  # noqa: E402
@@ -51,12 +51,13 @@ def project(home: Path) -> Project:
     return Project(home, home / "tiny.yaml", home / "tiny.json")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ranks(project: Project) -> Iterator[Ranks]:
-    """One process's groups, for tests that build models."""
+    """One process's groups, for tests that build models; gone after a file, as `plan` makes its own."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     recipe = project.run().recipe
     make_groups(recipe.parallel, recipe.seed, torch.device("cpu"))
     yield Ranks(0, 1, torch.device("cpu"))
+    destroy_groups()
     dist.destroy_process_group()
