@@ -8,7 +8,7 @@ PROCESSES := $(shell n=$(GPUS); for p in 8 4 2 1; do [ $$n -ge $$p ] && break; d
 LAYOUT ?= $(if $(filter 1,$(PROCESSES)),,--parallel.pipeline 2)
 DEVICE := $(if $(filter 0,$(GPUS)),cpu,cuda)
 
-.PHONY: pretrain check lint docs test test-long test-all bench clean
+.PHONY: pretrain check lint docs test test-long test-all gpu-dry bench clean
 
 pretrain: .venv/installed  ## the quick start; ARGS="--steps 50" adds options of train
 	.venv/bin/torchrun --standalone --nproc-per-node $(PROCESSES) -m pretrain train ul2_tiny \
@@ -34,6 +34,9 @@ test-long: .venv/installed  ## every layout, whole studies; CI runs it after `ma
 
 test-all: .venv/installed .venv-lm-eval/installed  ## and what takes longer, and what needs a GPU where there is one
 	$(RUN) -m pytest -n auto --dist loadfile
+
+gpu-dry: .venv/installed  ## whole runs on a GPU that computes nothing; for CUDA builds of torch, and no driver
+	$(RUN) -m pytest -n auto -rs tests/system/test_gpu_dry.py
 
 bench: .venv/installed  ## speed of skipped layers, of making batches, of saving and loading; writes bench/results/
 	$(RUN) -m bench.path_speed

@@ -6,7 +6,7 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from pretrain.config import Run
-from pretrain.engine.micro_batch import MicroBatch
+from pretrain.engine.micro_batch import MicroBatch, in_one_copy
 from pretrain.model.attention import dense_mask
 from pretrain.model.decoder import Decoder, Targets, build_chunks, transformer_config
 from pretrain.model.layer import LayerInputs
@@ -29,7 +29,7 @@ def bare_loop(run: Run, ranks: Ranks) -> Callable[[list], None]:
     optimizer = torch.optim.AdamW(masters, lr=params.lr, betas=params.betas, weight_decay=params.weight_decay, fused=params.fused)
 
     def forward(iterator: Iterator, model: Decoder) -> tuple[torch.Tensor, Callable]:
-        batch = MicroBatch(next(iterator), whole).on(ranks.device)
+        batch = in_one_copy(MicroBatch(next(iterator), whole).arrays(with_blocks=False), ranks.device)
         labels = batch["labels"]
         inputs = LayerInputs(dense_mask(batch["segments"], batch["prefix"], dtype), whole)
         targets = Targets(batch["places"], labels, torch.full_like(labels, 1e-6, dtype=torch.float32))

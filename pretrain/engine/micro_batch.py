@@ -1,7 +1,8 @@
 """What goes through the schedule at a time, and its way to the device."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from pretrain.subnetwork import LayerPath
 
 ALIGNED = 16
 """Bytes at whose multiples arrays begin in the copy: any type can be viewed there."""
+IN_A_COPY = 2**26
+"""Bytes that are copied together at most, unless one micro-batch has more."""
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,9 @@ class MicroBatch:
         """Whether contexts have several continuations."""
         return bool((self.batch.segments >= BRANCH).any())
 
-    def on(self, device: torch.device, with_blocks: bool = False) -> dict[str, Tensor]:
-        """Copy to the device what the model reads: [b, s] each `tokens`, `segments`, `positions` and `prefix`, and of n targets,
-        sample after sample at each position, [n] each `places` within [s, b], `labels` and `kinds`.
+    def arrays(self, with_blocks: bool) -> dict[str, np.ndarray]:
+        """What the model reads: [b, s] each `tokens`, `segments`, `positions` and `prefix`, and of n targets, sample after sample
+        at each position, [n] each `places` within [s, b], `labels` and `kinds`.
 
         Args:
             with_blocks: whether flex attention's tables are wanted, too.
@@ -38,19 +42,73 @@ class MicroBatch:
         places = np.flatnonzero(batch.targets.T)
         arrays = {name: getattr(batch, name) for name in ("tokens", "segments", "positions", "prefix")}
         arrays |= {"places": places, "labels": batch.labels.T.flat[places], "kinds": batch.kinds.T.flat[places]}
-        if with_blocks:
-            arrays |= block_tables(batch.segments, batch.prefix)
-        return in_one_copy(arrays, device)
+        return arrays | (block_tables(batch.segments, batch.prefix) if with_blocks else {})
 
 
-def in_one_copy(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """Copy arrays to a device by their names: side by side in one piece of pinned memory, so that nothing waits for the copy."""
+class OnDevice:
+    """What the model reads of micro-batches, on the device. Those of a step go there in one copy, before the first is run, and
+    beside what the device still computes for the step before; what is larger than IN_A_COPY goes in several, as the schedule
+    comes to it."""
+
+    def __init__(
+        self, micro_batches: Sequence[MicroBatch], uses_flex: bool, device: torch.device, stream: torch.cuda.Stream | None
+    ) -> None:
+        """
+        Args:
+            micro_batches: all of one shape.
+            uses_flex: whether attention is flex attention, which needs tables; they know examples, not their continuations.
+            stream: the one that copies, on a GPU.
+        """
+        self._micro_batches, self._uses_flex, self._device, self._stream = micro_batches, uses_flex, device, stream
+        size = sum(array.nbytes for array in micro_batches[0].arrays(self.has_blocks(0)).values())
+        self._together = max(1, IN_A_COPY // size)
+        self._there: dict[int, list[dict[str, Tensor]]] = {}
+
+    def has_blocks(self, index: int) -> bool:
+        """Whether a micro-batch comes with flex attention's tables."""
+        return self._uses_flex and not self._micro_batches[index].branches
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        copy = index // self._together
+        if copy not in self._there:  # chunks of a pipeline rank are a few micro-batches apart, so that the one before stays
+            self._there = {number: there for number, there in self._there.items() if number == copy - 1}
+            self._there[copy] = self._copied(range(copy * self._together, len(self._micro_batches))[: self._together])
+        return self._there[copy][index % self._together]
+
+    def _copied(self, indices: range) -> list[dict[str, Tensor]]:
+        arrays = {
+            (index, name): array
+            for index in indices
+            for name, array in self._micro_batches[index].arrays(self.has_blocks(index)).items()
+        }
+        there: dict[int, dict[str, Tensor]] = {index: {} for index in indices}
+        for (index, name), tensor in in_one_copy(arrays, self._device, self._stream).items():
+            there[index][name] = tensor
+        return list(there.values())
+
+
+def in_one_copy(
+    arrays: Mapping[Name, np.ndarray], device: torch.device, stream: torch.cuda.Stream | None = None
+) -> dict[Name, Tensor]:
+    """Copy arrays to a device by their names: side by side in one piece of pinned memory, so that nothing waits for the copy.
+
+    Args:
+        stream: the one that copies; what comes later in the present one waits for it.
+    """
     if device.type == "cpu":
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return views(side_by_side(arrays, pin=device.type == "cuda").to(device, non_blocking=True), arrays)
+    together = side_by_side(arrays, pin=device.type == "cuda")
+    if stream is None:
+        return views(together.to(device, non_blocking=True), arrays)
+    present = torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        there = together.to(device, non_blocking=True)
+    present.wait_stream(stream)
+    there.record_stream(present)  # or its memory could be used again by the next copy, which does not wait for its readers
+    return views(there, arrays)
 
 
-def side_by_side(arrays: Mapping[str, np.ndarray], pin: bool) -> Tensor:
+def side_by_side(arrays: Mapping[Name, np.ndarray], pin: bool) -> Tensor:
     """Return the bytes of all arrays, one after the other."""
     together = torch.empty(sum(map(_room, arrays.values())), dtype=torch.uint8, pin_memory=pin)
     for name, view in views(together, arrays).items():
@@ -58,7 +116,7 @@ def side_by_side(arrays: Mapping[str, np.ndarray], pin: bool) -> Tensor:
     return together
 
 
-def views(together: Tensor, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+def views(together: Tensor, arrays: Mapping[Name, np.ndarray]) -> dict[Name, Tensor]:
     """Return the arrays that stand in these bytes; of `arrays` only shapes and types count."""
     found, begin = {}, 0
     for name, array in arrays.items():

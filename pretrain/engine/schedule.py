@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.config.recipe import Recipe
 from pretrain.engine.loss import Entry, Made, Reduce, by_kind
-from pretrain.engine.micro_batch import MicroBatch
+from pretrain.engine.micro_batch import MicroBatch, OnDevice
 from pretrain.model.attention import block_mask, dense_mask
 from pretrain.model.decoder import Decoder, Targets
 from pretrain.model.layer import LayerInputs
@@ -34,6 +34,7 @@ class Schedule:
         self.chunks, self.device, self.dtype, self.stopwatch = list(chunks), device, dtype, stopwatch
         self.uses_flex = recipe.model.uses_flex(on_gpu=device.type == "cuda")
         self.kinds = len(recipe.data.kinds)
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(
         self, micro_batches: Sequence[MicroBatch], scale: float, forward_only: bool = False, reduce: Reduce = by_kind
@@ -46,12 +47,16 @@ class Schedule:
             reduce: makes an entry of what the last chunk makes.
         """
 
-        def forward(iterator: Iterator[MicroBatch], chunk: Decoder) -> tuple[Output, ReduceMade]:
-            return self._forward(next(iterator), chunk, scale, reduce)
+        there = OnDevice(micro_batches, self.uses_flex, self.device, self._copies)
+
+        def forward(iterator: Iterator[int], chunk: Decoder) -> tuple[Output, ReduceMade]:
+            index = next(iterator)
+            with_blocks = there.has_blocks(index)
+            return self._forward(micro_batches[index], there[index], with_blocks, chunk, scale, reduce)
 
         interleaved = len(self.chunks) > 1
         micro_batch_size, sequence_length = micro_batches[0].batch.tokens.shape
-        iterators = [iter(micro_batches) for _ in self.chunks]
+        iterators = [iter(range(len(micro_batches))) for _ in self.chunks]
         return get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=iterators if interleaved else iterators[0],
@@ -62,13 +67,13 @@ class Schedule:
             forward_only=forward_only,
         )
 
-    def _forward(self, micro_batch: MicroBatch, chunk: Decoder, scale: float, reduce: Reduce) -> tuple[Output, ReduceMade]:
+    def _forward(
+        self, micro_batch: MicroBatch, batch: dict[str, Tensor], with_blocks: bool, chunk: Decoder, scale: float, reduce: Reduce
+    ) -> tuple[Output, ReduceMade]:
         """Run a chunk's forward pass; returns its output, and what the schedule calls with the last chunk's."""
         branches = micro_batch.branches
-        flex = self.uses_flex and not branches  # its tables of blocks know examples, not their continuations
-        batch = micro_batch.on(self.device, with_blocks=flex)
         segments, prefix = batch["segments"], batch["prefix"]
-        mask = block_mask(segments, prefix, batch) if flex else dense_mask(segments, prefix, self.dtype, branches)
+        mask = block_mask(segments, prefix, batch) if with_blocks else dense_mask(segments, prefix, self.dtype, branches)
         inputs = LayerInputs(mask, micro_batch.path, chunk.rotary_of(batch["positions"]) if branches else None)
         labels = batch["labels"]
         targets = Targets(batch["places"], labels, torch.full_like(labels, scale, dtype=torch.float32))

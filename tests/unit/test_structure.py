@@ -27,6 +27,7 @@ OF_THE_WHOLE = {
     "subnetwork/methods/test_add_a_method.py",
     "data/objectives/test_add_an_objective.py",
     "test_docs.py",
+    "test_dry_backward.py",
     "test_hidden_waits.py",
     "test_imports.py",
     "test_structure.py",
