@@ -2,9 +2,11 @@
 
     python -m bench.evidence
 
-Writes pretrain/advise/evidence.json. Runs are paired with those of all layers by study and seed, at the rates that the studies
-have; where several studies compared a method, a seed's differences are averaged first, since they begin with the same weights and
-draw the same paths, and the interval is over seeds. Methods that drop parts of layers are left out: `advise` scales depth alone.
+Writes pretrain/advise/evidence.json. Runs are paired with those of all layers by study and seed. A study's runs at another
+learning rate than all layers' are left out: the one that was chosen so, on one seed, is the worst of all
+(docs/results_details.md, `exact_2`). Where several studies compared a method, a seed's differences are averaged first, since they
+begin with the same weights and draw the same paths, and the interval is over seeds. Methods that drop parts of layers are left
+out: `advise` scales depth alone.
 """
 
 from collections import defaultdict
@@ -15,6 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pretrain.advise.evidence import FILE, Evidence, Measured
+from pretrain.config.run import SINCE
 from pretrain.data.objectives import OBJECTIVES, ObjectiveKeys
 from pretrain.files import write_whole
 from pretrain.study.row import Row, read_table
@@ -46,6 +49,8 @@ def evidence() -> Evidence:
         (groups,) = grouped(read_table(HOME / f"{study}.rows.jsonl")).values()  # models of one size
         base = next(group for group in groups if group.method == baseline)
         for group in groups:
+            if rate_of(group.rows[0]) != rate_of(base.rows[0]):
+                continue
             block = block_of(group.rows[0])
             if block["method"] == "full" or block["method"].startswith("raptr_"):
                 continue
@@ -70,6 +75,11 @@ def evidence() -> Evidence:
     return Evidence(*known, measured=tuple(measured))
 
 
+def rate_of(row: Row) -> float:
+    """Return the learning rate."""
+    return row.settings["ds.optimizer.params.lr"]
+
+
 def facts_of(row: Row) -> tuple[int, int, int, int, int, str, float]:
     """Return what one can tell of a run beside its method, in the order of `Evidence`."""
     given = {key.removeprefix("recipe.data."): value for key, value in row.settings.items() if key.startswith("recipe.data.")}
@@ -85,6 +95,7 @@ def block_of(row: Row) -> dict[str, Any]:
     given = {
         key.removeprefix(prefix): value for key, value in row.settings.items() if key.startswith(prefix) and value is not None
     }
+    given.setdefault("skipped_update", SINCE[prefix + "skipped_update"])
     keys = TypeAdapter(ProgressiveSubnetwork).validate_python(given)
     return {"method": keys.method, **keys.model_dump(mode="json", exclude_defaults=True)}
 

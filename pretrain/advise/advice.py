@@ -11,6 +11,7 @@ from pretrain.errors import UserError
 from pretrain.plan.cost import Cluster, hours
 from pretrain.plan.link import Links, forecast
 from pretrain.subnetwork.methods import FullKeys, MethodKeys
+from pretrain.subnetwork.methods.growth import GrowthKeys
 
 FARTHEST = 2
 """Times as many layers, or as few, as were measured: beyond that path lengths are not the same shares of anything known."""
@@ -38,8 +39,8 @@ class Option:
         if (paths := given.get("paths_per_step")) is not None:
             words.append("1 path a step" if paths == 1 else f"{paths} paths a step")
         words += [f"{key} {given[key]:.3g}" for key in ("theta", "gamma", "q_max") if key in given]
-        if self.keys.skipped_update == "none":
-            words.append("sleeping layers stand still")
+        if self.keys.skipped_update == "exact" and not isinstance(self.keys, GrowthKeys):
+            words.append("skipped_update exact")
         return ", ".join(words).replace(f"{self.keys.method}, ", f"{self.keys.method} ", 1)
 
 

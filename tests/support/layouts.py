@@ -44,6 +44,7 @@ AFTER = {
 not so small that the norm makes much of its rounding."""
 PARTS = {
     "ds.progressive_subnetwork": "{method: raptr_parts, path_lengths: 4-6-8, group_lengths: 2-2-4, ffn_lengths: 2-4-6,"
+    " skipped_update: exact,"
     " width_parts: 2, paths_per_step: 2}",
 }
 """Some layers, of which some groups of heads and some feed-forward columns run."""

@@ -37,7 +37,13 @@ DS = {
     "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}},
     "scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 4, "warmup_type": "linear", "cos_min_ratio": 0.1}},
     "zero_optimization": {"stage": 1},
-    "progressive_subnetwork": {"method": "raptr", "path_lengths": "4-6-8", "balance_groups": 2, "paths_per_step": 2},
+    "progressive_subnetwork": {
+        "method": "raptr",
+        "path_lengths": "4-6-8",
+        "balance_groups": 2,
+        "paths_per_step": 2,
+        "skipped_update": "exact",  # the harder of the two: nothing of a sleeping layer may be lost
+    },
 }
 
 BERT = {

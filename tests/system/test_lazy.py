@@ -158,7 +158,9 @@ def test_every_break_is_noticed(project, tmp_path):
         assert "step 4: the ranks updated different layers: 0 against 1" in found["different"][0]
 
 
-PARTS_OF_HALF = '{"method": "raptr_parts", "path_lengths": "4-8", "group_lengths": "1-4", "ffn_lengths": "3-6"}'
+PARTS_OF_HALF = (
+    '{"method": "raptr_parts", "path_lengths": "4-8", "group_lengths": "1-4", "ffn_lengths": "3-6", "skipped_update": "exact"}'
+)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -60,8 +60,8 @@ class Method(ABC):
 SkippedUpdate = Annotated[
     Literal["exact", "none"],
     Field(
-        description="What AdamW does to a layer that no path of a step runs. exact: an update with a gradient of 0, as if it were"
-        " not skipped. none: nothing; its weights, moments and count of updates stand still."
+        description="What AdamW does to a layer that no path of a step runs. none: nothing; its weights, moments and count of"
+        " updates stand still. exact: an update with a gradient of 0, as if it were not skipped."
     ),
 ]
 
@@ -71,7 +71,7 @@ class MethodKeys(Strict, ABC):
 
     method: str
     """Name of the method; a subclass allows one."""
-    skipped_update: SkippedUpdate = "exact"
+    skipped_update: SkippedUpdate = "none"
     summary: ClassVar[str]
     """What the method does, in a few words, for `--explain`."""
 

@@ -1,7 +1,5 @@
 """Advice: hours are plan's, losses are those of the committed rows, and nothing is said beyond them."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,11 +102,12 @@ def test_beyond_what_was_measured_nothing_is_said(recipe, settings, what):
         advise(run, CLUSTER, None, known(measured("raptr", 0, 0, **RAPTR)), 0.03)
 
 
-def test_the_command_shows_what_docs_show():
-    words = [sys.executable, "-m", "pretrain", "advise", "ul2_1.6b", "--nodes", "4", "--link-gbps", "100"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "\n".join(line.rstrip() for line in done.stdout.splitlines()) in Path("docs/compare.md").read_text()
+@pytest.mark.parametrize("words", ["ul2_1.6b --nodes 4 --link-gbps 100", "ul2_124m"])
+def test_the_command_shows_what_docs_show(capsys, words):
+    assert main(["advise", *words.split()]) == 0
+    page = Path("docs/compare.md").read_text()
+    assert f"pretrain advise {words}\n" in page
+    assert "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines()) in page
 
 
 def test_the_recipes_own_method_is_not_asked_for_and_a_budget_is_kept(capsys):

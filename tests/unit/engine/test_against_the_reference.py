@@ -51,11 +51,13 @@ def assert_parity(ours, theirs, weights) -> None:
     assert weights < TOLERANCE
 
 
-HEADS = ("ds.progressive_subnetwork={method: raptr_heads, group_lengths: 1-2, paths_per_step: 2}",)
-FFN = ("ds.progressive_subnetwork={method: raptr_ffn, ffn_lengths: 2-4-6, width_parts: 2, width_fixed: 1}",)
+HEADS = ("ds.progressive_subnetwork={method: raptr_heads, group_lengths: 1-2, paths_per_step: 2, skipped_update: exact}",)
+FFN = (
+    "ds.progressive_subnetwork={method: raptr_ffn, ffn_lengths: 2-4-6, width_parts: 2, width_fixed: 1, skipped_update: exact}",
+)
 PARTS = (
     "ds.progressive_subnetwork={method: raptr_parts, path_lengths: 4-6-8, group_lengths: 2-2-4, ffn_lengths: 3-5-6,"
-    " paths_per_step: 2}",
+    " skipped_update: exact, paths_per_step: 2}",
 )
 
 

@@ -1,4 +1,5 @@
-"""docs/results.md says what the committed rows say: every number of its tables, worked out again from the JSON alone."""
+"""docs/results.md and docs/results_details.md say what the committed rows say: every number of their tables, worked out again
+from the JSON alone."""
 
 import json
 import re
@@ -11,7 +12,7 @@ from scipy.stats import t as student
 
 PROJECT = Path(__file__).resolve().parents[3]
 STUDIES = PROJECT / "bench/studies/ul2_12_layers"
-TEXT = (PROJECT / "docs/results.md").read_text()
+TEXT = (PROJECT / "docs/results_details.md").read_text()
 METHOD, RATE = "ds.progressive_subnetwork.method", "ds.optimizer.params.lr"
 RATES = ("2e-3", "4e-3", "8e-3", "16e-3")
 PAIRS = ("first minus second", "mean of pairs", "standard error", "95 % interval", "")
@@ -26,11 +27,11 @@ def rows(name: str) -> dict[str, dict[int, dict]]:
     return found
 
 
-def table(*names: str) -> list[list[str]]:
+def table(*names: str, text: str = TEXT) -> list[list[str]]:
     """The body of the table with this head, as cells."""
-    head = TEXT.splitlines().index(f"| {' | '.join(names)} |".replace("|  |", "| |"))
+    head = text.splitlines().index(f"| {' | '.join(names)} |".replace("|  |", "| |"))
     body = []
-    for line in TEXT.splitlines()[head + 2 :]:
+    for line in text.splitlines()[head + 2 :]:
         if not line.startswith("|"):
             return body
         body.append([cell.strip().replace("`", "") for cell in line.strip("|").split("|")])
@@ -194,33 +195,73 @@ def test_width_against_depth():
         assert verdict == (f"{first} is better" if high < 0 else f"{first} is worse" if low > 0 else "not shown"), pair
 
 
+def losses_of(study: dict[str, dict[int, dict]], first: str, second: str) -> list[float]:
+    """Differences by seed, of the seeds that both have."""
+    seeds = sorted(study[first].keys() & study[second].keys())
+    return [study[first][seed]["losses"]["all"] - study[second][seed]["losses"]["all"] for seed in seeds]
+
+
 def test_sleeping_layers():
     study = rows("sleeping")
     seeds = sorted(study["full"])
-    assert {tuple(sorted(runs)) for runs in study.values()} == {tuple(seeds)} and 11 not in seeds
-    for name, fewer, loss, error in table(
-        "sleeping layers, one path a step", "layer FLOPs, times fewer", "held-out loss", "standard error"
-    ):
+    head = ("sleeping layers", "learning rate", "layer FLOPs, times fewer", "held-out loss", "standard error")
+    body = table(*head)
+    named = [line[0] for line in body]
+    assert len(named) == 5 and {tuple(sorted(study[name])) for name in named} == {tuple(seeds)} and 11 not in seeds
+    for name, rate, fewer, loss, error in body:
         mean, standard_error = mean_and_error([row["losses"]["all"] for row in study[name].values()])
-        assert {(row["settings"][RATE], row["step"]) for row in study[name].values()} == {(4e-3, 900)}, name
+        assert {(row["settings"][RATE], row["step"]) for row in study[name].values()} == {(float(rate), 900)}, name
         assert (loss, error) == (f"{mean:.4f}", f"{standard_error:.4f}"), name
         theirs, own = (sum(row["evaluations"][-1]["layer_flops"] for row in study[one].values()) for one in ("full", name))
         assert fewer == f"{theirs / own:.2f}", name
     for pair, mean, error, interval, verdict in table("sleeping layers, first minus second", *PAIRS[1:]):
         first, second = pair.split(" − ")
-        difference, standard_error = mean_and_error(
-            [study[first][seed]["losses"]["all"] - study[second][seed]["losses"]["all"] for seed in seeds]
-        )
+        difference, standard_error = mean_and_error(losses_of(study, first, second))
         assert (mean, error) == (f"{difference:+.4f}", f"{standard_error:.4f}"), pair
         assert interval == interval_of(difference, standard_error, len(seeds)), pair
         low, high = map(float, interval.split(" to "))
         assert verdict == (f"{first} is better" if high < 0 else f"{first} is worse" if low > 0 else "not shown"), pair
     found = rows("sleeping_rates")
-    for name, *losses in table("rates, seed 11", *RATES[:3]):
-        runs = [found[name + "_" + rate.replace("-", "")][11] for rate in RATES[:3]]
-        assert losses == [f"{row['losses']['all']:.4f}" for row in runs], name
+    for name, *losses in table("rates, seed 11", *RATES):
+        runs = [found.get(name + "_" + rate.replace("-", "")) for rate in RATES]
+        assert losses == [f"{row[11]['losses']['all']:.4f}" if row else "–" for row in runs], name
         best = RATES[losses.index(min(losses))]
         assert best == ("8e-3" if name == "exact_2" else "4e-3"), "as the page says"
+
+
+def test_half_widths():
+    """What three seeds foretold, and what came."""
+    study, sleeping = rows("study"), rows("sleeping")
+    half = lambda differences, seeds: (
+        float(student.ppf(0.975, seeds - 1)) * mean_and_error(differences)[1] * sqrt(len(differences) / seeds)
+    )
+    for pair, before, foretold, reached in table("half-widths with 8 seeds", "three seeds", "foretold", "reached"):
+        now = losses_of(sleeping, *pair.split(" − "))
+        three = losses_of(study, *before.split(" − ")) if " − " in before else now[:3]
+        assert len(now) == 8 and len(three) == 3
+        assert (foretold, reached) == (f"{half(three, 8):.3f}", f"{half(now, 8):.3f}"), pair
+
+
+def test_answers():
+    """The one page: each difference from the rows that it names, its verdict, and what Holm's correction leaves."""
+    page = (PROJECT / "docs/results.md").read_text()
+    body = table("question", "first minus second", "rows", "seeds", "difference", "95 % interval", "", text=page)
+    assert f"{['', 'Eight', 'Nine', 'Ten'][len(body) - 7]} intervals stand above" in page
+    chances = {}
+    for _, pair, name, seeds, difference, interval, verdict in body:
+        values = losses_of(rows(name), *pair.split(" − "))
+        mean, error = mean_and_error(values)
+        low, high = (mean + sign * float(student.ppf(0.975, len(values) - 1)) * error for sign in (-1, 1))
+        assert (seeds, difference, interval) == (str(len(values)), f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}"), pair
+        first = pair.split(" − ")[0]
+        plain = f"{first} is better" if high < 0 else f"{first} is worse" if low > 0 else "not shown"
+        assert verdict.removesuffix(", holds") == plain, pair
+        chances[pair] = float(2 * student.sf(abs(mean / error), len(values) - 1)), verdict.endswith("holds")
+    left, rejected = len(chances), True
+    for chance, holds in sorted(chances.values()):
+        rejected = rejected and chance * left <= 0.05
+        left -= 1
+        assert holds == rejected
 
 
 def test_no_text_of_the_corpus_or_place_of_a_machine_is_committed():
