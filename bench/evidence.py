@@ -3,10 +3,10 @@
     python -m bench.evidence
 
 Writes pretrain/advise/evidence.json. Runs are paired with those of all layers by study and seed. A study's runs at another
-learning rate than all layers' are left out: the one that was chosen so, on one seed, is the worst of all
-(docs/results_details.md, `exact_2`). Where several studies compared a method, a seed's differences are averaged first, since they
-begin with the same weights and draw the same paths, and the interval is over seeds. Methods that drop parts of layers are left
-out: `advise` scales depth alone.
+learning rate than all layers' are left out: the one that there is, `exact_2` of `sleeping`, was chosen by one seed and is bad
+with eight others (docs/results_details.md). Where several studies compared a method, a seed's differences are averaged first,
+since they begin with the same weights and draw the same paths, and the interval is over seeds. Methods that drop parts of layers
+are left out: `advise` scales depth alone.
 """
 
 from collections import defaultdict

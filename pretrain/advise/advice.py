@@ -39,7 +39,7 @@ class Option:
         if (paths := given.get("paths_per_step")) is not None:
             words.append("1 path a step" if paths == 1 else f"{paths} paths a step")
         words += [f"{key} {given[key]:.3g}" for key in ("theta", "gamma", "q_max") if key in given]
-        if self.keys.skipped_update == "exact" and not isinstance(self.keys, GrowthKeys):
+        if self.keys.skipped_update == "exact" and not isinstance(self.keys, GrowthKeys):  # which never sleep
             words.append("skipped_update exact")
         return ", ".join(words).replace(f"{self.keys.method}, ", f"{self.keys.method} ", 1)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pretrain.config import Run
+from pretrain.config.run import SINCE
 from pretrain.config.strict import COMMAND_LINE, did_you_mean
 from pretrain.errors import UserError
 
@@ -25,15 +26,16 @@ def require_allowed(ours: Run, theirs: Run, changing: Sequence[str], where: str,
     replaced = {f"recipe.{name}" for name in other_content}
     keys = sorted(mine.keys() | other.keys() | replaced)
     for name in changing:
-        if not any(_covers(name, key) for key in keys):
-            ends = sorted({part for key in keys for part in key.split(".")})
+        known = [*keys, *SINCE]
+        if not any(_covers(name, key) for key in known):
+            ends = sorted({part for key in known for part in key.split(".")})
             raise UserError(f"{COMMAND_LINE}: --resume-changing {name}: no setting has this name{did_you_mean(name, ends)}")
     different = [key for key in keys if key in replaced or mine.get(key) != other.get(key)]
     refused = [key for key in different if key.startswith(NEVER) or not any(_covers(name, key) for name in changing)]
     if not refused:
         return
     shown = "; ".join(
-        f"{key} is {other.get(key)!r} there, {mine.get(key)!r} here"
+        f"{key} is {other.get(key, SINCE.get(key))!r} there, {mine.get(key, SINCE.get(key))!r} here"
         if mine.get(key) != other.get(key)
         else f"{key} holds other tokens than it did then"
         for key in refused

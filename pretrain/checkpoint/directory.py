@@ -20,6 +20,7 @@ from pretrain.checkpoint.manifest import MANIFEST, Manifest
 from pretrain.config import Run
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
+from pretrain.config.run import as_recorded
 from pretrain.config.strict import parse, read_json, read_yaml
 from pretrain.errors import UserError, reason, with_file
 from pretrain.files import remove, to_disk, write_whole
@@ -79,7 +80,7 @@ class RunDirectory:
 
     def _require_same(self, run: Run, changing: Sequence[str]) -> None:
         recipe = parse(Recipe, read_yaml(self.recipe), str(self.recipe))
-        ds = parse(DeepSpeedConfig, read_json(self.ds_config), str(self.ds_config))
+        ds = parse(DeepSpeedConfig, as_recorded(read_json(self.ds_config)), str(self.ds_config))
         theirs = Run(run.name, recipe, ds, str(self.recipe), str(self.ds_config))
         require_allowed(run, theirs, changing, f"run directory {self.path}")
 

@@ -9,6 +9,7 @@ from pretrain.checkpoint.manifest import MANIFEST, Manifest, damage, read_manife
 from pretrain.config import Run
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
+from pretrain.config.run import as_recorded
 from pretrain.config.strict import parse
 from pretrain.errors import UserError
 
@@ -110,5 +111,5 @@ def run_of(folder: Path, manifest: Manifest) -> Run:
         UserError: this program does not know its settings.
     """
     recipe = parse(Recipe, manifest.recipe, f"{folder}, its recipe")
-    ds = parse(DeepSpeedConfig, manifest.ds_config, f"{folder}, its ds_config")
+    ds = parse(DeepSpeedConfig, as_recorded(manifest.ds_config), f"{folder}, its ds_config")
     return Run(folder.name, recipe, ds, str(folder), str(folder))

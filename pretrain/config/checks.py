@@ -119,14 +119,10 @@ def _check_sharding(run: Run) -> None:
         ("zero_optimization.overlap_comm", run.ds.zero_optimization.overlap_comm, False),
         ("zero_optimization.reduce_scatter", run.ds.zero_optimization.reduce_scatter, True),
         ("communication_data_type", run.ds.communication_data_type, "fp32"),
+        ("progressive_subnetwork.skipped_update", run.ds.progressive_subnetwork.skipped_update, "exact"),
     ):
         if value != default:
             raise UserError(f'{run.ds_file}: "{name}" {json.dumps(value)} needs "zero_optimization.stage" 1, 2 or 3, and it is 0')
-    if run.ds.progressive_subnetwork.skipped_update == "none" and run.ds.progressive_subnetwork.method != "full":
-        raise UserError(
-            f"{where} 0 has one count of updates for all layers, so that none of them can stand still; use stage 1, or set"
-            ' "progressive_subnetwork.skipped_update" to "exact"'
-        )
 
 
 def _check_layerwise(run: Run) -> None:

@@ -38,7 +38,9 @@ class AdamWParams(Strict):
 
 def _adamw_alone(name: Any) -> Any:
     if name != "AdamW":
-        raise ValueError('only "AdamW": what a sleeping layer misses is made up for by replaying its updates')
+        raise ValueError(
+            'only "AdamW": under "skipped_update" exact what a sleeping layer misses is made up for by replaying its updates'
+        )
     return name
 
 
@@ -46,7 +48,7 @@ class Optimizer(Strict):
     """The optimizer around which DeepSpeed shards."""
 
     type: Annotated[Literal["AdamW"], BeforeValidator(_adamw_alone)]
-    """AdamW alone: what a sleeping layer misses is replayed."""
+    """AdamW alone: its updates are counted by layer, and replayed under `skipped_update` exact."""
     params: AdamWParams
     """Its arguments."""
 
@@ -186,6 +188,14 @@ class DeepSpeedConfig(Strict):
         return {key: value for key, value in keys.items() if value is not None} if info.exclude_none else keys
 
     _switched_off = model_validator(mode="before")(_without_what_is_off)
+
+    @model_validator(mode="after")
+    def _stage_0_updates_all(self) -> "DeepSpeedConfig":
+        """DeepSpeed's AdamW, which stage 0 has, keeps one count of updates for all layers: there the default is another."""
+        block = self.progressive_subnetwork
+        if self.zero_optimization.stage == 0 and "skipped_update" not in block.model_fields_set:
+            object.__setattr__(self, "progressive_subnetwork", block.model_copy(update={"skipped_update": "exact"}))
+        return self
 
     @model_validator(mode="before")
     @classmethod

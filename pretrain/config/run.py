@@ -1,6 +1,7 @@
 """A run: what recipe and DeepSpeed JSON say together, and what follows from it. Facts only: read.py makes one, checks.py judges
 it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 from pretrain.config.deepspeed import DeepSpeedConfig
 from pretrain.config.recipe import Recipe
 from pretrain.errors import UserError
-from pretrain.subnetwork.methods import Method
+from pretrain.subnetwork.methods import FullKeys, Method
+from pretrain.subnetwork.methods.growth import GrowthKeys
 from pretrain.subnetwork.methods.raptr import DrawnKeys
 from pretrain.subnetwork.path import LayerPath, parts_of_model, path_of_sample
 
@@ -207,7 +209,24 @@ class Run:
         }
         keys = _flat({"recipe": self.recipe.model_dump(mode="json"), "ds": self.ds.model_dump(mode="json")})
         decide = {k: v for k, v in keys.items() if not any(k == i or k.startswith(i + ".") for i in indifferent)}
+        if not self.method_sleeps:
+            decide.pop("ds.progressive_subnetwork.skipped_update")
         return {k: v for k, v in decide.items() if (k, v) not in SINCE.items()}
+
+    @property
+    def method_sleeps(self) -> bool:
+        """Whether there are layers, or parts of them, that some steps leave out and others run before them did: not where all
+        run, nor where a model grows by copies, which take over moments and counts."""
+        return not isinstance(self.ds.progressive_subnetwork, FullKeys | GrowthKeys)
+
+
+def as_recorded(ds_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the DeepSpeed JSON of a run that was written down, with what was done then where it has no key for it and today's
+    default is another."""
+    found, name = dict(ds_config), "progressive_subnetwork"
+    if isinstance(found.get(name), Mapping):
+        found[name] = {"skipped_update": SINCE[f"ds.{name}.skipped_update"], **found[name]}
+    return found
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

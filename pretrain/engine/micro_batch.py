@@ -15,7 +15,7 @@ from pretrain.subnetwork import LayerPath
 ALIGNED = 16
 """Bytes at whose multiples arrays begin in the copy: any type can be viewed there."""
 IN_A_COPY = 2**26
-"""Bytes that are copied together at most, unless one micro-batch has more."""
+"""Bytes with which a copy is full: it takes no further micro-batch then."""
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -47,44 +47,47 @@ class MicroBatch:
 
 class OnDevice:
     """What the model reads of micro-batches, on the device. Those of a step go there in one copy, before the first is run, and
-    beside what the device still computes for the step before; what is larger than IN_A_COPY goes in several, as the schedule
-    comes to it."""
+    beside what the device still computes for the step before; when there are IN_A_COPY bytes or more together, the next copy
+    takes what is left, once the schedule comes to it."""
 
     def __init__(
-        self, micro_batches: Sequence[MicroBatch], uses_flex: bool, device: torch.device, stream: torch.cuda.Stream | None
+        self,
+        micro_batches: Sequence[MicroBatch],
+        uses_flex: bool,
+        device: torch.device,
+        stream: torch.cuda.Stream | None,
+        behind: int,
     ) -> None:
         """
         Args:
-            micro_batches: all of one shape.
             uses_flex: whether attention is flex attention, which needs tables; they know examples, not their continuations.
             stream: the one that copies, on a GPU.
+            behind: micro-batches that a later chunk of this rank is behind the first.
         """
         self._micro_batches, self._uses_flex, self._device, self._stream = micro_batches, uses_flex, device, stream
-        size = sum(array.nbytes for array in micro_batches[0].arrays(self.has_blocks(0)).values())
-        self._together = max(1, IN_A_COPY // size)
-        self._there: dict[int, list[dict[str, Tensor]]] = {}
+        self._behind = behind
+        self._there: dict[int, dict[str, Tensor]] = {}
 
     def has_blocks(self, index: int) -> bool:
         """Whether a micro-batch comes with flex attention's tables."""
         return self._uses_flex and not self._micro_batches[index].branches
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        copy = index // self._together
-        if copy not in self._there:  # chunks of a pipeline rank are a few micro-batches apart, so that the one before stays
-            self._there = {number: there for number, there in self._there.items() if number == copy - 1}
-            self._there[copy] = self._copied(range(copy * self._together, len(self._micro_batches))[: self._together])
-        return self._there[copy][index % self._together]
+        if index not in self._there:
+            self._there = {number: there for number, there in self._there.items() if index - self._behind <= number < index}
+            self._copy_from(index)
+        return self._there[index]
 
-    def _copied(self, indices: range) -> list[dict[str, Tensor]]:
-        arrays = {
-            (index, name): array
-            for index in indices
-            for name, array in self._micro_batches[index].arrays(self.has_blocks(index)).items()
-        }
-        there: dict[int, dict[str, Tensor]] = {index: {} for index in indices}
-        for (index, name), tensor in in_one_copy(arrays, self._device, self._stream).items():
-            there[index][name] = tensor
-        return list(there.values())
+    def _copy_from(self, index: int) -> None:
+        arrays: dict[tuple[int, str], np.ndarray] = {}
+        size = 0
+        while index < len(self._micro_batches) and size < IN_A_COPY:
+            for name, array in self._micro_batches[index].arrays(self.has_blocks(index)).items():
+                arrays[index, name] = array
+                size += array.nbytes
+            index += 1
+        for (number, name), tensor in in_one_copy(arrays, self._device, self._stream).items():
+            self._there.setdefault(number, {})[name] = tensor
 
 
 def in_one_copy(

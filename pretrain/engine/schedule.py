@@ -34,6 +34,8 @@ class Schedule:
         self.chunks, self.device, self.dtype, self.stopwatch = list(chunks), device, dtype, stopwatch
         self.uses_flex = recipe.model.uses_flex(on_gpu=device.type == "cuda")
         self.kinds = len(recipe.data.kinds)
+        # Of interleaved chunks each runs as many micro-batches as there are pipeline ranks, then the next one runs the same.
+        self._behind = recipe.parallel.pipeline if len(self.chunks) > 1 else 0
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(
@@ -47,7 +49,7 @@ class Schedule:
             reduce: makes an entry of what the last chunk makes.
         """
 
-        there = OnDevice(micro_batches, self.uses_flex, self.device, self._copies)
+        there = OnDevice(micro_batches, self.uses_flex, self.device, self._copies, self._behind)
 
         def forward(iterator: Iterator[int], chunk: Decoder) -> tuple[Output, ReduceMade]:
             index = next(iterator)

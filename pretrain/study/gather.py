@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain.config.run import SINCE
 from pretrain.errors import UserError
 from pretrain.evaluate.rows import read_rows
 from pretrain.study.evals import StudyEval
@@ -75,7 +76,11 @@ def _named(runs: dict[Path, Row]) -> list[Row]:
         alike = [other.settings for other in runs.values() if method(other) == method(row)]
         words = [
             method(row),
-            *(f"{key.rpartition('.')[2]} {row.settings.get(key)}" for key in differing(alike) if key not in NOT_THE_METHOD),
+            *(
+                f"{key.rpartition('.')[2]} {row.settings.get(key, SINCE.get(key))}"
+                for key in differing(alike)
+                if key not in NOT_THE_METHOD
+            ),
         ]
         named.append(row.model_copy(update={"method": ", ".join(words)}))
     return named

@@ -37,11 +37,7 @@ CASES: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
     "layers stand still": (1, {"ds.progressive_subnetwork.skipped_update": "none"}, {}),
     "scaled layers": (1, {}, {"method": "pld", "theta": 0.5, "gamma": 0.1}),
     "a growing model": (1, {}, {"method": "stacking", "path_lengths": "4-6-8"}),
-    "parts of layers": (
-        1,
-        {},
-        {"method": "raptr_parts", "path_lengths": "4-6-8", "group_lengths": "2-2-4", "ffn_lengths": "3-5-6"},
-    ),
+    "parts of layers": (1, {}, PARTS),
     "TP2, sequence parallel, recomputed": (
         2,
         {"parallel.tensor": 2, "parallel.sequence": "true", "model.recompute": "layer"},
@@ -54,8 +50,8 @@ CASES: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
 }
 
 
-def dry(processes: int, report: Path, *words: object) -> list[list[dict[str, dict[str, int]]]]:
-    """Run a command; of each rank what its steps waited for, copied and launched, the first entry from before there were any."""
+def dry(processes: int, report: Path, *words: object) -> list[list[dict]]:
+    """Run a command; of each rank what its steps waited for and copied, the first entry from before there were any."""
     report.mkdir()
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     done = subprocess.run(
@@ -89,6 +85,11 @@ def test_a_run_needs_no_more_than_a_device_that_computes_nothing(project, tmp_pa
                 continue
             assert sum(step["waits"].values()) <= WAITS, step["waits"]
             assert sum(step["copies"].values()) == 2, step["copies"]  # of all micro-batches there, and of the numbers back
+            assert step["streams"] == [
+                "copy",
+                "wait",
+                "lent",
+            ]  # a stream of its own, and nobody reads too early or frees too soon
     assert growths == (1 if grows else 0)  # the other one falls into a first step
 
 

@@ -61,7 +61,8 @@ SkippedUpdate = Annotated[
     Literal["exact", "none"],
     Field(
         description="What AdamW does to a layer that no path of a step runs. none: nothing; its weights, moments and count of"
-        " updates stand still. exact: an update with a gradient of 0, as if it were not skipped."
+        " updates stand still. exact: an update with a gradient of 0, as if it were not skipped; the default in ZeRO stage 0,"
+        " which can do nothing else."
     ),
 ]
 

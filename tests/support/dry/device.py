@@ -3,7 +3,8 @@
 import os
 import traceback
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ class Counts:
     def reset(self) -> None:
         self.waits: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
-        self.kernels: Counter[str] = Counter()
+        self.streams: list[str] = []
 
 
 class FakeDevice(TorchDispatchMode):
@@ -57,7 +58,6 @@ class FakeDevice(TorchDispatchMode):
             return self._answer(func, args)
         if func in (aten._to_copy.default, aten.copy_.default):
             return self._copy(func, args, kwargs)
-        self.counts.kernels[str(func)] += 1
         with self.fake:
             return func(*args, **kwargs)
 
@@ -86,7 +86,6 @@ class FakeDevice(TorchDispatchMode):
             into, source = None, args[0]
             waits, there = not kwargs.get("non_blocking", False), torch.device(kwargs.get("device") or source.device)
         if there.type == source.device.type:
-            self.counts.kernels[str(func)] += 1
             with self.fake:
                 return func(*args, **kwargs)
         host = into if there.type == "cpu" else source
@@ -128,13 +127,21 @@ def _where() -> str:
 
 
 class Stream:
-    """One of several that compute nothing."""
+    """One of several that compute nothing, and note who waits for what."""
+
+    notes: list[str]
 
     def __init__(self, *device: object) -> None:
         pass
 
     def wait_stream(self, other: "Stream") -> None:
-        pass
+        self.notes.append("wait")
+
+
+@contextmanager
+def in_stream(stream: Stream) -> Iterator[None]:
+    stream.notes.append("copy")
+    yield
 
 
 class Event:
@@ -209,9 +216,10 @@ def install() -> FakeDevice:
     torch.cuda.check_error = lambda result: None
     torch.cuda.cudart = lambda: SimpleNamespace(cudaHostRegister=lambda address, size, flags: device.registered.add(address))
     torch.nn.Module.to = _moved
+    Stream.notes = property(lambda stream: device.counts.streams)
     torch.cuda.Stream = Stream
     torch.cuda.current_stream = Stream
-    torch.cuda.stream = nullcontext
-    torch.Tensor.record_stream = lambda tensor, stream: None
+    torch.cuda.stream = in_stream
+    torch.Tensor.record_stream = lambda tensor, stream: device.counts.streams.append("lent")
     torch.cuda.Event = Event
     return device

@@ -1,11 +1,13 @@
 """Each layer's count of updates goes into a checkpoint and comes back, also to another way of skipping."""
 
+import json
 from math import prod
 
 import pytest
 import torch
 
 from pretrain.checkpoint.directory import RunDirectory
+from pretrain.checkpoint.find import run_of
 from pretrain.checkpoint.manifest import Manifest, read_manifest
 from pretrain.checkpoint.resume import resume
 from pretrain.checkpoint.saver import Saver
@@ -68,6 +70,20 @@ def test_another_way_of_skipping_has_to_be_named_and_goes_on_from_the_counts(pro
     counts = tuple(count + 2 for count in used(run, 4))
     assert engine.optimizer.updates == counts
     assert read_manifest(tmp_path / "checkpoints" / "step_00000006").updates == counts
+    with pytest.raises(UserError, match="skipped_update is 'exact' there, 'none' here"):
+        train(project, ranks, tmp_path, 8, *NONE)
+    _, engine, run = train(project, ranks, tmp_path, 8, *NONE, changing=("skipped_update",))
+    assert max(engine.optimizer.updates) == 6 + 2 and min(engine.optimizer.updates) < 8
+
+
+def test_a_run_from_before_there_was_a_choice_updated_sleeping_layers(project, ranks, tmp_path):
+    train(project, ranks, tmp_path, 3, *EXACT, saves=3)
+    (file,) = tmp_path.glob("checkpoints/*/manifest.json")
+    facts = json.loads(file.read_text())
+    del facts["ds_config"]["progressive_subnetwork"]["skipped_update"]
+    facts.pop("checksum", None)
+    old = Manifest.model_validate(facts)
+    assert run_of(file.parent, old).ds.progressive_subnetwork.skipped_update == "exact"
 
 
 def test_where_all_layers_are_updated_nothing_is_written_of_it(project, ranks, tmp_path):
