@@ -19,6 +19,8 @@ pytestmark = [
     pytest.mark.dist,
     pytest.mark.skipif(torch.version.cuda is None, reason="torch is a CPU build; a CUDA build needs no driver"),
 ]
+WITHOUT_GPUS = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+"""None is to be asked, where there are some."""
 WAITS = 1
 """For the numbers of the step before."""
 STEPS, SAVED = 8, 5
@@ -60,7 +62,7 @@ def dry(processes: int, report: Path, *words: object) -> list[list[dict]]:
         text=True,
         timeout=300,
         cwd=HOME,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},  # none is to be asked, where there are some
+        env=WITHOUT_GPUS,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads((report / f"rank{rank}.json").read_text()) for rank in range(processes)]
@@ -128,7 +130,7 @@ except Exception as error:
 else:
     raise AssertionError("tensors on two devices were added")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=HOME)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=HOME, env=WITHOUT_GPUS)
     assert done.returncode == 0, done.stderr
 
 

@@ -23,7 +23,6 @@ class Walk:
     def install(self) -> None:
         torch.autograd.Variable._execution_engine = self
         torch.Tensor.register_hook = lambda tensor, hook: self.hooks[tensor.grad_fn, tensor.output_nr].append(hook)
-
         torch._C._current_graph_task_id = lambda: self._passes  # by which recomputation knows what it has recomputed
 
     def is_checkpoint_valid(self) -> bool:

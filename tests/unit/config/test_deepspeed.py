@@ -102,3 +102,12 @@ def test_both_keys_are_refused(project, tmp_path):
     ds.write_text(json.dumps({**DS, "progressive_layer_drop": {"theta": 0.5}}))
     with pytest.raises(UserError, match='"progressive_layer_drop" and "progressive_subnetwork" say the same'):
         Project(project.home, project.recipe, ds).run()
+
+
+@pytest.mark.parametrize("stage, wanted", [(0, "exact"), (1, "none"), (3, "none")])
+def test_sleeping_layers_stand_still_unless_given_where_they_can(project, stage, wanted):
+    block = {"method": "raptr", "path_lengths": "4-8"}
+    settings = f"ds.progressive_subnetwork={json.dumps(block)}", f"ds.zero_optimization.stage={stage}"
+    assert project.run(*settings).ds.progressive_subnetwork.skipped_update == wanted
+    given = f"ds.progressive_subnetwork={json.dumps(block | {'skipped_update': 'exact'})}"
+    assert project.run(given, settings[1]).ds.progressive_subnetwork.skipped_update == "exact"
