@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.gpu_common import Part, Row, engine_of, last_line, model_sizes, seconds_of
+from bench.gpu_numbers import fp8, losses, replay, resume
 
 RECIPES = ("ul2_tiny", "gpt_tiny", "bert_tiny", "ul2_124m", "gpt_124m", "bert_base", "ul2_1.6b")
 
@@ -39,70 +40,6 @@ def one_recipe(recipe: str, device: str) -> str:
         losses = [engine.step(step, batches, run.method.paths(step)).loss for step in (1, 2, 3)]
         peak = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device == "cuda" else ""
     return f"losses {', '.join(f'{loss:.3f}' for loss in losses)}{peak}"
-
-
-def losses(device: str) -> Iterator[Row]:
-    """Twenty steps of the quick start's model against the same on the CPU, in fp32 and bf16."""
-    code = "import sys; from bench.gpu_parts import twenty_losses; print(twenty_losses(*sys.argv[1:]))"
-
-    def found(where: str, bf16: str) -> list[float]:
-        words = [sys.executable, "-c", code, where, bf16]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        return json.loads(done.stdout.splitlines()[-1])
-
-    on_cpu = found("cpu", "false")
-    for bf16, most in (("false", 1e-3), ("true", 2e-2)):
-        far = max(abs(a - b) for a, b in zip(found(device, bf16), on_cpu))
-        yield Row(f"largest distance of 20 losses, {'bf16' if bf16 == 'true' else 'fp32'}", far, most=most)
-
-
-def twenty_losses(device: str, bf16: str) -> list[float]:
-    """Losses of the quick start's model on random tokens, half of them targets: the same batch in every step is learned by heart,
-    the sooner the fewer they are, and rounding grows with it."""
-    with engine_of("ul2_tiny", device, 4, 2, "--ds.bf16.enabled", bf16, targets=0.5) as (engine, run, batches):
-        return [engine.step(step, batches, run.method.paths(step)).loss for step in range(1, 21)]
-
-
-def resume(device: str) -> Iterator[Row]:
-    """A run that was stopped and resumed against one that was not, by the command line, with `deterministic`."""
-    with tempfile.TemporaryDirectory() as folder:
-
-        def train(name: str, *words: str) -> list[float]:
-            command = [sys.executable, "-m", "pretrain", "train", "ul2_tiny", "--run-dir", f"{folder}/{name}", "--steps", "20"]
-            command += ["--save-every", "10", "--device", device, "--deterministic", "true", *words]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            rows = map(json.loads, Path(folder, name, "metrics.jsonl").read_text().splitlines())
-            return [row["loss"] for row in rows if "loss" in row]
-
-        whole = train("whole")
-        train("broken", "--stop-at", "10")
-        again = train("broken")
-        yield Row("losses that differ after a resume, of 20", float(sum(a != b for a, b in zip(whole, again))), most=0)
-
-
-def replay(device: str) -> Iterator[Row]:
-    """Missed updates that are made up for, against as many steps of the fused AdamW with a gradient of 0."""
-    import torch
-
-    from pretrain.optim.adamw import make_up, tensors_of
-
-    def updated(missed: bool) -> torch.Tensor:
-        master = torch.randn(5_000_000, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
-        adamw = torch.optim.AdamW([master], lr=1e-3, fused=True)
-        master.grad = torch.randn(5_000_000, generator=torch.Generator().manual_seed(1)).to(device)
-        adamw.step()
-        tensors_of(adamw, master)
-        rates = [1e-3 / (n + 1) for n in range(20)]
-        if missed:
-            make_up(adamw, adamw.param_groups[0], master, rates)
-        else:
-            for rate in rates:
-                adamw.param_groups[0]["lr"], master.grad = rate, torch.zeros_like(master)
-                adamw.step()
-        return master.detach()
-
-    differ = int((updated(True) != updated(False)).sum())
-    yield Row("numbers that differ after 20 missed updates, of 5,000,000", float(differ), most=0)
 
 
 def attention(device: str) -> Iterator[Row]:
@@ -259,6 +196,7 @@ def where_time_goes(device: str) -> Iterator[Row]:
 PARTS = {
     "smoke": Part("Three steps of every recipe, with two samples each.", 120, smoke),
     "losses": Part("Twenty steps of the quick start's model against the CPU's.", 180, losses),
+    "fp8": Part("FP8 against bf16: twenty losses of the quick start's model, and a step of the largest recipe.", 100, fp8),
     "resume": Part("A run that was stopped and resumed against one that was not, with `deterministic`.", 180, resume),
     "replay": Part("Updates that a sleeping layer missed, against as many steps of the fused AdamW.", 40, replay),
     "attention": Part("Flex attention with its block tables against sdpa with a dense mask.", 60, attention),

@@ -6,6 +6,9 @@ import json
 from pretrain.config.run import Run
 from pretrain.errors import UserError
 
+FP8_MULTIPLE = 16
+"""Sides of matrices that GPUs multiply in FP8 are multiples of this."""
+
 
 def check(run: Run) -> None:
     """Raise UserError for the first thing that is wrong between recipe, JSON and number of ranks."""
@@ -15,6 +18,7 @@ def check(run: Run) -> None:
     _check_batch(run)
     _check_scheduler(run)
     _check_width(run)
+    _check_precision(run)
     _check_beginning(run)
 
 
@@ -37,6 +41,37 @@ def _check_width(run: Run) -> None:
         raise UserError(f"{where}: width_parts {parts} is no multiple of parallel.tensor {tensor}, whose work would be unequal")
     if groups and m.qk_norm == "whole":
         raise UserError(f'{where}: method {keys.method} runs some heads, and model.qk_norm "whole" norms all of them together')
+
+
+def _check_precision(run: Run) -> None:
+    """FP8 needs bf16 beside it, and matrices whose sides a GPU can multiply in it, on every rank and for every part that runs."""
+    if run.recipe.precision is None:
+        return
+    m, keys, tensor, where = run.recipe.model, run.ds.progressive_subnetwork, run.recipe.parallel.tensor, f"recipe {run.name}"
+    if not run.ds.bf16.enabled:
+        raise UserError(
+            f'{run.ds_file}: precision {run.recipe.precision} needs bf16 for all else; write "bf16": {{"enabled": true}}'
+        )
+    queries, keys_and_values, columns = m.query_size // tensor, 2 * m.key_size // tensor, m.ffn_hidden_size // tensor
+    if getattr(keys, "group_lengths", ()):
+        queries, keys_and_values = m.query_size // m.groups, 2 * m.head_size
+    if lengths := getattr(keys, "ffn_lengths", ()):
+        columns = m.ffn_hidden_size // lengths[-1]
+    sides = {
+        f"model.hidden_size {m.hidden_size}": m.hidden_size,
+        f"{queries} columns of queries, on a tensor rank or in a part that runs,": queries,
+        f"{queries + keys_and_values} rows of queries, keys and values, on a tensor rank or in a part that runs,": queries
+        + keys_and_values,
+        f"{columns} of model.ffn_hidden_size, on a tensor rank or in a part that runs,": columns,
+        f"{run.micro_batch} samples of data.sequence_length {run.recipe.data.sequence_length}": run.micro_batch
+        * run.recipe.data.sequence_length,
+    }
+    for what, size in sides.items():
+        if size % FP8_MULTIPLE:
+            raise UserError(
+                f"{where}: precision fp8 multiplies matrices whose sides are multiples of {FP8_MULTIPLE}: {what} is not; change"
+                " it, or leave precision out"
+            )
 
 
 def _check_beginning(run: Run) -> None:

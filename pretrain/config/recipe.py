@@ -172,6 +172,9 @@ class Recipe(Strict):
     compile: Literal["auto", "none", "layers"] = "auto"
     """layers: torch.compile makes fewer, larger kernels of a layer and of the loss. A minute at the start; steps are faster, and
     losses differ in the last digits. auto: on GPUs, not on CPU."""
+    precision: Literal["fp8"] | None = None
+    """fp8: the layers' matrix products in 8 bits a number, on GPUs that have such (Ada, Hopper, Blackwell); all else as the
+    JSON says, which must have bf16. Losses differ. None: all as the JSON says."""
     threads: Positive | None = None
     """CPU threads of a rank; on CPU they decide the order of sums. None: OMP_NUM_THREADS if it is set; else the cores
     divided among the ranks of a node, or what SLURM gives a task."""

@@ -28,6 +28,7 @@ SINCE = {
     "ds.scheduler.params.decay_min_ratio": None,
     "recipe.compile": "auto",
     "recipe.init_from": None,
+    "recipe.precision": None,
     "recipe.model.num_query_groups": None,
     "recipe.model.head_dim": None,
     "recipe.model.qk_norm": False,

@@ -55,7 +55,7 @@ def loaded(path: Path, layout: Parallel, ranks: Ranks) -> Iterator[Loaded]:
 
 
 def evaluation_of(run: Run, folder: Path, manifest: Manifest, layout: Parallel, ranks: Ranks) -> Run:
-    """Return the run as it scores: on this layout, with all layers, in fp32 on a CPU.
+    """Return the run as it scores: on this layout, with all layers, in fp32 on a CPU, in bf16 where it trained in FP8.
 
     Raises:
         UserError: the model cannot be asked, or the layout is impossible.
@@ -81,7 +81,7 @@ def evaluation_of(run: Run, folder: Path, manifest: Manifest, layout: Parallel, 
     model = run.recipe.model
     if model.attention == "flex" and ranks.device.type != "cuda":
         model = model.model_copy(update={"attention": "sdpa"})
-    recipe = run.recipe.model_copy(update={"parallel": layout, "compile": "none", "model": model})
+    recipe = run.recipe.model_copy(update={"parallel": layout, "compile": "none", "precision": None, "model": model})
     asked = replace(run, recipe=recipe, ds=ds, world_size=ranks.world_size)
     check(asked)
     return asked

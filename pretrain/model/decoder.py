@@ -30,7 +30,7 @@ from pretrain.model.attention import CoreAttention, SelfAttention
 from pretrain.model.cross_entropy import Kernels, capped, compiled_kernels, linear_cross_entropy
 from pretrain.model.head import Transform
 from pretrain.model.layer import SkippableLayer
-from pretrain.model.linear import ColumnLinear, RowLinear
+from pretrain.model.linear import ColumnLinear, Fp8ColumnLinear, Fp8RowLinear, RowLinear
 from pretrain.model.norm import NORMS, KeyNorm, QueryNorm, RMSNorm
 from pretrain.model.rotary import RotaryTables, scaled
 
@@ -82,8 +82,9 @@ def transformer_config(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> Tran
     )
 
 
-def layer_spec(model: Model, compiles: bool) -> ModuleSpec:
+def layer_spec(model: Model, compiles: bool, in_fp8: bool) -> ModuleSpec:
     """One skippable layer."""
+    column, row = (Fp8ColumnLinear, Fp8RowLinear) if in_fp8 else (ColumnLinear, RowLinear)
     norm = NORMS[model.norm]
     before, after = (norm, None) if model.norm_placement == "before" else (IdentityOp, norm)
     query_norm, key_norm = {False: (IdentityOp, IdentityOp), True: (RMSNorm, RMSNorm), "whole": (QueryNorm, KeyNorm)}[
@@ -98,15 +99,15 @@ def layer_spec(model: Model, compiles: bool) -> ModuleSpec:
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.arbitrary},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnLinear,
+                    linear_qkv=column,
                     core_attention=CoreAttention,
-                    linear_proj=RowLinear,
+                    linear_proj=row,
                     q_layernorm=query_norm,
                     k_layernorm=key_norm,
                 ),
             ),
             pre_mlp_layernorm=before,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)),
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
         ),
     )
 
@@ -135,7 +136,8 @@ class Decoder(GPTModel):
         model = recipe.model
         compiles = recipe.compiles(on_gpu=not config.use_cpu_initialization)
         layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-        spec = TransformerBlockSubmodules(layer_specs=[layer_spec(model, compiles)] * layers, layer_norm=NORMS[model.norm])
+        layer = layer_spec(model, compiles, in_fp8=recipe.precision == "fp8")
+        spec = TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=NORMS[model.norm])
         super().__init__(
             config,
             spec,

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter, ParameterList
 
+from pretrain.model import fp8
 from pretrain.model.split import Block, split_of
 
 _collectives = torch.ops._c10d_functional
@@ -44,6 +45,8 @@ class _Cuttable:
     bias_blocks: ParameterList | None
     matrices = 1
     """How many stand side by side in a weight that is cut by rows, each with its own blocks."""
+    in_fp8 = False
+    """Whether products are of numbers of 8 bits; the rest stays in the weights' type."""
 
     @torch.no_grad()
     def _cut(self, name: str, kind: int, of: int, dim: int) -> None:
@@ -97,7 +100,8 @@ class ColumnLinear(_Cuttable, ColumnParallelLinear):
         bias = joined(weights.biases, 0, self.matrices) if weights.biases else self.bias
         size, name = self.tp_group.size(), self.tp_group.group_name
         now = None if self.skip_bias_add else bias
-        output = _ColumnProduct.apply(input_, now, size, name, self.sequence_parallel, self.matrices, *weights.blocks)
+        splits = self.sequence_parallel
+        output = _ColumnProduct.apply(input_, now, size, name, splits, self.matrices, self.in_fp8, *weights.blocks)
         return output, bias if self.skip_bias_add else None
 
 
@@ -122,12 +126,27 @@ class RowLinear(_Cuttable, RowParallelLinear):
             weights: of these blocks; all of them if None.
         """
         blocks, size = (weights or self.weights()).blocks, self.tp_group.size()
-        output = F.linear(input_, blocks[0]) if len(blocks) == 1 else _RowProduct.apply(input_, *blocks)
+        if len(blocks) > 1 or self.in_fp8:
+            output = _RowProduct.apply(input_, self.in_fp8, *blocks)
+        else:
+            output = F.linear(input_, blocks[0])
         if size > 1:
             output = _Sum.apply(output, size, self.tp_group.group_name, self.sequence_parallel)
         if self.bias is not None and not self.skip_bias_add:
             output = output + self.bias
         return output, self.bias if self.skip_bias_add else None
+
+
+class Fp8ColumnLinear(ColumnLinear):
+    """The same with products in FP8."""
+
+    in_fp8 = True
+
+
+class Fp8RowLinear(RowLinear):
+    """The same with products in FP8."""
+
+    in_fp8 = True
 
 
 def joined(blocks: Sequence[Tensor], dim: int, matrices: int = 1) -> Tensor:
@@ -164,6 +183,7 @@ class _Context(FunctionCtx):
     """Whether the input's positions are split over the ranks."""
     matrices: int
     has_bias: bool
+    in_fp8: bool
     saved_tensors: tuple[Tensor, ...]
 
 
@@ -173,48 +193,69 @@ class _ColumnProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: _Context, *inputs: Any) -> Tensor:
-        """inputs: the linear's, bias, tensor ranks, their group's name, whether positions are split, matrices, blocks.
+        """inputs: the linear's, bias, tensor ranks, their group's name, whether positions are split, matrices, FP8, blocks.
 
         Not one by one: without gradients Dynamo takes as many inputs as there are parameters for a function without a context.
         """
-        input_, bias, size, name, splits, matrices, *blocks = inputs
+        input_, bias, size, name, splits, matrices, in_fp8, *blocks = inputs
         ctx.save_for_backward(input_, *blocks)
-        ctx.size, ctx.name, ctx.splits, ctx.matrices, ctx.has_bias = size, name, splits, matrices, bias is not None
+        ctx.size, ctx.name, ctx.splits, ctx.matrices = size, name, splits, matrices
+        ctx.has_bias, ctx.in_fp8 = bias is not None, in_fp8
         whole = _wait(_collectives.all_gather_into_tensor(input_, size, name)) if splits else input_
-        return F.linear(whole, joined(blocks, 0, matrices), bias)
+        return _product(whole, joined(blocks, 0, matrices), bias, in_fp8)
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         input_, *blocks = ctx.saved_tensors
         whole = _collectives.all_gather_into_tensor(input_, ctx.size, ctx.name) if ctx.splits else input_
-        grad_input = grad.matmul(joined_again(blocks, 0, ctx.matrices))
+        rows = grad.flatten(0, -2)
+        factor = fp8.scaled(rows, fp8.GRADIENTS) if ctx.in_fp8 else rows
+        grad_input = _of_input(factor, joined_again(blocks, 0, ctx.matrices)).view(*grad.shape[:-1], -1)
         if ctx.splits:
             whole = _wait(whole)
             grad_input = _collectives.reduce_scatter_tensor(grad_input, "sum", ctx.size, ctx.name)
         elif ctx.size > 1:
             grad_input = _collectives.all_reduce(grad_input, "sum", ctx.name)
-        rows = grad.flatten(0, -2)
-        grad_weight = rows.t().matmul(whole.flatten(0, -2))
+        grad_weight = _of_weight(factor, whole.flatten(0, -2))
         grad_bias = rows.sum(0) if ctx.has_bias else None
         if ctx.size > 1:
             grad_input = _wait(grad_input)
-        return grad_input, grad_bias, None, None, None, None, *parted(grad_weight, len(blocks), 0, ctx.matrices)
+        return grad_input, grad_bias, None, None, None, None, None, *parted(grad_weight, len(blocks), 0, ctx.matrices)
 
 
 class _RowProduct(torch.autograd.Function):
     """input weight^T, the weight being blocks of columns."""
 
     @staticmethod
-    def forward(ctx: _Context, *inputs: Tensor) -> Tensor:
-        input_, *blocks = inputs
+    def forward(ctx: _Context, *inputs: Any) -> Tensor:
+        """inputs: the linear's, FP8, blocks."""
+        input_, ctx.in_fp8, *blocks = inputs
         ctx.save_for_backward(input_, *blocks)
-        return F.linear(input_, joined(blocks, 1))
+        return _product(input_, joined(blocks, 1), None, ctx.in_fp8)
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         input_, *blocks = ctx.saved_tensors
-        grad_weight = grad.flatten(0, -2).t().matmul(input_.flatten(0, -2))
-        return grad.matmul(joined_again(blocks, 1)), *parted(grad_weight, len(blocks), 1)
+        rows = grad.flatten(0, -2)
+        factor = fp8.scaled(rows, fp8.GRADIENTS) if ctx.in_fp8 else rows
+        grad_weight = _of_weight(factor, input_.flatten(0, -2))
+        grad_input = _of_input(factor, joined_again(blocks, 1)).view(*grad.shape[:-1], -1)
+        return grad_input, None, *parted(grad_weight, len(blocks), 1)
+
+
+def _product(input_: Tensor, weight: Tensor, bias: Tensor | None, in_fp8: bool) -> Tensor:
+    if not in_fp8:
+        return F.linear(input_, weight, bias)
+    output = fp8.multiplied(input_, weight)
+    return output if bias is None else output + bias
+
+
+def _of_input(grad: Tensor | fp8.Scaled, weight: Tensor) -> Tensor:
+    return fp8.of_input(grad, weight) if isinstance(grad, fp8.Scaled) else grad.matmul(weight)
+
+
+def _of_weight(grad: Tensor | fp8.Scaled, input_: Tensor) -> Tensor:
+    return fp8.of_weight(grad, input_) if isinstance(grad, fp8.Scaled) else grad.t().matmul(input_)
 
 
 class _Sum(torch.autograd.Function):

@@ -123,4 +123,5 @@ def _mfu(run: Run, cluster: Cluster) -> str:
     if cluster.given_mfu is not None:
         return f"{100 * cluster.given_mfu:g} % MFU"
     without = ", without what tensor ranks send" if run.recipe.parallel.tensor > 1 else ""
+    without += ", in bf16: of FP8 nothing is measured" if run.recipe.precision == "fp8" else ""
     return f"{100 * mfu(run, cluster):.3g} % MFU (estimated{without})"

@@ -41,6 +41,17 @@ def choose_device(name: DeviceName) -> torch.device:
     return torch.device("cuda", local)
 
 
+def require_fp8(device: torch.device) -> None:
+    """Raise UserError for a GPU that multiplies nothing in FP8. On a CPU PyTorch does it, slowly: enough to try."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    raise UserError(
+        f"precision fp8 is for GPUs of compute capability 8.9 or more (Ada, Hopper, Blackwell), and"
+        f" {torch.cuda.get_device_name(device)} has {major}.{minor}; leave it out"
+    )
+
+
 def cpus_of_this_rank() -> int:
     """Return what OMP_NUM_THREADS says, or this rank's share of the CPUs, and no more than SLURM was asked for: not every site
     binds tasks to theirs."""

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from pretrain.config.recipe import Recipe
 from pretrain.errors import NodesUnfit, UserError
 from pretrain.place import Place, this_node
-from pretrain.ranks.device import DeviceName, choose_device, cpus_of_this_rank, device_type
+from pretrain.ranks.device import DeviceName, choose_device, cpus_of_this_rank, device_type, require_fp8
 from pretrain.ranks.groups import destroy_groups, make_groups
 from pretrain.ranks.meeting import all_have_met, meet
 from pretrain.ranks.process import Ranks
@@ -58,6 +58,9 @@ def launch(recipe: Recipe, ranks: Ranks, saves: bool = True) -> Iterator[None]:
         torch.cuda.set_device(ranks.device)
         if recipe.deterministic:
             _require_deterministic()
+    if recipe.precision == "fp8":
+        with ranks.all_or_none():
+            require_fp8(ranks.device)
     with ranks.stop_requests.listening() if saves else nullcontext():
         try:
             make_groups(recipe.parallel, recipe.seed, ranks.device)

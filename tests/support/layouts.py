@@ -30,6 +30,8 @@ RECOMPUTE = {"model.recompute": "layer"}
 SELECTIVE = {"model.recompute": "selective"}
 COMPILED = {"compile": "layers"}
 BF16 = {"ds.bf16.enabled": "true"}
+FP8 = {**BF16, "precision": "fp8", "model.ffn_hidden_size": "64"}
+"""Sides of all matrices are multiples of 16, on two tensor ranks too."""
 GROUPED = {
     "model.num_query_groups": "2", "model.head_dim": "12", "model.qk_norm": "true", "model.biases": "qkv",
     "model.rope_scaling": "{type: yarn, factor: 4.0, original_length: 32}", "model.embedding_scale": "3.0",
@@ -56,6 +58,8 @@ ONE = {
     "apart": layout(**APART),
     "bf16": layout(**BF16),
     "apart in bf16": layout(**APART, **BF16),
+    "fp8": layout(**FP8),
+    "fp8's size in bf16": layout(**{**FP8, "precision": "null"}),
 }
 
 
@@ -111,6 +115,10 @@ TWO = twice(
     "bf16 DP2, replicas on paths apart": layout(**APART, **BF16),
     "bf16 DP2 with ZeRO-2": layout(zero=2, **REPLICAS, **BF16),
     "bf16 DP2 with ZeRO-3": layout(zero=3, **REPLICAS, **BF16),
+    "fp8 TP2 with sequence parallelism": layout(tensor=2, sequence=True, **FP8),
+    "fp8 TP2, selectively recomputed, compiled": layout(tensor=2, **FP8, **SELECTIVE, **COMPILED),
+    "fp8 PP2, recomputed": layout(pipeline=2, **FP8, **RECOMPUTE),
+    "fp8 DP2 with ZeRO-3": layout(zero=3, **FP8, **REPLICAS),
     "DP2 with ZeRO-3, replicas on paths apart, overlapped": layout(
         zero=3, **APART, **OVERLAP, **{"ds.zero_optimization.allgather_bucket_size": "7000"}
     ),

@@ -34,6 +34,7 @@ PARTS = {"method": "raptr_parts", "path_lengths": "4-6-8", "group_lengths": "2-2
 CASES: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
     "one GPU, flex": (1, {}, {}),
     "sdpa, in fp32": (1, {"model.attention": "sdpa", "ds.bf16.enabled": "false"}, {}),
+    "in fp8": (1, {"precision": "fp8", "model.ffn_hidden_size": 64}, {}),
     "BERT": (1, BERT, {}),
     "selective recomputation": (1, {"model.recompute": "selective"}, {}),
     "layers stand still": (1, {"ds.progressive_subnetwork.skipped_update": "none"}, {}),

@@ -36,6 +36,7 @@ QUICK = {
     "DP2 with ZeRO-2",
     "DP2 with ZeRO-3, recomputed",
     "bf16 DP2, replicas on paths apart",
+    "fp8 TP2 with sequence parallelism",
     "TP2 x PP2 with sequence parallelism, recomputed",
 }
 """Layouts that have each joint once, for `make test`; the others are long."""
@@ -97,6 +98,11 @@ def result(request, name):
     return request.getfixturevalue("quick" if name in QUICK else "others")[name]
 
 
+def is_rough(name: str) -> bool:
+    """Whether a case computes in a precision in which the order of sums shows."""
+    return "bf16" in name or "fp8" in name
+
+
 def counterpart(name: str) -> str:
     """The case of one process that draws the same paths through the same model in the same precision."""
     if "parts" in name:
@@ -105,12 +111,14 @@ def counterpart(name: str) -> str:
         return "normed after"
     if "grouped" in name:
         return "grouped"
+    if "fp8" in name:
+        return "fp8"
     return {(False, False): "fp32", (True, False): "apart", (False, True): "bf16", (True, True): "apart in bf16"}[
         "apart" in name, "bf16" in name
     ]
 
 
-@pytest.mark.parametrize("name", marked([name for name in [*TWO, *FOUR] if "bf16" not in name], QUICK))
+@pytest.mark.parametrize("name", marked([name for name in [*TWO, *FOUR] if not is_rough(name)], QUICK))
 def test_every_layout_trains_like_one_process(one, result, name):
     assert min(norm for _, norm in one["fp32"]["rows"]) > CLIPPING, "clipping must act, or the test does not cover it"
     found = distances(result, one[counterpart(name)])
@@ -134,10 +142,15 @@ def test_a_skipped_layer_does_no_tensor_parallel_collective(project, tmp_path):
     assert (three - none, eight - none) == (3 * 4, 8 * 4)
 
 
-@pytest.mark.parametrize("name", marked([name for name in [*TWO, *FOUR] if "bf16" in name], QUICK))
-def test_bf16_stays_within_its_bound(one, result, name):
+@pytest.mark.parametrize("name", marked([name for name in [*TWO, *FOUR] if is_rough(name)], QUICK))
+def test_bf16_and_fp8_stay_within_their_bound(one, result, name):
     found = distances(result, one[counterpart(name)])
     assert found["loss"] < BF16_LOSS and found["norm"] < BF16_NORM and found["evaluation"] < BF16_LOSS, found
+
+
+def test_fp8_is_as_near_to_bf16_and_something_else(one):
+    found = distances(one["fp8"], one["fp8's size in bf16"])
+    assert 0 < found["loss"] < BF16_LOSS and 0 < found["norm"] < BF16_NORM, found
 
 
 def test_chunks_without_an_active_layer_occur(project):

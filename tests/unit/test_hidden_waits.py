@@ -25,6 +25,7 @@ KNOWN = {
     "engine/micro_batch.py MicroBatch.branches": "an array on the CPU",
     "engine/micro_batch.py in_one_copy": "the one copy of a step, from pinned memory",
     "model/decoder.py Decoder.global_name": "a name",
+    "model/fp8.py scaled": "a type",
     "model/layer.py SkippableLayer.forward": "the residual scale, which stays on the CPU",
     "model/split.py is_split": "an attribute",
     "observe/observer.py Observer._eta": "a fraction",

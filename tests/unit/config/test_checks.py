@@ -24,6 +24,8 @@ def error_of(project, *settings: str) -> str:
         ("ds.optimizer.params.learning_rate=1", "valid here: betas"),
         ("steps.more=3", '"--steps" has no keys of its own'),
         ("steps=soon", "key \"steps\": input should be a valid integer, got 'soon'"),
+        ("precision=fp8", 'precision fp8 needs bf16 for all else; write "bf16": {"enabled": true}'),
+        ("precision=fp16", "input should be 'fp8', got 'fp16'"),
         ("model.attention=flash", "input should be 'auto', 'sdpa' or 'flex', got 'flash'"),
         ("model.num_attention_heads=3", "must be an even multiple of"),
         ("model.head_dim=7", "model.head_dim 7 must be even"),
@@ -78,6 +80,7 @@ def test_a_wrong_setting_is_refused(project, setting, complaint):
 
 
 BLOCK = "ds.progressive_subnetwork"
+FP8 = ("precision=fp8", "ds.bf16.enabled=true")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +107,12 @@ BLOCK = "ds.progressive_subnetwork"
         (2, ["parallel.pipeline=2", "parallel.virtual=2", "ds.train_batch_size=6", f"{BLOCK}.paths_per_step=1"],
          "3 micro-batches a rank are not a multiple of parallel.pipeline 2"),
         (8, [], "train_batch_size 8 is not a multiple of train_micro_batch_size_per_gpu 2 x 8 data-parallel ranks"),
+        (2, [*FP8, "parallel.tensor=2"], "multiples of 16: 24 of model.ffn_hidden_size, on a tensor rank or in a part that runs"),
+        (1, [*FP8, "model.hidden_size=24"], "model.hidden_size 24 is not; change it, or leave precision out"),
+        (1, [*FP8, "model.num_query_groups=1", "model.head_dim=12"], "72 rows of queries, keys and values"),
+        (1, [*FP8, f"{BLOCK}={{method: raptr_heads, group_lengths: 2-4}}"], "8 columns of queries, on a tensor rank or in a"),
+        (1, [*FP8, f"{BLOCK}={{method: raptr_ffn, ffn_lengths: 3-6}}"], "8 of model.ffn_hidden_size, on a tensor rank or in a"),
+        (1, [*FP8, "data.sequence_length=60"], "2 samples of data.sequence_length 60 is not"),
         (1, [f"{BLOCK}.paths_per_step=8"], "equal parts of whole micro-batches of 2"),
     ],
 )  # fmt: skip
