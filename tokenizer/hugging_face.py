@@ -4,6 +4,7 @@ own. Nothing in the folder is run."""
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from tokenizer.pieces import CLS, EOS, MASK, MODES, PAD, SENTINELS, SEP, UNKNOWN
 from tokenizer.spelling import speller
 
 FILE, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+NOBODYS = secrets.token_hex(16)
 ROLES = {PAD: "pad_token", EOS: "eos_token", UNKNOWN: "unk_token", CLS: "cls_token", SEP: "sep_token", MASK: "mask_token"}
 """What tokenizer_config.json calls the pieces that objectives ask for."""
 
@@ -78,10 +80,13 @@ class HuggingFacePieces(Tokenizer):
     @cached_property
     def plain(self) -> Library:
         """The library's tokenizer without its special pieces, so that text which spells one is text. They keep their ids under
-        names that no text has; where they are in the vocabulary, a unigram model would choose them even if told not to."""
+        names that no text has; where they are in the vocabulary, a unigram model would choose them even if told not to.
+
+        Raises:
+            UserError: the library would give other pieces other ids then.
+        """
         described = json.loads(self.library.to_str())
         special = {one["content"] for one in described["added_tokens"] if one["special"]}
-        described["added_tokens"] = [one for one in described["added_tokens"] if not one["special"]]
         described["post_processor"] = None
         model = described["model"]
         if model.get("unk_id") is not None:
@@ -94,9 +99,18 @@ class HuggingFacePieces(Tokenizer):
             model["vocab"] = [[_unspelt(piece) if piece in special else piece, score] for piece, score in model["vocab"]]
         if model.get("unk_token") in special:
             model["unk_token"] = _unspelt(model["unk_token"])
+        # Not left out: those behind them, as <think> of some folders, would move up and take their ids.
+        described["added_tokens"] = [
+            {**one, "content": _unspelt(one["content"]), "normalized": False} if one["content"] in special else one
+            for one in described["added_tokens"]
+        ]
         plain = Library.from_str(json.dumps(described))
         plain.no_padding()
         plain.no_truncation()
+        names = {_unspelt(piece) if piece in special else piece: token for piece, token in self.library.get_vocab().items()}
+        if plain.get_vocab() != names:
+            other = next(piece for piece, token in names.items() if plain.token_to_id(piece) != token)
+            raise UserError(f"{self.file}: {json.dumps(other)} has another id once special pieces are no text; its ids have gaps")
         return plain
 
     @property
@@ -253,8 +267,8 @@ def _begin(library: Library, bos: int | None) -> tuple[int, ...]:
 
 
 def _unspelt(piece: str) -> str:
-    """A name that no text has: of characters that are for no text to use (Unicode's noncharacters)."""
-    return f"\ufdd0{piece}\ufdd1"
+    """A name that no text has, whoever wrote it: nothing depends on what it is, and it is another in each process."""
+    return f"\ufdd0{piece}{NOBODYS}\ufdd1"
 
 
 def _pair(merge: str | list[str]) -> list[str]:

@@ -25,6 +25,8 @@ OPTIONS = ("like", "init-from", "tokenizer", "valid")
 EXAMPLE = "`python -m pretrain new mine --like llama_1b --tokenizer data/tokenizer --data data/train`"
 DECODER, BERT = "llama_1b", "bert_base"
 """Recipes that say what a folder of Hugging Face's does not: lengths, rates, batches."""
+MOST_READ = 4
+"""Times that text is read before `new` says that this is often."""
 MULTIPLE = 128
 """What rows of the embedding are padded to a multiple of, so that tensor ranks can split them."""
 
@@ -59,8 +61,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     for end in (".json", ".yaml"):
         write_whole(path.with_name(path.name + end), texts[end])
     name = shlex.quote(str(path.with_name(f"{path.name}.yaml")))
-    print(f"\n{name} and its JSON are there, and fit the data. To train on 8 GPUs:")
-    print(f"torchrun --standalone --nproc-per-node 8 -m pretrain train {name} --run-dir runs/{shlex.quote(path.name)}")
+    train = f"-m pretrain train {name} --run-dir runs/{shlex.quote(path.name)}"
+    print(f"\n{name} and its JSON are there, and fit the data. To train on 8 GPUs, or in one process:")
+    print(f"torchrun --standalone --nproc-per-node 8 {train}\npython {train}")
     return 0
 
 
@@ -202,4 +205,5 @@ def _require_data(run: Run) -> None:
         Source(Path(run.recipe.init_from), run, data.tokenizer)
     tokens = sum(len(samples.stream) for samples in data.train.sources)
     planned = run.steps * run.tokens_per_step
-    print(f"{planned:,} positions in {run.steps:,} steps: {planned / tokens:,.1f} times the {tokens:,} tokens there are\n")
+    often = f"; beyond some {MOST_READ} times text teaches less (arXiv 2305.16264)" if planned > MOST_READ * tokens else ""
+    print(f"{planned:,} positions in {run.steps:,} steps: {planned / tokens:,.1f} times the {tokens:,} tokens there are{often}\n")

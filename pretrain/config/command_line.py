@@ -32,7 +32,7 @@ def option_pairs(words: Sequence[str], fixed: Sequence[str] = ()) -> list[tuple[
     Raises:
         UserError: no option, an unknown one, one without a value, or one given twice.
     """
-    known = [name.replace("_", "-") for name in Recipe.model_fields] + ["tokens", "ds", *fixed]
+    known = list(dict.fromkeys([*(name.replace("_", "-") for name in Recipe.model_fields), "tokens", "ds", *fixed]))
     pairs: dict[str, str] = {}
     rest = iter(words)
     for word in rest:

@@ -102,10 +102,12 @@ class Scheduler(Strict):
         }[self.type]
         wrong = [name for name in other if getattr(self.params, name) is not None]
         if wrong:
-            raise ValueError(f'"{wrong[0]}" is not an argument of {self.type}; remove it')
+            raise ValueError(
+                f'"{wrong[0]}" is not an argument of {self.type}; remove it, or give the whole block of the scheduler'
+            )
         if self.type == "WarmupStableDecay" and self.params.decay_num_steps is None:
             raise ValueError(
-                "WarmupStableDecay needs params.decay_num_steps, the steps of its decay; a tenth of the run is usual"
+                "type WarmupStableDecay needs params.decay_num_steps, the steps of its decay; a tenth of the run is usual"
             )
         return self
 

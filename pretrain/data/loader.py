@@ -1,5 +1,6 @@
 """Batches of a run: which samples each step and rank takes, made ahead in the background."""
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +106,7 @@ def open_data(run: Run, rank: int = 0, with_text: bool = True) -> RunData:
         )
         return Blend(samples, tuple(source.weight for source in sources), seed, len(data.kinds) // len(sources))
 
+    _require_sample_held_out(run, sources, streams)
     valid = blend(1, 0)
     _require_enough(run, valid)
     train = blend(0, run.recipe.seed)
@@ -170,6 +172,18 @@ def _train_and_valid(source: Source, valid_share: float, tokenizer: Tokenizer) -
     if source.valid is None:
         return stream.split(valid_share)
     return stream, open_tokens(Path(source.valid), tokenizer.vocab_size, tokenizer.sha256)
+
+
+def _require_sample_held_out(run: Run, sources: Sequence[Source], streams: Sequence[tuple[TokenStream, TokenStream]]) -> None:
+    """Check that a share which is held out holds a sample; files of their own say so of themselves."""
+    data = run.recipe.data
+    for source, (train, valid) in zip(sources, streams):
+        if source.valid is None and len(valid) < 2 * data.sequence_length:
+            raise UserError(
+                f"recipe {run.name}: of the {len(train) + len(valid)} tokens of {valid.prefix}.bin data.valid_share"
+                f" {data.valid_share} holds out {len(valid)}, and samples of {data.sequence_length} need"
+                f" {2 * data.sequence_length}; raise the share, give data.valid, or lower data.sequence_length"
+            )
 
 
 def _require_enough(run: Run, valid: Blend) -> None:

@@ -74,7 +74,7 @@ def architecture_of(recipe: Recipe, special: dict[str, int | None], wanted: str 
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": model.num_attention_heads,
         "vocab_size": model.vocab_size,
-        "max_position_embeddings": recipe.data.sequence_length,
+        "max_position_embeddings": _positions(recipe),
         "initializer_range": model.init_std,
         "tie_word_embeddings": model.tied_embeddings,
         **special,
@@ -145,6 +145,14 @@ def _decoder_config(model: Model, chosen: DecoderClass) -> dict[str, Any]:
         "rope_scaling": _rope_scaling(model.rope_scaling),
         **chosen.settings,
     }
+
+
+def _positions(recipe: Recipe) -> int:
+    """How many positions a config says that there are. Some versions of transformers take YaRN's factor from it."""
+    scaling = recipe.model.rope_scaling
+    if scaling is None or scaling.type != "yarn" or scaling.original_length is None:
+        return recipe.data.sequence_length
+    return round(scaling.factor * scaling.original_length)
 
 
 def output_biases(model: Model) -> dict[str, tuple[int, ...]]:

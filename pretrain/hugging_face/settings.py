@@ -32,6 +32,9 @@ SPELT = {"groups": "num_query_groups", "head_size": "head_dim"}
 MISTRALS_WINDOW = 4096
 """Positions that attention sees where a config of Mistral's does not say: transformers' default."""
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+WHOLE_NUMBERS = (*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window")
+SWITCHES = ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window")
+"""Keys of config.json by what they must be, where they are there."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -57,8 +60,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if config.get("quantization_config") is not None:
         raise UserError(f'{file}: "quantization_config": quantized weights are not read; save the model without')
-    if missing := [key for key in REQUIRED if not isinstance(config.get(key), int)]:
+    if missing := [key for key in REQUIRED if config.get(key) is None]:
         raise UserError(f'{file}: has no "{missing[0]}", a whole number')
+    for keys, kind, called in ((WHOLE_NUMBERS, int, "a whole number"), (SWITCHES, bool, "true or false")):
+        for key in keys:
+            if config.get(key) is not None and type(config[key]) is not kind:
+                raise UserError(f'{file}: "{key}" {json.dumps(config[key])} is not {called}')
     return config
 
 
@@ -75,8 +82,10 @@ def model_keys(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     except UserError:
         raise
     except (ValueError, TypeError, AttributeError, ArithmeticError, KeyError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        what = " ".join(line.strip() for line in lines[1:3]) if isinstance(error, ValidationError) else lines[0]
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            what = f"{'.'.join(map(str, first['loc']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise UserError(f"{folder / 'config.json'}: describes no model that can be ({what})") from None
 
 

@@ -46,7 +46,7 @@ class Source:
         There are none of those that pad the vocabulary; those of pieces that the tokenizer has added are the mean of its own.
 
         Raises:
-            UserError: a file cannot be read.
+            UserError: a file cannot be read, or holds what is not finite.
         """
         begin = 0
         for part in self._table[name]:
@@ -66,6 +66,8 @@ class Source:
         if name == POSITIONS and TOKEN_TYPE_ROWS in self._weights.shapes:
             type_row = next(numbers for _, numbers in self._weights.rows(TOKEN_TYPE_ROWS, 0, 1))
         for row, numbers in self._weights.rows(part.tensor, part.first + first, part.first + end):
+            if not np.isfinite(numbers).all():
+                raise UserError(f"init_from {self._weights.path}: {part.tensor} has numbers that are not finite")
             yield row - part.first, numbers + type_row if name == POSITIONS else numbers
 
     def _mean(self, tensor: str) -> np.ndarray:

@@ -145,6 +145,7 @@ def test_none_is_an_answer_and_another_is_refused(project, tmp_path):
     assert done.returncode == 2 and "log_to" in done.stderr and "wandb" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_one_that_is_asked_for_later_has_all_rows(project, tmp_path):
     assert train(project, tmp_path / "run", "--log-to", "[]", "--stop-at", "5").returncode == 0
     assert train(project, tmp_path / "run", "--stop-at", "7").returncode == 0

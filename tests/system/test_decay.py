@@ -1,6 +1,9 @@
 """A run whose learning rate stays at its top may branch off for a decay at any of its checkpoints."""
 
+import re
 import shutil
+import subprocess
+import sys
 from argparse import Namespace
 
 import pytest
@@ -41,6 +44,13 @@ def test_a_decay_from_a_checkpoint_is_that_of_a_run_of_that_length(project, tmp_
     done = train(project, straight, *("--ds.scheduler", shorter), *full[2:], "--steps", "15")
     assert done.returncode == 0, done.stderr
     ours, theirs = steps_of(branch), steps_of(straight)
+    planned = subprocess.run(
+        [sys.executable, "-m", "pretrain", "plan", str(project.recipe), "--ds-config", str(project.ds), "--ds.scheduler", shorter,
+         *full[2:], "--steps", "15"], capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    drawn = re.findall(r"step ([\d,]+) *│ *([\d.e-]+) *│", planned.stdout.partition("WarmupStableDecay")[2])
+    assert [int(step) for step, _ in drawn] == [1, 4, 11, 15], planned
+    assert all(f"{theirs[int(step)]['lr']:.3g}" == rate for step, rate in drawn), "plan's rates are those that the run logged"
     assert list(ours) == list(range(11, 16)) and ours == {step: theirs[step] for step in ours}
     assert [row["lr"] for row in ours.values()] == pytest.approx([1e-3 * (1 - (n / 5) ** 0.5) for n in range(5)])
 
@@ -61,11 +71,13 @@ def test_a_decay_that_cannot_be_is_one_line(project, stable, tmp_path):
         (3, "auto", [], "name the checkpoint at which the decay begins"),
         (0, at[5], [], "--decay-steps 0: at least 1"),
         (3, at[5], [("--steps", "9")], "leave out --steps"),
+        (3, at[5], [], "a decay is a run of its own, which ends; give it another --run-dir"),
         (3, at[16], [], "step 16 is not of the stable part of its run, which is 4 to 14"),
         (3, str(tmp_path), [], "manifest"),
     ):
         with pytest.raises(UserError, match=says):
-            with_decay(Namespace(decay_steps=steps, resume=checkpoint, run_dir=None), pairs)
+            own = stable if "run of its own" in says else None
+            with_decay(Namespace(decay_steps=steps, resume=checkpoint, run_dir=own), pairs)
     assert train(project, tmp_path / "cosine", "--stop-at", "5").returncode == 0
     done = train(project, tmp_path / "b", "--decay-steps", "3", "--resume", str(tmp_path / "cosine/checkpoints/step_00000005"))
     assert done.returncode == 2 and "whose schedule is not WarmupStableDecay" in done.stderr

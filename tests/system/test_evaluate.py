@@ -63,6 +63,7 @@ def test_tasks_are_scored_the_same_alone_and_on_layouts(run_dir, tmp_path):
             assert row["metrics"] == others and row["requests"] == one[name]["requests"], (name, layout)
 
 
+@pytest.mark.long
 def test_a_newer_checkpoint_that_is_damaged_is_told_of(project, tmp_path):
     assert train(project, tmp_path / "run", "--stop-at", "10").returncode == 0
     largest = max((tmp_path / "run/checkpoints/step_00000010").iterdir(), key=lambda file: file.stat().st_size)

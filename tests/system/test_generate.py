@@ -131,6 +131,7 @@ def test_a_person_continues_texts_and_fills_blanks(run_dir):
     )
 
 
+@pytest.mark.long
 def test_what_cannot_be_is_one_line(project, run_dir, tmp_path):
     told = {
         (): "error: generate: name a run directory or a checkpoint, before --prompt",

@@ -253,6 +253,7 @@ def test_every_layout_goes_on_from_its_checkpoint_bit_for_bit(request, name):
         assert torch.equal(weight, again["weights"][parameter]), parameter
 
 
+@pytest.mark.long
 def test_a_loss_in_several_pieces_is_the_same_on_tensor_ranks(project, tmp_path):
     """The last tensor rank has fewer rows than the others, and as many pieces."""
     (one, _), (two, errors) = (

@@ -109,6 +109,7 @@ def test_losses_and_norms_are_those_from_before_layers_slept(tmp_path):
         assert row == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.long
 def test_what_messages_are_cut_into_changes_no_weight(project, tmp_path):
     """Of two replicas a sum is the same in any message, and a gather always; one micro-batch is one sum in stage 3, too."""
     of_twin = {"ds.zero_optimization.reduce_bucket_size": "500000000", "ds.zero_optimization.allgather_bucket_size": "500000000"}

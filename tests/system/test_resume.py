@@ -49,6 +49,7 @@ def test_changes_are_refused_with_a_list_and_the_words_that_allow_them(project, 
     assert done.returncode == 2 and "holds another run" in done.stderr and "pass --resume-changing" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_change_that_is_named_acts_from_the_checkpoint_on(project, run_dir):
     done = train(project, run_dir, *CHANGES, "--resume-changing", "lr,path_lengths")
     assert done.returncode == 0, done.stderr

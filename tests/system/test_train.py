@@ -92,6 +92,7 @@ def test_stop_at_and_signals_save_and_resume_goes_on(project, unbroken, tmp_path
     assert essence(rows(run_dir)) == essence(rows(unbroken))
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_passed_over_with_the_reason(project, unbroken, tmp_path):
     run_dir = tmp_path / "run"
     assert train(project, run_dir, "--stop-at", "10").returncode == 0

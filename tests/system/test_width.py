@@ -17,7 +17,7 @@ def plan(project, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "pretrain", *known], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("step", [12, 17], ids=["where parts run", "where everything runs"])
+@pytest.mark.parametrize("step", [12, pytest.param(17, marks=pytest.mark.long)], ids=["where parts run", "where everything runs"])
 def test_a_run_that_is_killed_goes_on_bit_for_bit(project, tmp_path, step):
     whole = train(project, tmp_path / "whole", *PARTS)
     assert whole.returncode == 0, whole.stderr

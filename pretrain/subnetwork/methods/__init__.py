@@ -63,7 +63,10 @@ def _own_keys(block: Any) -> Any:
     strange = [key for key in FullKeys.model_fields if key in block and key not in keys.model_fields]
     refused = [key for key in strange if _as_kept(block[key]) != getattr(defaults, key)]
     if refused:
-        raise ValueError(f'method "{block["method"]}" has no {", ".join(refused)}; it takes {", ".join(keys.names())}')
+        raise ValueError(
+            f'method "{block["method"]}" has no {", ".join(refused)}; it takes {", ".join(keys.names())}. To leave'
+            " keys behind, give the whole block"
+        )
     return {key: value for key, value in block.items() if key not in strange}
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pretrain.data.loader import open_data
 from pretrain.engine import Engine, build_engine
@@ -20,10 +22,19 @@ def train_both(run, ranks, shift_path: int = 0):
     data = open_data(run)
     engine = build_engine(run, ranks)
     model = run.recipe.model
+    frequencies, sharpness = None, 1.0
+    if (scaling := model.rope_scaling) is not None:  # as transformers works them out
+        yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": scaling.factor}
+        yarn["original_max_position_embeddings"] = scaling.original_length
+        length = int(scaling.factor * scaling.original_length)
+        config = LlamaConfig(
+            num_attention_heads=1, hidden_size=model.head_size, max_position_embeddings=length, rope_parameters=yarn
+        )
+        frequencies, sharpness = ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
     reference = Reference(
         weights_of(engine.model), model.num_layers, model.num_attention_heads, model.vocab_size, model.norm_epsilon,
         groups=model.groups, head_size=model.head_size, embedding_scale=model.embedding_scale, softcap=model.logit_softcap,
-        z_loss=model.z_loss, gelu=model.feed_forward == "gelu", clipping=CLIPPING,
+        z_loss=model.z_loss, frequencies=frequencies, sharpness=sharpness, gelu=model.feed_forward == "gelu", clipping=CLIPPING,
         stand_still=run.ds.progressive_subnetwork.skipped_update == "none",
     )  # fmt: skip
     ours, theirs, uneven = [], [], run.recipe.data.objective == "causal"
@@ -51,6 +62,7 @@ def assert_parity(ours, theirs, weights) -> None:
     assert weights < TOLERANCE
 
 
+YARN = "model.rope_scaling={type: yarn, factor: 4.0, original_length: 16}"
 HEADS = ("ds.progressive_subnetwork={method: raptr_heads, group_lengths: 1-2, paths_per_step: 2, skipped_update: exact}",)
 FFN = (
     "ds.progressive_subnetwork={method: raptr_ffn, ffn_lengths: 2-4-6, width_parts: 2, width_fixed: 1, skipped_update: exact}",
@@ -74,6 +86,7 @@ PARTS = (
         ("ds.zero_optimization.stage=2", "ds.zero_optimization.overlap_comm=true", "ds.progressive_subnetwork.paths_per_step=1"),
         ("data.denoisers=60-20-20",),
         ("model.num_query_groups=2", "model.head_dim=12", "model.qk_norm=true", "model.recompute=selective"),
+        ("model.num_query_groups=2", "model.head_dim=12", "model.qk_norm=true", YARN),
         ("model.norm_placement=after", "model.qk_norm=whole", "model.num_query_groups=2", "model.head_dim=12"),
         ("model.norm_placement=after", "model.biases=true", "ds.progressive_subnetwork.residual_scale=1/keep"),
         ("model.num_query_groups=2", "model.qk_norm=true", "model.biases=qkv", *HEADS),

@@ -41,7 +41,7 @@ RECIPES = {
     },
     "qwen3": {
         "model.num_query_groups": "1", "model.qk_norm": "true", "model.head_dim": "16",
-        "model.rope_scaling": "{type: yarn, factor: 4.0, original_length: 16}",
+        "model.rope_scaling": "{type: yarn, factor: 8.0, original_length: 16}",
     },
     "olmo2": {
         "data.objective": "causal", "model.num_query_groups": "2", "model.qk_norm": "whole", "model.norm_placement": "after",

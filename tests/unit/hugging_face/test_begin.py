@@ -133,6 +133,10 @@ FAULTS = {
     "no weights": ("has neither model.safetensors nor .*pytorch_model.bin may run code", {}),
     "cut short": ("cannot be read as safetensors", {}),
     "an index that lies": ("lacks model.norm.weight, which model.safetensors.index.json says is there", {}),
+    "a part is missing": ("model-00002-of-00002.safetensors", {}),
+    "not a number": ("model.layers.2.mlp.up_proj.weight has numbers that are not finite", {}),
+    "a length that is text": ('"max_position_embeddings" "x" is not a whole number', {}),
+    "a switch that is text": ('"attention_bias" "false" is not true or false', {}),
     "a damaged index": ("index.json: damaged", {}),
     "an index that leads elsewhere": ("index.json: damaged", {}),
     "whole numbers": ("model.norm.weight is I32", {}),
@@ -190,7 +194,15 @@ def spoil(folder: Path, fault: str) -> None:
         weights["bert.pooler.dense.weight"] = torch.ones(3)
     elif fault == "whole numbers":
         weights["model.norm.weight"] = torch.ones(32, dtype=torch.int32)
+    elif fault == "not a number":
+        weights["model.layers.2.mlp.up_proj.weight"][3, 5] = torch.nan
     save_file(weights, file)
+    if fault == "a part is missing":
+        names = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+        save_file(dict(sorted(weights.items())[:9]), folder / names[0])
+        file.unlink()
+        parts = {name: names[place >= 9] for place, name in enumerate(sorted(weights))}
+        index.write_text(json.dumps({"weight_map": parts}))
     if fault == "another tokenizer":
         (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
     elif fault == "no weights":
@@ -206,6 +218,10 @@ def spoil(folder: Path, fault: str) -> None:
         index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, "../llama/model.safetensors")}))
     elif fault == "another kind of model":
         facts["model_type"] = "gemma"
+    elif fault == "a length that is text":
+        facts["max_position_embeddings"] = "x"
+    elif fault == "a switch that is text":
+        facts["attention_bias"] = "false"
     elif fault == "quantized":
         facts["quantization_config"] = {"bits": 4}
     elif fault in ROPE:

@@ -42,6 +42,25 @@ def test_tokens_are_the_librarys_and_text_comes_back(folder, texts):
         assert tokenizer.text(ids.tolist()) == text
 
 
+def test_pieces_behind_special_ones_keep_their_ids(folder, texts, tmp_path):
+    """As those of Qwen3's that are no special ones, <think> among them."""
+    shutil.copytree(folder, tmp_path / "x")
+    library = Library.from_file(str(folder / "tokenizer.json"))
+    library.add_special_tokens(["<|im_start|>"])
+    library.add_tokens(["<think>", "</think>"])
+    library.add_special_tokens(["<|im_end|>"])
+    library.add_tokens(["<tool_call>"])
+    library.save(str(tmp_path / "x/tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path / "x")
+    for text in ("a<think>b</think> c <tool_call>", *texts[:5], *TEXTS):
+        ids = tokenizer.encode([text])[0].tolist()
+        assert ids == library.encode(text).ids and tokenizer.text(ids) == text
+    for spelt in (END, "a<|im_end|>b<|im_start|>"):
+        ids = tokenizer.encode([spelt])[0].tolist()
+        assert not any(map(tokenizer.is_reserved, ids)) and tokenizer.text(ids) == spelt
+    assert tokenizer.own_pieces == PIECES + 5 and tokenizer.id(MODES[0]) == PIECES + 5
+
+
 def test_reserved_pieces_stand_behind_its_own(folder):
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.own_pieces, tokenizer.vocab_size, tokenizer.sentinels) == (PIECES, PIECES + ADDED, 100)
