@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data.batch import BRANCH, Batch
+from pretrain.data.batch import BRANCH, PADDING, Batch
 from pretrain.model.blocks import block_tables
 from pretrain.subnetwork import LayerPath
 
@@ -30,6 +30,14 @@ class MicroBatch:
     def branches(self) -> bool:
         """Whether contexts have several continuations."""
         return bool((self.batch.segments >= BRANCH).any())
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether every sample is one example, perhaps with padding behind it, that is read from left to right: attention needs
+        no mask then, as what padding reads is nobody's loss."""
+        segments, real = self.batch.segments, self.batch.segments != PADDING
+        one = (segments == segments[:, :1]) | ~real
+        return bool(one.all() and (real[:, 1:] <= real[:, :-1]).all() and not self.batch.prefix.any())
 
     def arrays(self, with_blocks: bool) -> dict[str, np.ndarray]:
         """What the model reads: [b, s] each `tokens`, `segments`, `positions` and `prefix`, and of n targets, sample after sample

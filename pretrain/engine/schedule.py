@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from pretrain.config.recipe import Recipe
 from pretrain.engine.loss import Entry, Made, Reduce, by_kind
@@ -75,7 +76,11 @@ class Schedule:
         """Run a chunk's forward pass; returns its output, and what the schedule calls with the last chunk's."""
         branches = micro_batch.branches
         segments, prefix = batch["segments"], batch["prefix"]
-        mask = block_mask(segments, prefix, batch) if with_blocks else dense_mask(segments, prefix, self.dtype, branches)
+        mask: Tensor | BlockMask | None = None
+        if with_blocks:
+            mask = block_mask(segments, prefix, batch)
+        elif not micro_batch.is_causal:
+            mask = dense_mask(segments, prefix, self.dtype, branches)
         inputs = LayerInputs(mask, micro_batch.path, chunk.rotary_of(batch["positions"]) if branches else None)
         labels = batch["labels"]
         targets = Targets(batch["places"], labels, torch.full_like(labels, scale, dtype=torch.float32))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core.inference.contexts.static_context import StaticInferenceContext
 from megatron.core.transformer.attention import SelfAttention as MegatronSelfAttention
 from megatron.core.transformer.module import MegatronModule
@@ -87,7 +88,7 @@ class SelfAttention(MegatronSelfAttention):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | BlockMask,
+        attention_mask: Tensor | BlockMask | None,
         rotary_pos_emb: Tensor | None = None,
         inference_context: StaticInferenceContext | None = None,
         groups: tuple[Weights, Weights] | None = None,
@@ -96,7 +97,7 @@ class SelfAttention(MegatronSelfAttention):
         """
         Args:
             hidden_states: [s, b, h], or [s / tensor ranks, b, h] under sequence parallelism.
-            attention_mask: of dense_mask or block_mask.
+            attention_mask: of dense_mask or block_mask; None where all is one example, read from left to right.
             rotary_pos_emb: of RotaryTables.
             inference_context: keys and values of the positions before these, which are added.
             groups: of the groups of heads that run, the weights of both projections; all if None.
@@ -146,14 +147,14 @@ class CoreAttention(MegatronModule):
         super().__init__(config=config)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask, *args: Any, **kwargs: Any
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask | None, *args: Any, **kwargs: Any
     ) -> Tensor:
         """
         Args:
             query: [s, b, heads of this rank, d].
             key: [s, b, groups of this rank, d]; neighbouring heads share a group.
             value: as key.
-            attention_mask: of dense_mask or block_mask.
+            attention_mask: of dense_mask or block_mask; None where all is one example, read from left to right.
 
         Returns:
             [s, b, heads of this rank * d].
@@ -163,7 +164,8 @@ class CoreAttention(MegatronModule):
         if isinstance(attention_mask, BlockMask):
             out = _flex(q, k, v, attention_mask, grouped)
         else:
-            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, enable_gqa=grouped)
+            none = attention_mask is None
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, is_causal=none, enable_gqa=grouped)
         return out.permute(2, 0, 1, 3).flatten(2)
 
 

@@ -49,8 +49,9 @@ class LayerInputs:
     """What every layer of a micro-batch reads beside the residual stream. Travels as Megatron-Core's `attention_mask`, which its
     model and block pass on untouched."""
 
-    mask: Tensor | BlockMask
-    """[b, 1, s, s] to be added to attention scores, or the block mask of flex attention (attention.py)."""
+    mask: Tensor | BlockMask | None
+    """[b, 1, s, s] to be added to attention scores, or the block mask of flex attention (attention.py); None where every sample
+    is one example, read from left to right."""
     path: LayerPath
     rotary: Tensor | None = None
     """[s, b, 1, 2 d], of RotaryTables, where positions are not those within the sample, as when a context has several
@@ -145,7 +146,7 @@ class SkippableLayer(TransformerLayer):
     def compute(
         self,
         hidden_states: Tensor,
-        mask: Tensor | BlockMask,
+        mask: Tensor | BlockMask | None,
         scale: float | Tensor,
         attention: dict[str, Any],
         part: "LayerPart | None" = None,
