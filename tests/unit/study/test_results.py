@@ -207,7 +207,7 @@ def test_sleeping_layers():
     head = ("sleeping layers", "learning rate", "layer FLOPs, times fewer", "held-out loss", "standard error")
     body = table(*head)
     named = [line[0] for line in body]
-    assert len(named) == 5 and {tuple(sorted(study[name])) for name in named} == {tuple(seeds)} and 11 not in seeds
+    assert len(named) == 8 and {tuple(sorted(study[name])) for name in named} == {tuple(seeds)} and 11 not in seeds
     for name, rate, fewer, loss, error in body:
         mean, standard_error = mean_and_error([row["losses"]["all"] for row in study[name].values()])
         assert {(row["settings"][RATE], row["step"]) for row in study[name].values()} == {(float(rate), 900)}, name
