@@ -12,7 +12,6 @@ from pretrain.config.recipe import Recipe
 from pretrain.errors import UserError
 from pretrain.subnetwork.methods import FullKeys, Method
 from pretrain.subnetwork.methods.growth import GrowthKeys
-from pretrain.subnetwork.methods.raptr import DrawnKeys
 from pretrain.subnetwork.path import LayerPath, parts_of_model, path_of_sample
 
 SINCE = {
@@ -138,7 +137,7 @@ class Run:
     @cached_property
     def method(self) -> Method:
         keys, scheduler = self.ds.progressive_subnetwork, self.ds.scheduler
-        if isinstance(keys, DrawnKeys) and keys.full_model_last_steps == "decay" and scheduler is not None:
+        if getattr(keys, "full_model_last_steps", 0) == "decay" and scheduler is not None:
             if scheduler.params.decay_num_steps is not None:
                 keys = keys.model_copy(update={"full_model_last_steps": scheduler.params.decay_num_steps})
         try:

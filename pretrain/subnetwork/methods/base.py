@@ -114,6 +114,17 @@ def dashed(value: Any) -> Any:
         raise ValueError('write whole numbers with dashes, as in "6-8-10-12", or a list') from None
 
 
+def steps_at_the_end(given: int | Literal["decay"]) -> int:
+    """Return a number of steps, which the decay's are once the scheduler has been read.
+
+    Raises:
+        ValueError: there is no decay.
+    """
+    if given == "decay":
+        raise ValueError('full_model_last_steps "decay" needs a scheduler of type WarmupStableDecay; write a number of steps')
+    return given
+
+
 PathLengths = Annotated[
     tuple[int, ...],
     BeforeValidator(dashed),
@@ -122,6 +133,13 @@ PathLengths = Annotated[
 StageFractions = Annotated[
     Annotated[tuple[Number, ...], Field(strict=False)] | None,
     Field(description="Share of the steps of each stage; equal if left out, as in the paper's BERT runs."),
+]
+FullModelLast = Annotated[
+    Count | Literal["decay"],
+    Field(
+        description="Steps at the end that train all layers; decay: those of WarmupStableDecay's decay. Stages are laid out over"
+        " the others."
+    ),
 ]
 PathsPerStep = Annotated[
     Positive,

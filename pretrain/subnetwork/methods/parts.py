@@ -12,7 +12,17 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pretrain.schema import Count, Positive
-from pretrain.subnetwork.methods.base import Method, MethodKeys, PathLengths, PathSeed, PathsPerStep, StageFractions, dashed
+from pretrain.subnetwork.methods.base import (
+    FullModelLast,
+    Method,
+    MethodKeys,
+    PathLengths,
+    PathSeed,
+    PathsPerStep,
+    StageFractions,
+    dashed,
+    steps_at_the_end,
+)
 from pretrain.subnetwork.path import LayerPath, Scheme, draw
 from pretrain.subnetwork.schedule import make_stages
 from pretrain.subnetwork.units import Units
@@ -81,6 +91,7 @@ class _PartsKeys(MethodKeys):
     """Keys that all of them have."""
 
     stage_fractions: StageFractions = None
+    full_model_last_steps: FullModelLast = 0
     width_parts: WidthParts = 1
     width_fixed: WidthFixed = 0
     paths_per_step: PathsPerStep = 1
@@ -107,13 +118,14 @@ class _PartsKeys(MethodKeys):
             if lengths and (problem := lengths_problem(name, lengths)):
                 raise ValueError(problem)
         seed = seed if self.path_seed is None else self.path_seed
-        stages = make_stages(steps, layers, paths, self.stage_fractions)
+        last = steps_at_the_end(self.full_model_last_steps)
+        stages = make_stages(steps, layers, paths, self.stage_fractions, full_model_last_steps=last)
         fixed = tuple(sorted({0, layers - 1}))
 
         def blocks(lengths: tuple[int, ...]) -> dict[int, Blocks | None]:
             found: dict[int, Blocks | None] = {}
             for stage in stages:
-                whole = not lengths or lengths[stage.index - 1] == lengths[-1]
+                whole = not lengths or stage.index > count or lengths[stage.index - 1] == lengths[-1]
                 found[stage.index] = (
                     None if whole else Blocks(lengths[stage.index - 1], lengths[-1], self.width_parts, self.width_fixed)
                 )

@@ -8,12 +8,14 @@ from pydantic import Field
 
 from pretrain.schema import Count, Number, Positive
 from pretrain.subnetwork.methods.base import (
+    FullModelLast,
     Method,
     PathSeed,
     PathsPerStep,
     ResidualScale,
     StageFractions,
     WithLengths,
+    steps_at_the_end,
 )
 from pretrain.subnetwork.path import LayerPath, Sampler, Scheme, draw
 from pretrain.subnetwork.schedule import Stage, make_stages
@@ -40,8 +42,7 @@ class DrawnKeys(WithLengths):
 
     full_model_first_fraction: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of the steps that train all layers before stage 1, as in the paper's UL2 runs."""
-    full_model_last_steps: Count | Literal["decay"] = 0
-    """Steps at the end that train all layers; decay: those of WarmupStableDecay's decay. Stages are laid out over the others."""
+    full_model_last_steps: FullModelLast = 0
     fixed_layers: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
     """Layers that are always active, counted from 0; the first and the last if left out."""
     sampler: Sampler = "balanced"
@@ -60,9 +61,7 @@ class DrawnKeys(WithLengths):
         Raises:
             ValueError: settings that cannot run.
         """
-        if self.full_model_last_steps == "decay":
-            raise ValueError('full_model_last_steps "decay" needs a scheduler of type WarmupStableDecay; write a number of steps')
-        first, last = self.full_model_first_fraction, self.full_model_last_steps
+        first, last = self.full_model_first_fraction, steps_at_the_end(self.full_model_last_steps)
         return make_stages(steps, layers, self.path_lengths, fractions, first, last)
 
     def drawn(self, name: str, layers: int, stages: tuple[Stage, ...], seed: int) -> Raptr:
