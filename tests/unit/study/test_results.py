@@ -111,20 +111,28 @@ def test_nothing_is_claimed_beyond_its_error_bars(study):
         assert verdict == wanted, pair
 
 
-def test_against_the_baseline_stopped_half_way(study):
-    kinds = ("layer_flops", "model_flops")
-    head = ("minus `full_4e3` half-way", "at equal layer FLOPs", "95 % interval", "", "at equal model FLOPs", "95 % interval", "")
+@pytest.mark.parametrize(
+    ("name", "what", "baseline", "methods"),
+    [
+        ("study", "`full_4e3` half-way", "full_4e3", ["full_short_4e3", "raptr", "constant", "stacking", "pld", "ild_dts"]),
+        ("sleeping", "`full` half-way, 8 seeds", "full",
+         ["full_short", "none_1", "none_2", "exact_2_4e3", "constant_1", "stacking"]),
+    ],
+)  # fmt: skip
+def test_against_the_baseline_stopped_half_way(name, what, baseline, methods):
+    study, kinds = rows(name), ("layer_flops", "model_flops")
+    head = (f"minus {what}", "at equal layer FLOPs", "95 % interval", "", "at equal model FLOPs", "95 % interval", "")
     body = table(*head)
-    assert [line[0] for line in body] == ["full_short_4e3", "raptr", "constant", "stacking", "pld", "ild_dts"]
+    assert [line[0] for line in body] == methods
     for name, *cells in body:
         for kind, (mean, interval, verdict) in zip(kinds, (cells[:3], cells[3:])):
             differences = []
             for seed, row in study[name].items():
-                curve = study["full_4e3"][seed]["evaluations"]
+                curve = study[baseline][seed]["evaluations"]
                 stopped = np.interp(row["evaluations"][-1][kind], [at[kind] for at in curve], [at["loss"] for at in curve])
                 differences.append(row["losses"]["all"] - float(stopped))
             difference, error = mean_and_error(differences)
-            assert (mean, interval) == (f"{difference:+.4f}", interval_of(difference, error)), name
+            assert (mean, interval) == (f"{difference:+.4f}", interval_of(difference, error, len(differences))), name
             low, high = map(float, interval.split(" to "))
             assert verdict == ("better" if high < 0 else "worse" if low > 0 else "not shown"), name
 
@@ -207,10 +215,11 @@ def test_sleeping_layers():
     head = ("sleeping layers", "learning rate", "layer FLOPs, times fewer", "held-out loss", "standard error")
     body = table(*head)
     named = [line[0] for line in body]
-    assert len(named) == 8 and {tuple(sorted(study[name])) for name in named} == {tuple(seeds)} and 11 not in seeds
+    assert len(named) == 9 and {tuple(sorted(study[name])) for name in named} == {tuple(seeds)} and 11 not in seeds
     for name, rate, fewer, loss, error in body:
         mean, standard_error = mean_and_error([row["losses"]["all"] for row in study[name].values()])
-        assert {(row["settings"][RATE], row["step"]) for row in study[name].values()} == {(float(rate), 900)}, name
+        steps = 675 if name == "full_short" else 900
+        assert {(row["settings"][RATE], row["step"]) for row in study[name].values()} == {(float(rate), steps)}, name
         assert (loss, error) == (f"{mean:.4f}", f"{standard_error:.4f}"), name
         theirs, own = (sum(row["evaluations"][-1]["layer_flops"] for row in study[one].values()) for one in ("full", name))
         assert fewer == f"{theirs / own:.2f}", name
