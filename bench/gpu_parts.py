@@ -196,13 +196,13 @@ def where_time_goes(device: str) -> Iterator[Row]:
 PARTS = {
     "smoke": Part("Three steps of every recipe, with two samples each.", 120, smoke),
     "losses": Part("Twenty steps of the quick start's model against the CPU's.", 180, losses),
-    "fp8": Part("FP8 against bf16: twenty losses of the quick start's model, and a step of the largest recipe.", 100, fp8),
     "resume": Part("A run that was stopped and resumed against one that was not, with `deterministic`.", 180, resume),
     "replay": Part("Updates that a sleeping layer missed, against as many steps of the fused AdamW.", 40, replay),
     "attention": Part("Flex attention with its block tables against sdpa with a dense mask.", 60, attention),
     "speed": Part("Steps with all layers and with half of them; MFU counts active operations.", 300, speed),
     "checkpoint": Part("What a save takes from training.", 90, checkpoint),
     "where_time_goes": Part("A compiled step with all layers, by kernel.", 90, where_time_goes),
+    "fp8": Part("FP8 against bf16: twenty losses of the quick start's model, and a step of the largest recipe.", 100, fp8),
 }
 
 

@@ -225,7 +225,7 @@ def facts(run: Run, ranks: Ranks, half: int, rounds: int) -> dict[str, object]:
         "vocabulary": model.padded_vocab_size,
         "sequence_length": run.recipe.data.sequence_length,
         "batch": f"{run.batch} in micro-batches of {run.micro_batch}",
-        "precision": "bf16" if run.ds.bf16.enabled else "fp32",
+        "precision": run.precision,
         "zero_stage": run.ds.zero_optimization.stage,
         "rounds": rounds,
     }

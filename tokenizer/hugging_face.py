@@ -70,7 +70,9 @@ class HuggingFacePieces(Tokenizer):
         known = special | added.keys()
         sentinels = next(index for index in range(len(known) + 1) if sentinel(index) not in known)
         begin = _begin(library, names.get(_content(config.get("bos_token")) or ""))
-        facts = json.dumps([roles, begin], sort_keys=True).encode()
+        # Files that were encoded while pieces behind special ones had others' ids have another checksum.
+        kept = ["ids behind special pieces"] if _stand_behind(library, special) else []
+        facts = json.dumps([roles, begin, *kept], sort_keys=True).encode()
         digest = hashlib.sha256((directory / FILE).read_bytes() + facts).hexdigest()
         tokenizer = cls(directory, Facts(own, roles, begin, added, len(lacking), sentinels, digest), library)
         if added:
@@ -83,10 +85,10 @@ class HuggingFacePieces(Tokenizer):
         names that no text has; where they are in the vocabulary, a unigram model would choose them even if told not to.
 
         Raises:
-            UserError: the library would give other pieces other ids then.
+            UserError: a special piece is a part of others, which are text.
         """
         described = json.loads(self.library.to_str())
-        special = {one["content"] for one in described["added_tokens"] if one["special"]}
+        special = {one["content"] for one in described["added_tokens"] if one["special"]} | set(self.facts.roles.values())
         described["post_processor"] = None
         model = described["model"]
         if model.get("unk_id") is not None:
@@ -95,6 +97,8 @@ class HuggingFacePieces(Tokenizer):
             model["vocab"] = {_unspelt(piece) if piece in special else piece: token for piece, token in model["vocab"].items()}
             if "merges" in model:
                 model["merges"] = [pair for pair in model["merges"] if "".join(_pair(pair)) not in special]
+                if parts := special & {part for pair in model["merges"] for part in _pair(pair)}:
+                    raise UserError(f"{self.file}: special piece {json.dumps(min(parts))} is a part of others, which are text")
         else:
             model["vocab"] = [[_unspelt(piece) if piece in special else piece, score] for piece, score in model["vocab"]]
         if model.get("unk_token") in special:
@@ -108,9 +112,7 @@ class HuggingFacePieces(Tokenizer):
         plain.no_padding()
         plain.no_truncation()
         names = {_unspelt(piece) if piece in special else piece: token for piece, token in self.library.get_vocab().items()}
-        if plain.get_vocab() != names:
-            other = next(piece for piece, token in names.items() if plain.token_to_id(piece) != token)
-            raise UserError(f"{self.file}: {json.dumps(other)} has another id once special pieces are no text; its ids have gaps")
+        assert plain.get_vocab() == names, f"{self.file}: pieces have other ids once special ones are no text"
         return plain
 
     @property
@@ -258,6 +260,13 @@ def _roles(directory: Path, config: dict[str, Any], names: dict[str, int], speci
         roles[EOS] = roles[SEP]
     roles.setdefault(PAD, roles[EOS])  # it is never read or predicted
     return roles
+
+
+def _stand_behind(library: Library, special: set[str]) -> bool:
+    """Whether added pieces that are no special ones come after such."""
+    added = sorted(library.get_added_tokens_decoder().items())
+    first = next((token for token, one in added if one.content in special), None)
+    return first is not None and any(token > first and one.content not in special for token, one in added)
 
 
 def _begin(library: Library, bos: int | None) -> tuple[int, ...]:

@@ -88,7 +88,7 @@ def with_decay(args: argparse.Namespace, pairs: list[tuple[str, str]]) -> tuple[
     if saved and not folder.is_dir():  # the same command again, after the run that it branched off has removed the checkpoint
         own = run_of(saved[0], manifest_of(saved[0]))
         return [*pairs, ("--steps", str(own.steps)), (DECAY_OPTION, str(count))], names
-    if args.run_dir is not None and Path(args.run_dir).resolve() in folder.resolve().parents:
+    if args.run_dir is not None and Path(args.run_dir).resolve() == folder.resolve().parent.parent:
         raise UserError(f"{option}: a decay is a run of its own, which ends; give it another --run-dir than {args.run_dir}")
     manifest = manifest_of(folder)
     theirs = run_of(folder, manifest)

@@ -52,20 +52,19 @@ def _check_precision(run: Run) -> None:
         raise UserError(
             f'{run.ds_file}: precision {run.recipe.precision} needs bf16 for all else; write "bf16": {{"enabled": true}}'
         )
-    queries, keys_and_values, columns = m.query_size // tensor, 2 * m.key_size // tensor, m.ffn_hidden_size // tensor
-    if getattr(keys, "group_lengths", ()):
-        queries, keys_and_values = m.query_size // m.groups, 2 * m.head_size
-    if lengths := getattr(keys, "ffn_lengths", ()):
-        columns = m.ffn_hidden_size // lengths[-1]
+    groups, columns = getattr(keys, "group_lengths", ()) or (m.groups,), getattr(keys, "ffn_lengths", ()) or (1,)
+    length, where_it_runs = run.recipe.data.sequence_length, "that a tensor rank runs"
     sides = {
         f"model.hidden_size {m.hidden_size}": m.hidden_size,
-        f"{queries} columns of queries, on a tensor rank or in a part that runs,": queries,
-        f"{queries + keys_and_values} rows of queries, keys and values, on a tensor rank or in a part that runs,": queries
-        + keys_and_values,
-        f"{columns} of model.ffn_hidden_size, on a tensor rank or in a part that runs,": columns,
-        f"{run.micro_batch} samples of data.sequence_length {run.recipe.data.sequence_length}": run.micro_batch
-        * run.recipe.data.sequence_length,
+        f"{run.micro_batch} samples of data.sequence_length {length}": run.micro_batch * length,
     }
+    for running in groups:
+        queries, both = (size * running // m.groups // tensor for size in (m.query_size, 2 * m.key_size))
+        sides[f"{queries} columns of queries {where_it_runs}"] = queries
+        sides[f"{queries + both} rows of queries, keys and values {where_it_runs}"] = queries + both
+    for running in columns:
+        size = m.ffn_hidden_size * running // columns[-1] // tensor
+        sides[f"{size} of model.ffn_hidden_size {where_it_runs}"] = size
     for what, size in sides.items():
         if size % FP8_MULTIPLE:
             raise UserError(

@@ -130,6 +130,12 @@ class Run:
         return 3.0 if self.recipe.model.recompute == "layer" else 2.0
 
     @property
+    def precision(self) -> str:
+        """What numbers are computed in, in words."""
+        kind = "bf16" if self.ds.bf16.enabled else "fp32"
+        return kind if self.recipe.precision is None else f"{kind}, the layers' products in {self.recipe.precision.upper()}"
+
+    @property
     def tokens_per_step(self) -> int:
         """Positions of all packed samples, whether they hold text, target or padding."""
         return self.batch * self.recipe.data.sequence_length

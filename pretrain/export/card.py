@@ -34,7 +34,7 @@ def model_card(run: Run, manifest: Manifest, path: Path, architecture: str) -> s
         ("method", _method(run)),
         *_measured(path, manifest.step),
         ("optimizer", f"{run.ds.optimizer.type}, learning rate {run.ds.optimizer.params.lr:g}, batch {run.batch} samples"),
-        ("precision", "bf16 with fp32 masters" if run.ds.bf16.enabled else "fp32"),
+        ("precision", run.precision + (" with fp32 masters" if run.ds.bf16.enabled else "")),
         ("seed, path seed", f"{recipe.seed}, {block.given.get('path_seed', recipe.seed)}"),
         ("made with", "; ".join(manifest.versions)),
     ]

@@ -66,7 +66,7 @@ class Source:
         if name == POSITIONS and TOKEN_TYPE_ROWS in self._weights.shapes:
             type_row = next(numbers for _, numbers in self._weights.rows(TOKEN_TYPE_ROWS, 0, 1))
         for row, numbers in self._weights.rows(part.tensor, part.first + first, part.first + end):
-            if not np.isfinite(numbers).all():
+            if not np.isfinite(numbers).all() or not np.isfinite(type_row).all():
                 raise UserError(f"init_from {self._weights.path}: {part.tensor} has numbers that are not finite")
             yield row - part.first, numbers + type_row if name == POSITIONS else numbers
 

@@ -1,6 +1,6 @@
 """Products of matrices in 8 bits a number, each matrix scaled to the format's range by its largest number (arXiv 2209.05433).
 
-A scale is worked out whenever a matrix is multiplied, and nothing of it is kept: a layer that was skipped for a while has no
+A scale is worked out in every micro-batch, and nothing of it is kept for others: a layer that was skipped for a while has no
 scale that is out of date, no rank has to hear of another's, and a checkpoint has nothing more to hold.
 """
 

@@ -47,7 +47,7 @@ def batches(run: Run) -> Table:
         "tokens a step": f"{run.tokens_per_step:,}",
         "steps": f"{run.steps:,}",
         "tokens": short(run.tokens_per_step * run.steps),
-        "precision": "bf16, fp32 masters and gradient sums" if run.ds.bf16.enabled else "fp32",
+        "precision": run.precision + (", fp32 masters and gradient sums" if run.ds.bf16.enabled else ""),
         "zero stage": run.ds.zero_optimization.stage,
     }
     for what, value in rows.items():

@@ -1,5 +1,6 @@
 """Products in FP8 are those of rounded numbers, in both passes, of whole matrices and of their blocks."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -44,11 +45,33 @@ def test_numbers_are_rounded_to_the_nearest(kind):
     assert torch.allclose(ours, theirs, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("linear", ["column", "row", "column, blocks", "row, blocks"])
+@pytest.fixture(autouse=True)
+def as_gpus_want_it(monkeypatch):
+    """What a CPU does not ask for: a first matrix by rows, a second one by columns, sides that are multiples of 16, and sums of
+    few bits where nothing is summed again."""
+    product, seen = fp8.F.scaled_mm, []
+
+    def checked(first, second, *args, use_fast_accum, **kwargs):
+        assert first.stride(1) == 1 and second.stride(0) == 1
+        assert first.shape[1] % 16 == 0 and second.shape[1] % 16 == 0
+        assert use_fast_accum == ({first.dtype, second.dtype} == {fp8.NUMBERS})
+        seen.append(first.shape)
+        return product(first, second, *args, use_fast_accum=use_fast_accum, **kwargs)
+
+    monkeypatch.setattr(fp8.F, "scaled_mm", checked)
+    return seen
+
+
+@pytest.mark.parametrize("linear", ["column", "row", "column, bias", "column, blocks", "row, blocks"])
 def test_a_linear_and_its_gradients_are_products_of_rounded_numbers(ranks, project, linear):
-    engine = build_engine(project.run(*(f"{key}={value}" for key, value in FP8.items())), ranks)
+    biases = f"model.biases={'qkv' if 'bias' in linear else 'false'}"
+    engine = build_engine(project.run(*(f"{key}={value}" for key, value in FP8.items()), biases), ranks)
     layer, random = engine.schedule.chunks[0].decoder.layers[0], torch.Generator().manual_seed(1)
     module = layer.mlp.linear_fc1 if "column" in linear else layer.mlp.linear_fc2
+    bias = torch.zeros(1)
+    if "bias" in linear:
+        module = layer.self_attention.linear_qkv
+        bias = module.bias.detach().normal_(generator=random)
     assert isinstance(module, Fp8ColumnLinear if "column" in linear else Fp8RowLinear)
     whole = module.weight.detach()
     if "blocks" in linear:
@@ -61,15 +84,16 @@ def test_a_linear_and_its_gradients_are_products_of_rounded_numbers(ranks, proje
 
     x, w = (rounded(matrix.detach().flatten(0, -2), torch.float8_e4m3fn) for matrix in (input_, whole))
     g = rounded(grad.flatten(0, 1), torch.float8_e5m2)
-    for ours, theirs in ((output, x @ w.t()), (of_input, g @ w)):
+    for ours, theirs in ((output, x @ w.t() + bias), (of_input, g @ w)):
         assert near(ours.flatten(0, 1), theirs)
     of_weight = joined(of_blocks, 0, module.matrices) if "column" in linear else joined(of_blocks, 1)
     assert near(of_weight, g.t() @ x)
     assert not near(output.flatten(0, 1), input_.detach().flatten(0, 1).double() @ whole.double().t()), "FP8 would not show"
 
 
-def test_all_products_of_active_layers_are_in_fp8_and_no_others(project, ranks):
-    run = project.run(*(f"{key}={value}" for key, value in FP8.items()))
+@pytest.mark.parametrize(("recompute", "forwards"), [("none", 1), ("selective", 1), ("layer", 2)])
+def test_all_products_of_active_layers_are_in_fp8_and_no_others(project, ranks, recompute, forwards):
+    run = project.run(*(f"{key}={value}" for key, value in FP8.items()), f"model.recompute={recompute}")
     data, engine = open_data(run), build_engine(run, ranks)
     (batch, *_), layers = data.batch(1), run.recipe.model.num_layers
     data.close()
@@ -90,8 +114,22 @@ def test_all_products_of_active_layers_are_in_fp8_and_no_others(project, ranks):
         return count.counts
 
     none, three = products(0), products(3)
-    assert three["_scaled_mm_v2"] == 3 * 4 * 3 and none["_scaled_mm_v2"] == 0, "four linears, and each twice backward"
+    assert three["_scaled_mm_v2"] == 3 * 4 * (forwards + 2), "four linears, and each twice backward"
+    assert none["_scaled_mm_v2"] == 0
     assert three["mm"] == none["mm"] > 0, "the output projection stays as it is"
+
+
+PARTS = "{method: raptr_parts, path_lengths: 4-8, group_lengths: 2-4, ffn_lengths: 2-4, skipped_update: none}"
+
+
+def test_parts_of_layers_run_in_fp8(project, ranks, as_gpus_want_it):
+    settings = ("model.head_dim=16", f"ds.progressive_subnetwork={PARTS}")
+    run = project.run(*(f"{key}={value}" for key, value in FP8.items()), *settings)
+    data, engine = open_data(run), build_engine(run, ranks)
+    losses = [engine.step(step, data.batch(step), run.method.paths(step)).loss for step in (1, 2)]
+    data.close()
+    assert all(map(math.isfinite, losses))
+    assert {shape[1] for shape in as_gpus_want_it} >= {32, 2 * 16}, "columns of half of the feed-forward part, and of two groups"
 
 
 def test_zeros_stay_zeros_and_what_is_not_finite_stays_so():

@@ -61,6 +61,36 @@ def test_pieces_behind_special_ones_keep_their_ids(folder, texts, tmp_path):
     assert tokenizer.own_pieces == PIECES + 5 and tokenizer.id(MODES[0]) == PIECES + 5
 
 
+def test_text_never_becomes_the_end_of_text_whatever_the_folder_calls_special(folder, tmp_path):
+    def ordinary(described, config):
+        described["added_tokens"][0]["special"] = False
+
+    tokenizer = load_tokenizer(changed(folder, tmp_path / "x", ordinary))
+    ids = tokenizer.encode([f"a{END}b"])[0].tolist()
+    assert tokenizer.id(EOS) not in ids and tokenizer.text(ids) == f"a{END}b"
+
+
+def test_a_special_piece_that_others_are_made_of_is_one_line(folder, tmp_path):
+    def of_others(described, config):
+        first = described["model"]["merges"][0][0]
+        described["added_tokens"].append({**described["added_tokens"][0], "content": first})
+        described["added_tokens"][-1]["id"] = described["model"]["vocab"][first]
+
+    with pytest.raises(UserError, match="is a part of others, which are text"):
+        load_tokenizer(changed(folder, tmp_path / "x", of_others)).encode(["a"])
+
+
+def test_files_from_when_ids_behind_special_pieces_were_wrong_are_refused(folder, texts, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "x")
+    library = Library.from_file(str(folder / "tokenizer.json"))
+    library.add_tokens(["<think>"])
+    library.save(str(tmp_path / "x/tokenizer.json"))
+    now = load_tokenizer(tmp_path / "x").sha256
+    with monkeypatch.context() as before:
+        before.setattr("tokenizer.hugging_face._stand_behind", lambda *args: False)
+        assert load_tokenizer(tmp_path / "x").sha256 != now
+
+
 def test_reserved_pieces_stand_behind_its_own(folder):
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.own_pieces, tokenizer.vocab_size, tokenizer.sentinels) == (PIECES, PIECES + ADDED, 100)
