@@ -23,6 +23,7 @@ KNOWN = {
     "engine/engine.py build_engine": "once a run",
     "engine/scoring.py together": "once for many requests",
     "engine/micro_batch.py MicroBatch.branches": "an array on the CPU",
+    "engine/micro_batch.py MicroBatch.is_causal": "arrays on the CPU",
     "engine/micro_batch.py in_one_copy": "the one copy of a step, from pinned memory",
     "model/decoder.py Decoder.global_name": "a name",
     "model/fp8.py scaled": "a type",
