@@ -139,7 +139,7 @@ def test_peer(tmp_path):
 
 @pytest.mark.long
 def test_gpu_parts_run_on_a_small_model_and_a_failed_bar_is_told(tmp_path):
-    words = ["--device", "cpu", "--out", tmp_path, "--parts", "replay", "attention", "losses", "resume", "checkpoint"]
+    words = ["--device", "cpu", "--out", tmp_path, "--parts", "replay", "attention", "losses", "fp8", "resume", "checkpoint"]
     done = subprocess.run([sys.executable, "-m", "bench.gpu", *map(str, words)], capture_output=True, text=True, timeout=500)
     parts = {part["name"]: part for part in json.loads((tmp_path / "gpu.json").read_text())["parts"]}
     assert done.returncode == 0, done.stdout + done.stderr
