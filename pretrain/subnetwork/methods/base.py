@@ -125,17 +125,6 @@ def steps_at_the_end(given: int | Literal["decay"]) -> int:
     return given
 
 
-def steps_at_the_end(given: int | Literal["decay"]) -> int:
-    """Return a number of steps, which the decay's are once the scheduler has been read.
-
-    Raises:
-        ValueError: there is no decay.
-    """
-    if given == "decay":
-        raise ValueError('full_model_last_steps "decay" needs a scheduler of type WarmupStableDecay; write a number of steps')
-    return given
-
-
 PathLengths = Annotated[
     tuple[int, ...],
     BeforeValidator(dashed),

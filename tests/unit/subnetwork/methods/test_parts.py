@@ -36,20 +36,6 @@ def test_the_last_steps_run_everything_where_it_is_asked_for():
     )
 
 
-def test_the_last_steps_run_everything_where_it_is_asked_for():
-    lengths = {"path_lengths": "2-3", "group_lengths": "2-4", "ffn_lengths": "3-6"}
-    method = make_method("raptr_parts", 4, 30, full_model_last_steps=10, **lengths)
-    for step in range(21, 31):
-        (path,) = method.paths(step)
-        assert path.width is None and path.length == 4
-    assert [stage.last_step for stage in method.stages] == [10, 20, 30]
-    assert method.paths(20)[0].length == 3 and method.paths(20)[0].width is None, "as the last lengths say"
-    assert (
-        method.width(20, 20) == method.width(30, 30) == (1.0, 1.0)
-        and method.units == make_method("raptr_parts", 4, 30, **lengths).units
-    )
-
-
 def test_costs_are_those_of_what_runs():
     heads, columns = (
         make_method(name, 4, 20, **{key: "2-4"}) for name, key in (("raptr_heads", "group_lengths"), ("raptr_ffn", "ffn_lengths"))
@@ -73,7 +59,6 @@ def test_costs_are_those_of_what_runs():
         ("raptr_heads", {"group_lengths": "4-2"}, "may only grow"),
         ("raptr_ffn", {"ffn_lengths": "2-4", "group_lengths": "2-4"}, "group_lengths"),
         ("raptr_ffn", {"ffn_lengths": "3-4", "width_parts": 2}, "width_parts 2 does not divide 3 of 4 blocks"),
-        ("raptr_ffn", {"ffn_lengths": "2-4", "full_model_last_steps": "decay"}, "needs a scheduler of type WarmupStableDecay"),
         ("raptr_ffn", {"ffn_lengths": "2-4", "full_model_last_steps": "decay"}, "needs a scheduler of type WarmupStableDecay"),
         ("raptr_parts", {"path_lengths": "2-4"}, 'needs "group_lengths" or "ffn_lengths"'),
         ("raptr_parts", {"path_lengths": "2-4", "ffn_lengths": "2-3-4"}, "path_lengths has 2 stages, and others 3"),
