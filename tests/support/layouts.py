@@ -105,6 +105,7 @@ TWO = twice(
     "PP2, grouped, recomputed": layout(pipeline=2, **GROUPED, **RECOMPUTE),
     "DP2, grouped": layout(**REPLICAS, **GROUPED),
     "DP2 with ZeRO-3, grouped": layout(zero=3, **REPLICAS, **GROUPED),
+    "DP2 with ZeRO-3, grouped, recomputed": layout(zero=3, **REPLICAS, **GROUPED, **RECOMPUTE),
     "TP2 with sequence parallelism, selectively recomputed, compiled": layout(tensor=2, sequence=True, **SELECTIVE, **COMPILED),
     "PP2 with two virtual chunks, recomputed, compiled": layout(pipeline=2, virtual=2, **RECOMPUTE, **COMPILED),
     "DP2 with ZeRO-3, selectively recomputed, compiled": layout(zero=3, **REPLICAS, **SELECTIVE, **COMPILED),
