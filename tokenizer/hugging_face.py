@@ -21,6 +21,7 @@ from tokenizer.spelling import speller
 
 FILE, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 NOBODYS = secrets.token_hex(16)
+"""What no text can hold, as nobody knows it before."""
 ROLES = {PAD: "pad_token", EOS: "eos_token", UNKNOWN: "unk_token", CLS: "cls_token", SEP: "sep_token", MASK: "mask_token"}
 """What tokenizer_config.json calls the pieces that objectives ask for."""
 
@@ -263,8 +264,9 @@ def _roles(directory: Path, config: dict[str, Any], names: dict[str, int], speci
 
 
 def _stand_behind(library: Library, special: set[str]) -> bool:
-    """Whether added pieces that are no special ones come after such."""
-    added = sorted(library.get_added_tokens_decoder().items())
+    """Whether added pieces that are no special ones come after such; not those of the vocabulary, whose ids stand there."""
+    own = library.get_vocab(with_added_tokens=False)
+    added = [(token, one) for token, one in sorted(library.get_added_tokens_decoder().items()) if one.content not in own]
     first = next((token for token, one in added if one.content in special), None)
     return first is not None and any(token > first and one.content not in special for token, one in added)
 

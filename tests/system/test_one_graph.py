@@ -2,6 +2,7 @@
 test_compiled.py has.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -66,6 +67,20 @@ def test_a_run_has_one_graph_of_a_layer_and_the_losses_of_an_eager_one(project, 
     assert graphs["layers"] == 0
     assert losses(project.run(*settings, "compile=layers"), ranks, 9) == pytest.approx(expected, rel=1e-6)
     assert graphs == {"layers": 2, "loss": 2}, "a layer with gradients and without; two passes over logits"
+
+
+def test_micro_batches_without_a_mask_have_one_more(project, ranks, graphs):
+    """Of a step's micro-batches every second one is read as one example, which needs no mask."""
+    run = project.run("compile=layers", "data.objective=causal", "ds.progressive_subnetwork.method=full")
+    data, engine = open_data(run), build_engine(run, ranks)
+    batches = [replace(batch, segments=batch.segments * 0) if index % 2 else batch for index, batch in enumerate(data.batch(1))]
+    data.close()
+    causal = [MicroBatch(batch, LayerPath.full(8)).is_causal for batch in batches]
+    assert set(causal) == {True, False}
+    compiled = engine.step(1, batches, run.method.paths(1)).loss
+    assert graphs["layers"] == 2, "with and without a mask"
+    eager = build_engine(project.run("data.objective=causal", "ds.progressive_subnetwork.method=full"), ranks)
+    assert compiled == pytest.approx(eager.step(1, batches, run.method.paths(1)).loss, rel=1e-6)
 
 
 def test_parts_of_layers_have_a_graph_for_each_number_of_them(project, ranks, graphs):

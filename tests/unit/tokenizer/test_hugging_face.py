@@ -15,6 +15,7 @@ from pretrain.export.tokenizer import write_tokenizer
 from tests.support.hugging_face import BEGIN, END, PIECES, make_tokenizer
 from tokenizer import load_tokenizer
 from tokenizer.encode import encode
+from tokenizer.hugging_face import _stand_behind
 from tokenizer.pieces import CLS, EOS, MASK, MODES, PAD, SEP, sentinel
 from tokenizer.train import train
 
@@ -89,6 +90,13 @@ def test_files_from_when_ids_behind_special_pieces_were_wrong_are_refused(folder
     with monkeypatch.context() as before:
         before.setattr("tokenizer.hugging_face._stand_behind", lambda *args: False)
         assert load_tokenizer(tmp_path / "x").sha256 != now
+
+    def of_the_vocabulary(described, config):
+        piece, token = next(iter(described["model"]["vocab"].items()))
+        described["added_tokens"].append({**described["added_tokens"][0], "id": token, "content": piece, "special": False})
+
+    assert not _stand_behind(load_tokenizer(changed(folder, tmp_path / "y", of_the_vocabulary)).library, {END}), "ids were right"
+    assert _stand_behind(load_tokenizer(tmp_path / "x").library, {END})
 
 
 def test_reserved_pieces_stand_behind_its_own(folder):
