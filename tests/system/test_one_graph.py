@@ -5,6 +5,7 @@ test_compiled.py has.
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,10 +71,15 @@ def test_a_run_has_one_graph_of_a_layer_and_the_losses_of_an_eager_one(project, 
 
 
 def test_micro_batches_without_a_mask_have_one_more(project, ranks, graphs):
-    """Of a step's micro-batches every second one is read as one example, which needs no mask."""
+    """Of a step's micro-batches every second one has two examples a sample; the others have one, which needs no mask."""
     run = project.run("compile=layers", "data.objective=causal", "ds.progressive_subnetwork.method=full")
     data, engine = open_data(run), build_engine(run, ranks)
-    batches = [replace(batch, segments=batch.segments * 0) if index % 2 else batch for index, batch in enumerate(data.batch(1))]
+    length = run.recipe.data.sequence_length
+    half = (np.arange(length) * 2 // length).astype(np.int32)
+    batches = [
+        replace(batch, segments=(half if index % 2 else half * 0)[None].repeat(len(batch.tokens), 0))
+        for index, batch in enumerate(data.batch(1))
+    ]
     data.close()
     causal = [MicroBatch(batch, LayerPath.full(8)).is_causal for batch in batches]
     assert set(causal) == {True, False}
